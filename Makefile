@@ -1,0 +1,45 @@
+# Everything goes through two targets: `make book` and `make test`.
+PYTHON  ?= python3
+PROFILE ?= quick
+DATASET ?= embedded
+SEED    ?= 0
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# Written last, so that an installation cut short is taken up again.
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help book test lint outputs clean
+
+help:
+	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0]"
+	@echo "make test      lint, pairing, unit tests, notebook outputs, strict build of the book"
+	@echo "make outputs   execute the chapters in place, after an edit of a .md"
+	@echo "make clean     remove what was built; .venv stays"
+
+book: $(INSTALLED)
+	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED)
+
+test: $(INSTALLED) lint
+	$(BIN)/pytest -q tests/book
+	$(BIN)/pytest -q tests --ignore tests/book --benchmark-skip
+	$(BIN)/pytest -q --nbval-lax --nbval-cell-timeout 600 book
+	$(BIN)/coalora render --strict
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+outputs: $(INSTALLED)
+	$(BIN)/coalora outputs
+
+clean:
+	rm -rf _build
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing requirements.txt into $(VENV) (about 2 GB, some minutes) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	@touch $(INSTALLED)

@@ -1,0 +1,158 @@
+"""Running chapters with papermill and rendering the book with jupyter-book."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+import yaml
+
+#: Notebook metadata that machines write and readers do not need.
+EXECUTION_METADATA = ("execution", "papermill")
+
+
+def chapters(root: Path) -> list[Path]:
+    """The notebooks of the book, in the order of ``_toc.yml``, relative to the root.
+
+    Raises:
+        FileNotFoundError: there is no ``_toc.yml``, or a notebook it names is missing.
+    """
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    entries = [toc["root"], *(chapter["file"] for chapter in toc["chapters"])]
+    for entry in entries:
+        if not (root / entry).is_file():
+            raise FileNotFoundError(f"_toc.yml names {entry}, which does not exist")
+    return [Path(entry) for entry in entries]
+
+
+def parameters_of(notebook: Path) -> list[str]:
+    """The names in a chapter's cell tagged ``parameters``."""
+    return list(papermill.inspect_notebook(str(notebook)))
+
+
+def run_chapter(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> float:
+    """Execute one chapter, in its own folder, and write it with its outputs.
+
+    A chapter that fails is written too, up to the cell that failed.
+
+    Args:
+        notebook: the chapter.
+        output: where the executed notebook goes.
+        parameters: for its cell tagged ``parameters``.
+
+    Returns:
+        Wall time in seconds.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell raised.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    papermill.execute_notebook(
+        str(notebook),
+        str(output),
+        parameters=dict(parameters),
+        cwd=str(notebook.parent),
+        kernel_name="python3",
+        progress_bar=sys.stderr.isatty() and {"desc": notebook.stem},
+    )
+    return time.perf_counter() - started
+
+
+def execute_book(
+    root: Path, target: Path, parameters: Mapping[str, Any], report: Callable[[str], None] = print
+) -> None:
+    """Execute every chapter into a copy of the book's sources under ``target``.
+
+    Args:
+        root: the project's folder.
+        target: emptied first, then holds ``_config.yml``, ``_toc.yml`` and ``book/``.
+        parameters: each chapter gets those of them that it has.
+        report: called with a line a chapter.
+    """
+    copy_sources(root, target)
+    for chapter in chapters(root):
+        names = parameters_of(root / chapter)
+        given = {name: value for name, value in parameters.items() if name in names}
+        seconds = run_chapter(root / chapter, target / chapter, given)
+        report(f"{chapter.stem:<32}{seconds:6.0f} s")
+
+
+def copy_sources(root: Path, target: Path) -> None:
+    """Copy what jupyter-book reads: configuration, contents, chapters, figures."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(root / name, target / name)
+    unwanted = shutil.ignore_patterns("*.md", ".ipynb_checkpoints", "results")
+    shutil.copytree(root / "book", target / "book", ignore=unwanted)
+
+
+def refresh_outputs(root: Path, report: Callable[[str], None] = print) -> None:
+    """Take over the text of each chapter's .md, execute it with its own parameters, store it.
+
+    This is how the committed outputs are made.
+    """
+    for chapter in chapters(root):
+        notebook = root / chapter
+        synchronise(notebook)
+        seconds = run_chapter(notebook, notebook, {})
+        stored = nbformat.read(notebook, as_version=4)
+        for part in (stored, *stored.cells):
+            for name in EXECUTION_METADATA:
+                part.metadata.pop(name, None)
+        stored.metadata.get("language_info", {}).pop("version", None)
+        nbformat.write(stored, notebook)
+        report(f"{chapter.stem:<32}{seconds:6.0f} s")
+
+
+def synchronise(notebook: Path) -> None:
+    """Bring a notebook's cells up to its paired .md, keeping outputs and ids of unchanged cells."""
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jupytext",
+            "--to",
+            "ipynb",
+            "--update",
+            notebook.with_suffix(".md"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+def render(source: Path, output: Path, strict: bool) -> Path:
+    """Build the HTML of a book from clean, without executing anything.
+
+    Args:
+        source: a folder with ``_config.yml``, ``_toc.yml`` and ``book/``.
+        output: the HTML goes to ``_build/html`` under it.
+        strict: a Sphinx warning is an error.
+
+    Returns:
+        The first page.
+
+    Raises:
+        subprocess.CalledProcessError: the build failed; its output is on the terminal.
+    """
+    shutil.rmtree(output / "_build" / "html", ignore_errors=True)
+    shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
+    command = [sys.executable, "-m", "jupyter_book", "build", source, "--path-output", output]
+    flags = ["-W", "--keep-going"] if strict else ["--quiet"]
+    subprocess.run([*command, *flags], check=True)
+    return output / "_build" / "html" / "index.html"
+
+
+def paired_text(notebook: Path) -> nbformat.NotebookNode:
+    """The notebook that a chapter's .md stands for, without outputs."""
+    return jupytext.read(notebook.with_suffix(".md"))

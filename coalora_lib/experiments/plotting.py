@@ -1,0 +1,38 @@
+"""The book's figures: functions from arrays to matplotlib figures, in one style."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+
+#: One colour an idea, used in every chapter (Okabe and Ito's palette, told apart by all eyes).
+COLOURS = {
+    "CoA-LoRA": "#0072B2",
+    "Shared-LoRA": "#E69F00",
+    "QLoRA": "#009E73",
+    "front": "#D55E00",
+    "proposed": "#CC79A7",
+    "muted": "#8A8F98",
+}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the book."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E4E6EA",
+            "grid.linewidth": 0.8,
+            "axes.edgecolor": "#5B616B",
+            "axes.titlesize": "medium",
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "image.cmap": "viridis",
+        }
+    )

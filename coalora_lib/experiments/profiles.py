@@ -1,0 +1,119 @@
+"""The sizes of a run, all in one place: quick, standard and paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coalora_lib.tasks.models import MINILM
+from coalora_lib.training import SearchPlan
+
+
+def spread(low: float, high: float, count: int) -> tuple[float, ...]:
+    """``count`` budgets at equal distances, both ends included."""
+    return tuple(low + (high - low) * i / (count - 1) for i in range(count))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything about a run that is not its seed or its data.
+
+    Attributes:
+        name: what one passes as the parameter ``profile``.
+        model: for :func:`coalora_lib.tasks.load_classifier`.
+        dtype: of parameters and arithmetic on a CPU: "float32", or "float64", which makes the
+            printed digits the same on every CPU. A GPU runs bfloat16 autocast over float32.
+        train_examples, validation_examples: taken from the start of a split; None is all.
+        scoring_examples: held out of the training split for the search and for tuning.
+        max_length: tokens.
+        rank, alpha: of the LoRA factors.
+        epochs: over the training examples, each with ``configurations_per_step`` passes.
+        batch_size, configurations_per_step, learning_rate: of the training plan.
+        error_pieces: pieces of each layer the error table looks at; None is all weights.
+        training_budgets: bits of the allocated configurations in the first training set.
+        random_configurations: arbitrary ones beside them.
+        search: sizes of the search.
+        budgets: bits at which the methods are compared.
+    """
+
+    name: str
+    model: str
+    dtype: str
+    train_examples: int | None
+    validation_examples: int | None
+    scoring_examples: int
+    max_length: int
+    rank: int
+    alpha: float
+    epochs: float
+    batch_size: int
+    configurations_per_step: int
+    learning_rate: float
+    error_pieces: int | None
+    training_budgets: tuple[float, ...]
+    random_configurations: int
+    search: SearchPlan
+    budgets: tuple[float, ...] = (2.5, 3.0, 3.5, 4.0)
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="quick",
+            model=MINILM,
+            dtype="float64",
+            train_examples=8192,
+            validation_examples=None,
+            scoring_examples=64,
+            max_length=64,
+            rank=8,
+            alpha=16,
+            epochs=1,
+            batch_size=16,
+            configurations_per_step=1,
+            learning_rate=1e-3,
+            error_pieces=1,
+            training_budgets=spread(2.25, 5.0, 6),
+            random_configurations=3,
+            search=SearchPlan(rounds=2, starts=3, max_steps=8),
+        ),
+        Profile(
+            name="standard",
+            model=MINILM,
+            dtype="float32",
+            train_examples=None,
+            validation_examples=None,
+            scoring_examples=1024,
+            max_length=128,
+            rank=16,
+            alpha=16,
+            epochs=3,
+            batch_size=128,
+            configurations_per_step=2,
+            learning_rate=1e-3,
+            error_pieces=None,
+            training_budgets=spread(2.25, 5.0, 25),
+            random_configurations=25,
+            search=SearchPlan(rounds=3, starts=5, max_steps=60),
+        ),
+        Profile(
+            name="paper",
+            model="FacebookAI/roberta-large",
+            dtype="float32",
+            train_examples=None,
+            validation_examples=None,
+            scoring_examples=1024,
+            max_length=128,
+            rank=64,
+            alpha=64,
+            epochs=10,
+            batch_size=64,
+            configurations_per_step=1,
+            learning_rate=1e-4,
+            error_pieces=None,
+            training_budgets=spread(2.25, 7.25, 50),
+            random_configurations=0,
+            search=SearchPlan(rounds=10, starts=5, max_steps=720),
+        ),
+    )
+}

@@ -1,0 +1,182 @@
+"""Records of runs: one JSON file a run, with everything needed to say where a number came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from coalora_lib.experiments.setup import Setup
+from coalora_lib.tasks import checkpoint_checksum, data_checksum
+from coalora_lib.training import Evaluation
+
+#: The packages whose versions decide what a run computes.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "botorch",
+    "gpytorch",
+    "scipy",
+)
+
+
+class Result(BaseModel):
+    """One method at one budget.
+
+    Attributes:
+        method: "CoA-LoRA", "Shared-LoRA" or "QLoRA".
+        budget: mean bits per parameter asked for; bits: what the configuration stores.
+        accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
+        seconds: wall time of the training behind the number, search included; a run that serves
+            several budgets is listed with its whole time at each.
+        steps: optimizer steps; passes: forward-backward passes, steps times configurations.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    budget: float
+    bits: float
+    accuracy: float
+    loss: float
+    examples: int
+    seconds: float
+    steps: int
+    passes: int
+
+
+class Record(BaseModel):
+    """A run: where it came from, how it was made, what it found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    experiment: str
+    created: str
+    dataset: str
+    synthetic: bool
+    data_checksum: str
+    model: str
+    model_checksum: str
+    profile: str
+    parameters: dict[str, Any]
+    seed: int
+    device: str
+    versions: dict[str, str]
+    git_commit: str | None
+    results: list[Result]
+
+
+def new_record(experiment: str, setup: Setup) -> Record:
+    """A record of a run on this machine, without results yet."""
+    run = setup.run
+    return Record(
+        experiment=experiment,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=run.dataset,
+        synthetic=run.dataset == "embedded",
+        data_checksum=data_checksum(setup.splits),
+        model=run.profile.model,
+        model_checksum=checkpoint_checksum(run.profile.model),
+        profile=run.profile.name,
+        parameters=asdict(run.profile),
+        seed=run.seed,
+        device=device_name(),
+        versions=versions(),
+        git_commit=git_commit(),
+        results=[],
+    )
+
+
+def result_of(
+    setup: Setup, method: str, budget: float, evaluation: Evaluation, bits: float, seconds: float
+) -> Result:
+    """A result line from an evaluation of a model trained with the set-up's plan."""
+    plan = setup.plan
+    return Result(
+        method=method,
+        budget=budget,
+        bits=bits,
+        accuracy=evaluation.accuracy,
+        loss=evaluation.loss,
+        examples=len(evaluation.correct),
+        seconds=round(seconds, 2),
+        steps=plan.steps,
+        passes=plan.steps * plan.configurations_per_step,
+    )
+
+
+def write_record(record: Record, folder: str | Path) -> Path:
+    """Write a record as <experiment>-<dataset>-<profile>-seed<seed>.json, whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{record.experiment}-{record.dataset}-{record.profile}-seed{record.seed}.json"
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
+        file.write(record.model_dump_json(indent=2) + "\n")
+    os.replace(file.name, folder / name)
+    return folder / name
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a record.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a record; the file and the field at fault are named.
+    """
+    try:
+        return Record.model_validate_json(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a record: {error}") from None
+
+
+def provenance(setup: Setup) -> str:
+    """One line that says what a chapter's numbers were made from."""
+    run = setup.run
+    data = "generated review phrases (synthetic)" if run.dataset == "embedded" else run.dataset
+    packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:3])
+    return (
+        f"data: {data}, sha256 {data_checksum(setup.splits)[:12]}; "
+        f"model: {run.profile.model}, sha256 {checkpoint_checksum(run.profile.model)[:12]}; "
+        f"profile: {run.profile.name}; seed: {run.seed}; "
+        f"device: {'GPU' if torch.cuda.is_available() else 'CPU'}; {packages}"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of :data:`PACKAGES`, without the mark of a local build."""
+    return {name: version(name).partition("+")[0] for name in PACKAGES}
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's kind and how many threads torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def git_commit() -> str | None:
+    """The checked-out commit, "-dirty" if tracked files differ from it; None outside a clone."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,129 @@
+"""What every method of a comparison shares: data, model, error table, configurations, plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter.model import adaptable_layers
+from coalora_lib.allocation import allocate, error_table
+from coalora_lib.configuration import LayerConfig, random_configuration
+from coalora_lib.experiments.chapter import Run
+from coalora_lib.tasks import TASKS, TaskSplits, load_classifier, load_task
+from coalora_lib.training import TrainingPlan, tokenize
+from coalora_lib.training.loop import Examples
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The shared ground of a comparison; only the method may differ on it.
+
+    Attributes:
+        run: profile, seed and data set.
+        splits: the task as loaded.
+        train, scoring, validation: tokenized examples. ``scoring`` is held out of the training
+            split for the search; ``validation`` is what results are reported on.
+        weights: the pre-trained weight of each adapted layer.
+        errors: (layers, 432), the squared quantization errors.
+    """
+
+    run: Run
+    splits: TaskSplits
+    train: Examples = field(repr=False)
+    scoring: Examples = field(repr=False)
+    validation: Examples = field(repr=False)
+    weights: dict[str, Tensor] = field(repr=False)
+    errors: Tensor = field(repr=False)
+    _allocated: dict[float, list[LayerConfig]] = field(default_factory=dict, repr=False)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of weights of each layer."""
+        return [weight.numel() for weight in self.weights.values()]
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The training plan that all methods get."""
+        profile = self.run.profile
+        return TrainingPlan(
+            steps=math.ceil(profile.epochs * (len(self.train) // profile.batch_size)),
+            batch_size=profile.batch_size,
+            configurations_per_step=profile.configurations_per_step,
+            learning_rate=profile.learning_rate,
+            seed=self.run.seed,
+        )
+
+    def plan_of(self, steps: int) -> TrainingPlan:
+        """The same plan, shorter: for a demonstration."""
+        return replace(self.plan, steps=steps)
+
+    def new_model(self, configuration_aware: bool = True) -> CoaLora:
+        """The pre-trained model with fresh adapters, the same ones at every call."""
+        profile = self.run.profile
+        torch.manual_seed(self.run.seed)
+        base, _ = _load(self.run)
+        return CoaLora.attach(
+            base, profile.rank, profile.alpha, configuration_aware, errors=self.errors
+        )
+
+    def allocated(self, budget: float) -> list[LayerConfig]:
+        """The least-error configuration within a budget in mean bits per parameter."""
+        if budget not in self._allocated:
+            self._allocated[budget] = allocate(self.errors, self.sizes, budget).configs
+        return self._allocated[budget]
+
+    def training_set(self) -> list[list[LayerConfig]]:
+        """The first set of configurations: allocated at the profile's budgets, and random ones."""
+        profile = self.run.profile
+        generator = torch.Generator().manual_seed(self.run.seed)
+        return [self.allocated(budget) for budget in profile.training_budgets] + [
+            random_configuration(len(self.weights), generator)
+            for _ in range(profile.random_configurations)
+        ]
+
+
+def prepare(run: Run) -> Setup:
+    """Load data and model for a run, and measure the model's quantization errors.
+
+    Raises:
+        ValueError, OSError: as the loaders of :mod:`coalora_lib.tasks`.
+    """
+    profile = run.profile
+    splits = load_task(run.dataset)
+    torch.manual_seed(run.seed)
+    base, tokenizer = _load(run)
+    weights = {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
+    train, scoring, validation = _examples(run, splits, tokenizer)
+    errors = error_table(weights, profile.error_pieces)
+    return Setup(run, splits, train, scoring, validation, weights, errors)
+
+
+def _examples(
+    run: Run, splits: TaskSplits, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Examples, Examples, Examples]:
+    profile = run.profile
+    train = splits.train.shuffle(seed=run.seed)
+    wanted = len(train) if profile.train_examples is None else profile.train_examples
+    held_out = train.select(range(profile.scoring_examples))
+    last = min(len(train), profile.scoring_examples + wanted)
+    train = train.select(range(profile.scoring_examples, last))
+    validation = splits.validation
+    if profile.validation_examples is not None:
+        validation = validation.select(range(min(len(validation), profile.validation_examples)))
+    return tuple(
+        tokenize(part, tokenizer, profile.max_length) for part in (train, held_out, validation)
+    )
+
+
+def _load(run: Run):
+    """The classifier on the device it will run on; float32 there if it is a GPU."""
+    labels = TASKS[run.dataset].labels if run.dataset in TASKS else 2
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if device == "cuda" else getattr(torch, run.profile.dtype)
+    model, tokenizer = load_classifier(run.profile.model, labels, dtype)
+    return model.to(device), tokenizer

@@ -1,0 +1,102 @@
+"""Pareto fronts of (loss, bits), both minimised: the front, its hypervolume, the filter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pareto_front(points: Tensor) -> Tensor:
+    """The rows no other row beats in both columns, in ascending bits; of equal rows the first.
+
+    Args:
+        points: (n, 2) of [loss, bits].
+
+    Returns:
+        (kept,) int64 row numbers.
+
+    Raises:
+        ValueError: the shape is not (n, 2), or a value is NaN.
+    """
+    _check(points)
+    # A stable sort by bits after one by loss is a sort by (bits, loss).
+    order = points[:, 0].argsort(stable=True)
+    order = order[points[order, 1].argsort(stable=True)]
+    losses = points[order, 0]
+    best_before = torch.cat([losses.new_tensor([torch.inf]), losses.cummin(0).values[:-1]])
+    return order[losses < best_before] if len(order) else order
+
+
+def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
+    """The worst loss and bits plus a margin of the range: behind every point in both.
+
+    Args:
+        points: (n, 2) of [loss, bits].
+        margin: as a part of each column's range (of its magnitude where the range is zero).
+    """
+    _check(points)
+    worst, best = points.amax(0), points.amin(0)
+    spread = torch.where(worst > best, worst - best, worst.abs().clamp(min=1.0))
+    loss, bits = (worst + margin * spread).tolist()
+    return loss, bits
+
+
+def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
+    """The area that the points dominate, up to the reference point; more is better.
+
+    Args:
+        points: (n, 2) of [loss, bits]; those beyond the reference add nothing.
+        reference: (loss, bits).
+    """
+    losses, edges = staircase(points, reference)
+    return float(((reference[0] - losses) * edges.diff())[1:].sum())
+
+
+def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """L(t), the least loss of a point with at most t bits, as steps; capped at the reference.
+
+    Returns:
+        losses: (m + 1,) float64, the height of each step; the first is the reference loss.
+        edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m bits in
+            ascending order, the reference bits.
+    """
+    inside = points[(points[:, 0] < reference[0]) & (points[:, 1] < reference[1])].double()
+    front = inside[pareto_front(inside)]
+    losses = torch.cat([front.new_tensor([reference[0]]), front[:, 0]])
+    infinity, last = front.new_tensor([-torch.inf]), front.new_tensor([reference[1]])
+    return losses, torch.cat([infinity, front[:, 1], last])
+
+
+def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
+    """The union of the Pareto fronts inside equal segments of the bit range (paper, 4.2).
+
+    Keeping a front in every segment keeps the set diverse: the overall front alone would drop
+    whole ranges of bits. Every segment that has a point keeps at least one.
+
+    Args:
+        points: (n, 2) of [loss, bits].
+        segments: U, the number of equal segments from the least to the most bits.
+
+    Returns:
+        (kept,) int64 row numbers, ascending.
+
+    Raises:
+        ValueError: no points, fewer than one segment, or a NaN.
+    """
+    _check(points)
+    if segments < 1 or len(points) == 0:
+        raise ValueError(f"{len(points)} points cannot be cut into {segments} segments")
+    bits = points[:, 1].double()
+    low, high = bits.min(), bits.max()
+    width = (high - low).clamp(min=torch.finfo(bits.dtype).tiny)
+    segment = ((bits - low) / width * segments).long().clamp(max=segments - 1)
+    members = [(segment == value).nonzero().flatten() for value in segment.unique()]
+    return torch.cat([rows[pareto_front(points[rows])] for rows in members]).sort().values
+
+
+def _check(points: Tensor) -> None:
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points must be (n, 2) of [loss, bits], got {tuple(points.shape)}")
+    if points.isnan().any():
+        row = int(points.isnan().any(1).nonzero()[0])
+        raise ValueError(f"point {row} is {points[row].tolist()}: a NaN cannot be ranked")

@@ -1,0 +1,14 @@
+"""Tasks and models by name: the only place that reads environment variables."""
+
+from coalora_lib.tasks.data import TASKS, TaskSplits, data_checksum, load_task
+from coalora_lib.tasks.models import Classifier, checkpoint_checksum, load_classifier
+
+__all__ = [
+    "TASKS",
+    "Classifier",
+    "TaskSplits",
+    "checkpoint_checksum",
+    "data_checksum",
+    "load_classifier",
+    "load_task",
+]

