@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,9 @@ def parameters_of(notebook: Path) -> list[str]:
     return list(papermill.inspect_notebook(str(notebook)))
 
 
-def run_chapter(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> float:
+def run_chapter(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], line: int = 0
+) -> float:
     """Execute one chapter, in its own folder, and write it with its outputs.
 
     A chapter that fails is written too, up to the cell that failed.
@@ -47,6 +52,7 @@ def run_chapter(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> 
         notebook: the chapter.
         output: where the executed notebook goes.
         parameters: for its cell tagged ``parameters``.
+        line: of the terminal that its progress bar takes.
 
     Returns:
         Wall time in seconds.
@@ -62,13 +68,18 @@ def run_chapter(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> 
         parameters=dict(parameters),
         cwd=str(notebook.parent),
         kernel_name="python3",
-        progress_bar=sys.stderr.isatty() and {"desc": notebook.stem},
+        extra_arguments=["--log-level=40"],  # errors only: a warning at each start says nothing
+        progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "position": line},
     )
     return time.perf_counter() - started
 
 
 def execute_book(
-    root: Path, target: Path, parameters: Mapping[str, Any], report: Callable[[str], None] = print
+    root: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    jobs: int = 1,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Execute every chapter into a copy of the book's sources under ``target``.
 
@@ -76,14 +87,36 @@ def execute_book(
         root: the project's folder.
         target: emptied first, then holds ``_config.yml``, ``_toc.yml`` and ``book/``.
         parameters: each chapter gets those of them that it has.
+        jobs: chapters at a time; each gets its part of the processor's threads.
         report: called with a line a chapter.
+
+    Raises:
+        papermill.PapermillExecutionError: a chapter failed; those not begun are left out.
     """
     copy_sources(root, target)
-    for chapter in chapters(root):
-        names = parameters_of(root / chapter)
-        given = {name: value for name, value in parameters.items() if name in names}
-        seconds = run_chapter(root / chapter, target / chapter, given)
-        report(f"{chapter.stem:<32}{seconds:6.0f} s")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Processes: papermill's folder is the whole process's. Spawned: a fork would copy locks.
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
+    ) as pool:
+        running = {}
+        # The last chapters are the long ones: begun first, they leave no core idle at the end.
+        for line, chapter in reversed(list(enumerate(chapters(root)))):
+            names = parameters_of(root / chapter)
+            given = {name: value for name, value in parameters.items() if name in names}
+            job = pool.submit(run_chapter, root / chapter, target / chapter, given, line)
+            running[job] = chapter
+        try:
+            for job in as_completed(running):
+                report(f"{running[job].stem:<32}{job.result():6.0f} s")
+        except Exception:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _limit_threads(count: int) -> None:
+    """Let the kernels that this process starts use so many threads."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
 
 
 def copy_sources(root: Path, target: Path) -> None:

@@ -38,6 +38,7 @@ DatasetName = Annotated[
     str,
     typer.Option(help="Data of the experiments.", callback=_among(["embedded", *TASKS])),
 ]
+Jobs = Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 
 
@@ -48,13 +49,14 @@ def book(
     profile: ProfileName = "quick",
     dataset: DatasetName = "embedded",
     seed: Seed = 0,
+    jobs: Jobs = 2,
     root: Root = Path(),
 ) -> None:
     """Execute every chapter with papermill, render the HTML, print the results."""
     source = root / BUILD / "source"
     parameters = {"profile": profile, "dataset": dataset, "seed": seed}
     try:
-        batch.execute_book(root, source, parameters, typer.echo)
+        batch.execute_book(root, source, parameters, jobs, typer.echo)
     except PapermillExecutionError as error:
         typer.echo(
             f"{error}\nThe chapter up to the cell that failed is under {source}/book/.", err=True
