@@ -5,6 +5,8 @@ DATASET ?= embedded
 SEED    ?= 0
 
 VENV := .venv
+JOBS    ?= 2
+
 BIN  := $(VENV)/bin
 # Written last, so that an installation cut short is taken up again.
 INSTALLED := $(VENV)/.installed
@@ -12,13 +14,13 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help book test lint outputs clean
 
 help:
-	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0]"
+	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
 	@echo "make test      lint, pairing, unit tests, notebook outputs, strict build of the book"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make clean     remove what was built; .venv stays"
 
 book: $(INSTALLED)
-	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED)
+	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED) --jobs $(JOBS)
 
 test: $(INSTALLED) lint
 	$(BIN)/pytest -q tests/book
