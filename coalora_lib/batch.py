@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ import nbformat
 import papermill
 import yaml
 
+#: The README's picture: a chapter, the name of one of its figures, and where it is kept.
+README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
 #: Notebook metadata that machines write and readers do not need.
 EXECUTION_METADATA = ("execution", "papermill")
 
@@ -144,7 +147,21 @@ def refresh_outputs(root: Path, report: Callable[[str], None] = print) -> None:
                 part.metadata.pop(name, None)
         stored.metadata.get("language_info", {}).pop("version", None)
         nbformat.write(stored, notebook)
+        if chapter.stem == README_PICTURE[0]:
+            (root / README_PICTURE[2]).write_bytes(picture_of(stored, README_PICTURE[1]))
         report(f"{chapter.stem:<32}{seconds:6.0f} s")
+
+
+def picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
+    """The PNG of a captioned figure.
+
+    Raises:
+        KeyError: the notebook has no such figure.
+    """
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            return base64.b64decode(cell.outputs[-1].data["image/png"])
+    raise KeyError(f"there is no figure {name!r} in the notebook")
 
 
 def synchronise(notebook: Path) -> None:

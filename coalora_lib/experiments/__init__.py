@@ -2,7 +2,8 @@
 
 from coalora_lib.experiments.chapter import Run, begin
 from coalora_lib.experiments.profiles import PROFILES, Profile
+from coalora_lib.experiments.records import provenance
 from coalora_lib.experiments.setup import Setup, prepare
 from coalora_lib.experiments.tables import table
 
-__all__ = ["PROFILES", "Profile", "Run", "Setup", "begin", "prepare", "table"]
+__all__ = ["PROFILES", "Profile", "Run", "Setup", "begin", "prepare", "provenance", "table"]

@@ -75,7 +75,7 @@ def injected_names(history: list[str]) -> list[str]:
 
 
 def _one_of(name: str, value: Any, allowed) -> str:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(allowed)}")
     return value
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.setup import Setup
-from coalora_lib.tasks import checkpoint_checksum, data_checksum
+from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
 from coalora_lib.training import Evaluation
 
 #: The packages whose versions decide what a run computes.
@@ -90,7 +91,7 @@ def new_record(experiment: str, setup: Setup) -> Record:
         model=run.profile.model,
         model_checksum=checkpoint_checksum(run.profile.model),
         profile=run.profile.name,
-        parameters=asdict(run.profile),
+        parameters=json.loads(json.dumps(asdict(run.profile))),
         seed=run.seed,
         device=device_name(),
         versions=versions(),
@@ -122,9 +123,12 @@ def write_record(record: Record, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{record.experiment}-{record.dataset}-{record.profile}-seed{record.seed}.json"
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-        file.write(record.model_dump_json(indent=2) + "\n")
-    os.replace(file.name, folder / name)
+    partial = folder / f"{name}.tmp"
+    try:
+        partial.write_text(record.model_dump_json(indent=2) + "\n")
+        os.replace(partial, folder / name)
+    finally:
+        partial.unlink(missing_ok=True)
     return folder / name
 
 
@@ -141,17 +145,24 @@ def read_record(path: str | Path) -> Record:
         raise ValueError(f"{path} is not a record: {error}") from None
 
 
-def provenance(setup: Setup) -> str:
-    """One line that says what a chapter's numbers were made from."""
-    run = setup.run
-    data = "generated review phrases (synthetic)" if run.dataset == "embedded" else run.dataset
+def provenance(run: Run, splits: TaskSplits | None = None) -> str:
+    """The line that says what a chapter's numbers were made from.
+
+    Args:
+        run: the chapter's parameters.
+        splits: its data, if it has any.
+    """
+    parts = []
+    if splits is not None:
+        name = "generated phrases (synthetic)" if run.dataset == "embedded" else run.dataset
+        parts.append(f"Data: {name}, sha256 {data_checksum(splits)[:12]}")
+    checksum = checkpoint_checksum(run.profile.model)[:12]
+    parts.append(f"Model: {run.profile.model}, sha256 {checksum}")
+    parts.append(f"Profile: {run.profile.name}, seed {run.seed}")
+    device = "GPU" if torch.cuda.is_available() else "CPU"
     packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:3])
-    return (
-        f"data: {data}, sha256 {data_checksum(setup.splits)[:12]}; "
-        f"model: {run.profile.model}, sha256 {checkpoint_checksum(run.profile.model)[:12]}; "
-        f"profile: {run.profile.name}; seed: {run.seed}; "
-        f"device: {'GPU' if torch.cuda.is_available() else 'CPU'}; {packages}"
-    )
+    parts.append(f"Device: {device}; {packages}")
+    return "\n".join(parts)
 
 
 def versions() -> dict[str, str]:

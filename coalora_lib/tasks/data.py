@@ -119,7 +119,11 @@ def read_tsv(path: Path, labels: int) -> Dataset:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
     if lines[0].rstrip("\r").split("\t") != ["sentence", "label"]:
         raise ValueError(f"{path}, line 1: the header must be sentence<TAB>label, got {lines[0]!r}")
     allowed = {str(label): label for label in range(labels)}

@@ -1,0 +1,80 @@
+"""The chapters' way through papermill, on small notebooks made here."""
+
+import nbformat
+import pytest
+from papermill import PapermillExecutionError
+from typer.testing import CliRunner
+
+from coalora_lib.batch import chapters, parameters_of, run_chapter
+from coalora_lib.cli import app
+
+BEGIN = """from coalora_lib.experiments import begin
+run = begin(globals(), "profile", "seed")
+print(run.profile.name, run.seed)"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cell = nbformat.v4.new_code_cell(
+        "profile = 'quick'\nseed = 0", metadata={"tags": ["parameters"]}
+    )
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    made = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(BEGIN)], metadata=kernel)
+    path = tmp_path / "chapter.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
+def printed(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(
+        o.text for cell in cells if cell.cell_type == "code" for o in cell.outputs if "text" in o
+    )
+
+
+def test_parameters_reach_a_chapter(notebook, tmp_path):
+    assert parameters_of(notebook) == ["profile", "seed"]
+    run_chapter(notebook, tmp_path / "out" / "done.ipynb", {"seed": 7})
+    assert printed(tmp_path / "out" / "done.ipynb") == "quick 7\n"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"sede": 7}, "no parameter 'sede'; allowed: profile, seed"),
+        ({"profile": "quik"}, "profile='quik' is not known; allowed: quick, standard, paper"),
+    ],
+    ids=["name", "value"],
+)
+def test_unknown_parameters_stop_a_chapter(notebook, tmp_path, parameters, message):
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(PapermillExecutionError, match=message):
+        run_chapter(notebook, output, parameters)
+    assert output.is_file()
+
+
+def test_contents_must_exist(tmp_path):
+    (tmp_path / "_toc.yml").write_text("root: book/a.ipynb\nchapters:\n  - file: book/b.ipynb\n")
+    with pytest.raises(FileNotFoundError, match=r"_toc.yml names book/a.ipynb"):
+        chapters(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "quik"], "allowed: quick, standard, paper"),
+        (["--dataset", "imdb"], "allowed: embedded, sst2"),
+        (["--seed", "-1"], "not in the range"),
+    ],
+)
+def test_the_command_line_lists_what_is_allowed(arguments, message):
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["book", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize("command", ["book", "outputs", "render"])
+def test_help_has_an_example(command):
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output
