@@ -23,11 +23,11 @@ def test_training_learns_the_task_under_every_configuration(model, examples):
 def test_frozen_weights_do_not_move(model, examples):
     model.set_configuration(SET[0])
     layer = model.model.get_base_model().bert.encoder.layer[0].output.dense.base_layer
-    weight, bias = layer.weight.clone(), layer.bias.clone()
+    weight, bias = layer.weight.cpu().clone(), layer.bias.cpu().clone()
     train(model, examples, SET, PLAN)
     model.set_configuration(SET[0])
-    assert torch.equal(layer.weight, weight)
-    assert torch.equal(layer.bias, bias)
+    assert torch.equal(layer.weight.cpu(), weight)
+    assert torch.equal(layer.bias.cpu(), bias)
 
 
 def test_the_same_seed_trains_the_same(model, base_model, examples):
