@@ -64,7 +64,7 @@ def test_contents_must_exist(tmp_path):
     [
         (["--profile", "quik"], "allowed: quick, standard, paper"),
         (["--dataset", "imdb"], "allowed: embedded, sst2"),
-        (["--seed", "-1"], "not in the range"),
+        (["--seed", "-1"], "greater than or equal to 0"),
     ],
 )
 def test_the_command_line_lists_what_is_allowed(arguments, message):
