@@ -3,10 +3,9 @@ PYTHON  ?= python3
 PROFILE ?= quick
 DATASET ?= embedded
 SEED    ?= 0
-
-VENV := .venv
 JOBS    ?= 2
 
+VENV := .venv
 BIN  := $(VENV)/bin
 # Written last, so that an installation cut short is taken up again.
 INSTALLED := $(VENV)/.installed
