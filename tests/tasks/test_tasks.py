@@ -1,7 +1,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from coalora_lib.tasks import (
     TASKS,
@@ -129,18 +129,12 @@ def test_altered_packaged_weights_are_refused(monkeypatch, tmp_path):
         load_classifier(MINILM)
 
 
-def test_a_local_folder_loads(tmp_path):
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
+def test_a_local_folder_loads(tmp_path, base_model):
+    base_model.config.vocab_size = 30522
+    BertForSequenceClassification(base_model.config).save_pretrained(tmp_path)
     load_classifier()[1].save_pretrained(tmp_path)
     model, tokenizer = load_classifier(str(tmp_path), dtype=torch.float64)
-    assert model.config.hidden_size == 16
+    assert model.config.hidden_size == base_model.config.hidden_size
     assert model.dtype == torch.float64
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert len(checkpoint_checksum(str(tmp_path))) == 64
