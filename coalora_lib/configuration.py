@@ -75,6 +75,26 @@ class LayerConfig:
             + second_level / (self.block_size * self.scale_block_size)
         )
 
+    def stored_elements(self, parameters: int) -> tuple[int, int, int]:
+        """What a tensor of so many parameters is stored as, beside its float32 offset.
+
+        Returns:
+            Bytes of packed weight codes (the last block padded), bytes of packed scale codes, and
+            number of second-level scales. Eight codes of k bits fill k bytes.
+        """
+        blocks = math.ceil(parameters / self.block_size)
+        return (
+            blocks * self.block_size // 8 * self.weight_bits,
+            math.ceil(blocks / 8) * self.scale_bits,
+            math.ceil(blocks / self.scale_block_size),
+        )
+
+    def nbytes(self, parameters: int) -> int:
+        """Bytes that a tensor of so many parameters takes, padding and offset included."""
+        codes, scale_codes, groups = self.stored_elements(parameters)
+        dtype = SCALE_DTYPES[self.scale_dtype]
+        return codes + scale_codes + groups * dtype.itemsize + torch.float32.itemsize
+
     @property
     def indices(self) -> tuple[int, ...]:
         """The position of each field's value in :data:`CHOICES`: five integers."""

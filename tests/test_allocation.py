@@ -1,9 +1,13 @@
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from coalora_lib.allocation import allocate, error_table, undominated
+from coalora_lib.allocation import allocate, error_table, knapsack, undominated
+from coalora_lib.allocation.program import Limit, integer_program
 from coalora_lib.configuration import LayerConfig, bits_table
 from coalora_lib.quantization import quantize
 
@@ -21,6 +25,42 @@ def test_error_table_is_the_quantizers_error():
         for config in LayerConfig.space()[::31]:
             error = (quantize(weight, config).dequantize() - weight).double().square().sum()
             assert table[row, config.choice] == pytest.approx(error.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["nf", "int"])
+def test_importance_weighs_the_squares(scheme):
+    weights = {"a": torch.randn(40, 30), "b": torch.randn(130, 140)}
+    importance = {name: torch.rand_like(weight) for name, weight in weights.items()}
+    table = error_table(weights, scheme, importance)
+    for row, (name, weight) in enumerate(weights.items()):
+        for config in LayerConfig.space()[::53]:
+            squares = (quantize(weight, config, scheme).dequantize() - weight).double().square()
+            expected = (importance[name] * squares).sum().item()
+            assert table[row, config.choice] == pytest.approx(expected, rel=1e-4)
+    ones = {name: torch.ones_like(weight) for name, weight in weights.items()}
+    torch.testing.assert_close(error_table(weights, scheme, ones), error_table(weights, scheme))
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        ({}, "layer a: has no importance"),
+        ({"a": torch.ones(2)}, r"layer a: importance is \(2,\), not \(3,\)"),
+        ({"a": -torch.ones(3)}, "layer a: importance holds a negative number"),
+    ],
+    ids=["missing", "shape", "negative"],
+)
+def test_importance_must_fit(importance, message):
+    with pytest.raises(ValueError, match=message):
+        error_table({"a": torch.ones(3)}, importance=importance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_error_table_on_a_gpu():
+    weights = {"a": torch.randn(300, 256), "b": torch.randn(16, 16)}
+    there = error_table({name: weight.cuda() for name, weight in weights.items()})
+    torch.testing.assert_close(there, error_table(weights), rtol=1e-5, atol=0)
 
 
 def test_sampled_pieces_estimate_the_table():
@@ -66,6 +106,124 @@ def test_a_budget_below_the_smallest_is_refused_with_that_number():
         allocate(random_errors(2), [1, 1], 2.0)
     with pytest.raises(ValueError, match="not feasible"):
         allocate(random_errors(2), [1, 1], float("nan"))
+
+
+@pytest.mark.parametrize("budget", [2.1, 3.3, 4.0, 5.5])
+def test_pruning_and_the_knapsack_change_nothing(budget):
+    """The integer program over all 432 choices of every layer, by HiGHS, has the same optimum."""
+    errors, sizes = random_errors(10), [64, 64, 64, 64, 256] * 2
+    everything = [torch.arange(432)] * len(sizes)
+    stored = ((bits_table() * 1024).round().long() * torch.tensor(sizes)[:, None]).numpy()
+    limit = Limit(stored, int(budget * 1024 * sum(sizes)))
+    picked, gap = integer_program(errors, everything, [limit])
+    best = sum(float(errors[i, row]) for i, row in enumerate(picked))
+    assert gap == 0
+    assert allocate(errors, sizes, budget).error == pytest.approx(best, rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_knapsack_is_the_optimum_by_enumeration(data):
+    """Small whole numbers make ties and budgets that are met exactly."""
+    costs, weights = [], []
+    for _ in range(data.draw(st.integers(1, 5))):
+        rising = data.draw(st.sets(st.integers(0, 9), min_size=1, max_size=4))
+        falling = data.draw(st.sets(st.integers(0, 12), min_size=len(rising), max_size=len(rising)))
+        weights.append(np.array(sorted(rising)))
+        costs.append(np.array(sorted(falling, reverse=True), dtype=float))
+    smallest = sum(int(weight[0]) for weight in weights)
+    limit = smallest + data.draw(st.integers(0, 40))
+    picked = knapsack.solve(costs, weights, limit)
+    assert sum(int(w[i]) for w, i in zip(weights, picked, strict=True)) <= limit
+    best = min(
+        sum(c[i] for c, i in zip(costs, some, strict=True))
+        for some in product(*(range(len(w)) for w in weights))
+        if sum(w[i] for w, i in zip(weights, some, strict=True)) <= limit
+    )
+    assert sum(c[i] for c, i in zip(costs, picked, strict=True)) == best
+
+
+def test_too_many_partial_solutions_fall_back_on_the_integer_program(monkeypatch):
+    errors, sizes = random_errors(6), [64] * 6
+    expected = allocate(errors, sizes, 3.0).error
+    monkeypatch.setattr(knapsack, "MOST_STATES", 1)
+    assert allocate(errors, sizes, 3.0).error == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_device_allows_some_choices_and_fixes_some_layers():
+    errors, names = random_errors(3), ["query", "key", "value"]
+    fixed = LayerConfig(8, 8, "fp32", 16, 16)
+    found = allocate(
+        errors,
+        [64] * 3,
+        6.0,
+        allowed={"weight_bits": (3, 4), "scale_dtype": ("fp16",)},
+        fixed={"key": fixed},
+        names=names,
+    )
+    assert found.configs[1] == fixed
+    for config in (found.configs[0], found.configs[2]):
+        assert config.weight_bits in (3, 4)
+        assert config.scale_dtype == "fp16"
+    assert found == allocate(
+        errors,
+        [64] * 3,
+        6.0,
+        allowed={"weight_bits": (3, 4), "scale_dtype": ("fp16",)},
+        fixed={1: fixed},
+    )
+
+
+def test_a_limit_in_bytes_counts_padding_and_offsets():
+    errors, sizes = random_errors(3), [100, 200, 300]
+    limit = 300
+    found = allocate(errors, sizes, max_bytes=limit)
+    stored = sum(
+        quantize(torch.randn(size), config).nbytes
+        for size, config in zip(sizes, found.configs, strict=True)
+    )
+    assert found.nbytes == stored <= limit
+    kept = [[c for c in LayerConfig.space() if c.block_size == 64] for _ in sizes]
+    for configs in zip(*(row[::7] for row in kept), strict=True):  # nothing tried by hand is better
+        if sum(c.nbytes(n) for c, n in zip(configs, sizes, strict=True)) <= limit:
+            error = sum(float(errors[i, c.choice]) for i, c in enumerate(configs))
+            assert found.error <= error
+
+
+def test_a_budget_and_a_limit_in_bytes_hold_together():
+    errors, sizes = random_errors(3), [100, 200, 300]
+    smallest = allocate(errors, sizes, max_bytes=10**6, budget=bits_table().min().item()).nbytes
+    for budget, limit in ((2.5, 10**6), (20.0, 260), (3.0, 238), (3.4, 252)):
+        found = allocate(errors, sizes, budget, max_bytes=max(limit, smallest))
+        assert found.bits <= budget + 1e-12
+        assert found.nbytes <= max(limit, smallest)
+        assert found.gap == 0
+
+
+def test_without_limits_every_layer_takes_its_best():
+    errors = random_errors(3)
+    assert allocate(errors, [1, 2, 3]).error == errors.min(1).values.sum()
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"allowed": {"bits": (4,)}}, "'bits' is no field of a choice; allowed: weight_bits"),
+        ({"allowed": {"weight_bits": (4, 5)}}, r"weight_bits=\(4, 5\) is not among \(2, 3, 4, 8\)"),
+        ({"allowed": {"weight_bits": ()}}, r"weight_bits=\(\) is not among"),
+        ({"fixed": {"key": LayerConfig.space()[0]}}, "fixed layer 'key' is not among the names"),
+        ({"fixed": {2: LayerConfig.space()[0]}}, r"fixed layer 2 is outside 0\.\.1"),
+        (
+            {"allowed": {"weight_bits": (8,)}},
+            r"4\.0 bits is not feasible: .* 8\.032227",
+        ),
+        ({"max_bytes": 9}, "a limit of 9 bytes is not feasible: the smallest is"),
+    ],
+    ids=["field", "value", "none", "name", "position", "budget", "bytes"],
+)
+def test_constraints_that_cannot_be_met_are_named(limits, message):
+    with pytest.raises(ValueError, match=message):
+        allocate(random_errors(2), [64, 64], 4.0, **limits)
 
 
 def test_the_smallest_budget_is_met_exactly():

@@ -99,7 +99,7 @@ def prepare(run: Run) -> Setup:
     base, tokenizer = _load(run)
     weights = {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
     train, scoring, validation = _examples(run, splits, tokenizer)
-    errors = error_table(weights, profile.error_pieces)
+    errors = error_table(weights, pieces=profile.error_pieces)
     return Setup(run, splits, train, scoring, validation, weights, errors)
 
 

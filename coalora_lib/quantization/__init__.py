@@ -1,6 +1,15 @@
 """Block-wise quantization of a weight tensor; knows nothing of layers or models."""
 
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
-from coalora_lib.quantization.codebooks import normal_float
+from coalora_lib.quantization.codebooks import CODE_BOOKS, normal_float, symmetric_integer
+from coalora_lib.quantization.storage import load_quantized, save_quantized
 
-__all__ = ["QuantizedTensor", "normal_float", "quantize"]
+__all__ = [
+    "CODE_BOOKS",
+    "QuantizedTensor",
+    "load_quantized",
+    "normal_float",
+    "quantize",
+    "save_quantized",
+    "symmetric_integer",
+]

@@ -6,31 +6,42 @@ themselves are quantized to b1 bits against second-level scales shared by B1 blo
     s = max |w| over a block            u = s - m,  m = min s over the tensor
     S = max u over B1 blocks, as b2     q = round(u (2^b1 - 1) / S)
     s^ = m + q S / (2^b1 - 1)           code = nearest level to w / s^,  w^ = level[code] s^
+
+The functions here run on any device. On a GPU :func:`quantize` and
+:meth:`QuantizedTensor.dequantize` hand the same arithmetic to :mod:`.kernels`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
-from coalora_lib.quantization.codebooks import normal_float
+from coalora_lib.quantization.codebooks import code_levels
+from coalora_lib.quantization.nearest import scheme_grid
+from coalora_lib.quantization.packing import pack, unpack
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A quantized tensor: codes, double-quantized scales, and how to read them.
+    """A quantized tensor as it is stored: packed codes, double-quantized scales.
 
     Attributes:
-        codes: (blocks, B0) uint8, indices into the code book; the last block may hold padding.
-        scale_codes: (groups, B1) uint8, q above; the last group may hold padding.
-        group_scales: (groups, 1) in the dtype b2, S above.
+        codes: (bytes,) uint8, b0-bit codes of all blocks, packed; the last block may hold padding.
+        scale_codes: (bytes,) uint8, q above for each block, b1 bits each, packed.
+        group_scales: (groups,) in the dtype b2, S above.
         offset: scalar float32, m above.
         config: what the tensor was quantized with.
+        scheme: the code book, a key of :data:`~coalora_lib.quantization.codebooks.CODE_BOOKS`.
         shape, dtype: of the original tensor.
     """
 
@@ -39,40 +50,57 @@ class QuantizedTensor:
     group_scales: Tensor
     offset: Tensor
     config: LayerConfig
+    scheme: str
     shape: torch.Size
     dtype: torch.dtype
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The stored tensors by name: everything that takes space."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored, padding and offset included, as :meth:`LayerConfig.nbytes` foretells."""
+        return sum(tensor.nbytes for _, tensor in self.tensors())
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Bits per parameter as stored: codes, scales, padding and the offset counted."""
+        return 8 * self.nbytes / math.prod(self.shape)
+
     @property
     def scales(self) -> Tensor:
-        """The de-quantized block scales s^: (blocks, 1) float32."""
-        padded = self.scale_codes, self.group_scales, self.offset, self.config
-        return restore_scales(*padded)[: len(self.codes), None]
+        """The de-quantized block scales s^: (blocks,) float32."""
+        blocks = math.ceil(math.prod(self.shape) / self.config.block_size)
+        codes = unpack(self.scale_codes, self.config.scale_bits)[:blocks]
+        return restore_scales(codes, self.group_scales, self.offset, self.config)
+
+    def to(self, device: torch.device | str) -> QuantizedTensor:
+        """The same quantized tensor on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors()})
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor the codes stand for, in its original shape.
+        """The tensor that the codes stand for, in its original shape.
 
         Args:
             dtype: of the result; the original's by default.
         """
-        levels = normal_float(self.config.weight_bits).to(self.codes.device)
-        restored = levels.take(self.codes.long()) * self.scales
-        restored = restored.flatten()[: math.prod(self.shape)]
-        return restored.reshape(self.shape).to(dtype or self.dtype)
-
-    @property
-    def bits_per_parameter(self) -> float:
-        """Bits per parameter when packed: codes, scales, padding and the offset counted."""
-        bits = (
-            self.codes.numel() * self.config.weight_bits
-            + self.scale_codes.numel() * self.config.scale_bits
-            + self.group_scales.numel() * torch.finfo(self.group_scales.dtype).bits
-            + torch.finfo(self.offset.dtype).bits
-        )
-        return bits / math.prod(self.shape)
+        dtype = dtype or self.dtype
+        kernels = gpu_kernels(self.codes)
+        if kernels is not None:
+            return kernels.dequantize(self, dtype)
+        codes = unpack(self.codes, self.config.weight_bits).view(-1, self.config.block_size)
+        levels = code_levels(self.scheme, self.config.weight_bits, codes.device)
+        restored = levels.index_select(0, codes.flatten().long()).view(codes.shape)
+        restored.mul_(self.scales[:, None])
+        return restored.flatten()[: math.prod(self.shape)].reshape(self.shape).to(dtype)
 
 
-def quantize(weight: Tensor, config: LayerConfig) -> QuantizedTensor:
-    """Quantize a tensor of any shape to NormalFloat codes with double-quantized scales.
+def quantize(weight: Tensor, config: LayerConfig, scheme: str = "nf") -> QuantizedTensor:
+    """Quantize a tensor of any shape to block-wise codes with double-quantized scales.
 
     The arithmetic is float32 whatever the input's dtype, so that a model held in another
     precision gets the same codes.
@@ -80,32 +108,73 @@ def quantize(weight: Tensor, config: LayerConfig) -> QuantizedTensor:
     Args:
         weight: floating point, any shape with at least one element, any device.
         config: the choice c = [b0, b1, b2, B0, B1].
+        scheme: the code book, "nf" or "int".
 
     Raises:
         TypeError: the tensor is not floating point.
-        ValueError: it is empty, or holds a NaN or an infinity.
+        ValueError: it is empty, or holds a NaN or an infinity; or the scheme is not known.
     """
-    check_weight(weight)
+    check_kind(weight)
+    kernels = gpu_kernels(weight)
+    make_parts = quantize_parts if kernels is None else kernels.quantize_parts
+    parts = make_parts(weight.detach(), config, scheme)
+    return QuantizedTensor(*parts, config, scheme, weight.shape, weight.dtype)
+
+
+def quantize_parts(
+    weight: Tensor, config: LayerConfig, scheme: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first four attributes of the quantized tensor; see :func:`quantize` for the errors."""
     blocks = to_blocks(weight, config.block_size)
-    block_maxima = block_scales(blocks)
-    offset = block_maxima.min()
-    scale_codes, group_scales = quantize_scales(block_maxima, config, offset)
-    scales = restore_scales(scale_codes, group_scales, offset, config)[: len(blocks), None]
-    levels = normal_float(config.weight_bits)
-    codes = nearest_level(blocks / nonzero(scales), levels).to(torch.uint8)
-    return QuantizedTensor(
-        codes, scale_codes, group_scales, offset, config, weight.shape, weight.dtype
+    maxima = block_scales(blocks)
+    offset, largest = maxima.aminmax()
+    check_finite(largest, weight)
+    scale_codes, group_scales = quantize_scales(maxima, config, offset)
+    scales = restore_scales(scale_codes, group_scales, offset, config)
+    grid = scheme_grid(scheme, config.weight_bits, blocks.device)
+    codes = [
+        grid.codes(some / nonzero(scale)[:, None]).to(torch.uint8)
+        for some, scale in zip(blocks.split(ROWS), scales.split(ROWS), strict=True)
+    ]
+    return (
+        pack(torch.cat(codes).flatten(), config.weight_bits),
+        pack(scale_codes, config.scale_bits),
+        group_scales,
+        offset,
     )
 
 
-def check_weight(weight: Tensor) -> None:
-    """Refuse what cannot be quantized; see :func:`quantize` for the errors."""
+#: Blocks that are coded together: what is made on the way stays in the processor's cache.
+ROWS = 4096
+
+
+def check_kind(weight: Tensor) -> None:
+    """Refuse integers and empty tensors; see :func:`quantize` for the errors."""
     if not weight.is_floating_point():
         raise TypeError(f"only floating-point tensors are quantized, got {weight.dtype}")
     if weight.numel() == 0:
         raise ValueError(f"a tensor of shape {tuple(weight.shape)} has nothing to quantize")
-    if not torch.isfinite(weight).all():
-        raise ValueError(f"a tensor of shape {tuple(weight.shape)} holds a NaN or an infinity")
+
+
+def check_finite(largest: Tensor, weight: Tensor) -> None:
+    """Refuse a tensor by its largest block scale, which a NaN or an infinity shows up in."""
+    if not math.isfinite(largest.item()):
+        raise ValueError(
+            f"a tensor of shape {tuple(weight.shape)} holds a NaN, an infinity, or a number "
+            "beyond float32"
+        )
+
+
+def gpu_kernels(tensor: Tensor) -> ModuleType | None:
+    """The module of the fast kernels where they can run: a CUDA tensor, and Triton installed."""
+    return _kernels() if tensor.is_cuda else None
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    if find_spec("triton") is None:
+        return None
+    return import_module("coalora_lib.quantization.kernels")
 
 
 def to_blocks(tensor: Tensor, size: int) -> Tensor:
@@ -116,47 +185,43 @@ def to_blocks(tensor: Tensor, size: int) -> Tensor:
 
 def block_scales(blocks: Tensor) -> Tensor:
     """s, the largest magnitude of each block: (blocks,)."""
-    return blocks.abs().amax(dim=1)
+    return torch.maximum(blocks.amax(dim=1), blocks.amin(dim=1).neg_())
 
 
 def quantize_scales(scales: Tensor, config: LayerConfig, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize block scales against m, a scalar or one for each: q (groups, B1) uint8, S in b2."""
-    top = 2**config.scale_bits - 1
+    """Quantize block scales against m.
+
+    Args:
+        scales: (blocks,) float32, s.
+        offset: scalar float32, m.
+
+    Returns:
+        (blocks,) uint8, q; and (groups,) in the dtype b2, S.
+    """
     excess = to_blocks(scales - offset, config.scale_block_size)
-    stored = excess.amax(dim=1, keepdim=True).to(SCALE_DTYPES[config.scale_dtype])
-    # Rounding S down to b2 can push a code above the top one, hence the clamp.
-    codes = (excess * top / nonzero(stored.float())).round().clamp_(0, top)
-    return codes.to(torch.uint8), stored
+    stored = as_stored(excess.amax(dim=1), SCALE_DTYPES[config.scale_dtype])
+    codes = scale_codes_of(excess, stored.float()[:, None], 2**config.scale_bits - 1)
+    return codes.flatten()[: len(scales)].to(torch.uint8), stored
+
+
+def as_stored(group_scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """S in the dtype b2; what its range cannot hold becomes its largest number."""
+    return group_scales.clamp(max=torch.finfo(dtype).max).to(dtype)
+
+
+def scale_codes_of(excess: Tensor, group_scales: Tensor, top: int | Tensor) -> Tensor:
+    """q = round(u top / S), of the shape that the arguments broadcast to, float32."""
+    # Rounding S down to b2 can push a code above the top one, hence the minimum.
+    codes = (excess * top / nonzero(group_scales)).round_()
+    return codes.clamp_(max=top) if isinstance(top, int) else torch.minimum(codes, top)
 
 
 def restore_scales(
     codes: Tensor, group_scales: Tensor, offset: Tensor, config: LayerConfig
 ) -> Tensor:
-    """s^ = m + q S / (2^b1 - 1), the padding at the end included: (groups * B1,) float32."""
-    excess = codes.float() * group_scales.float() / (2**config.scale_bits - 1)
-    return offset + excess.flatten()
-
-
-#: Cells of the grid that starts the nearest-level search. NF8's closest levels are 0.005 apart,
-#: two and a half cells of 2/1024, so a cell holds at most one midpoint between levels.
-GRID_CELLS = 1024
-
-
-def nearest_level(values: Tensor, levels: Tensor) -> Tensor:
-    """The index of the nearest level, ties to the lower one: int64, same shape.
-
-    Equal to ``torch.bucketize(values, midpoints)`` and faster: a uniform grid gives the number of
-    midpoints below a value's cell, and one comparison settles the midpoint inside it.
-    """
-    middles = (levels[1:] + levels[:-1]) / 2
-    edges = torch.linspace(-1, 1, GRID_CELLS + 1, dtype=torch.float64)
-    # A quarter of a cell early, so that a value rounded up into the next cell still counts right.
-    below = torch.bucketize(edges - 0.5 / GRID_CELLS, middles.double())
-    half = GRID_CELLS // 2
-    cells = values.clamp(-1, 1).mul_(half).add_(half).long()
-    start = below.to(values.device).take(cells)
-    candidates = F.pad(middles, (0, 1), value=torch.inf).to(values.device)
-    return start.add_(values > candidates.take(start))
+    """s^ = m + q S / (2^b1 - 1): (blocks,) float32."""
+    groups = group_scales.float().repeat_interleave(config.scale_block_size)[: len(codes)]
+    return offset + codes.float() * groups / (2**config.scale_bits - 1)
 
 
 def nonzero(divisor: Tensor) -> Tensor:

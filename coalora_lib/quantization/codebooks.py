@@ -1,7 +1,12 @@
-"""Code books: the levels a k-bit code stands for, in [-1, 1]."""
+"""Code books: the levels that the k-bit codes of a scheme stand for, in [-1, 1].
+
+A code book is a function from k to at most 2^k ascending levels. A further format is one more such
+function and its entry in :data:`CODE_BOOKS`; nothing else asks what a scheme is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -12,14 +17,12 @@ from torch import Tensor
 OFFSET = 0.5 * ((1 - 1 / 30) + (1 - 1 / 32))
 
 
-@cache
 def normal_float(bits: int) -> Tensor:
-    """The NormalFloat levels: equal-probability quantiles of a normal, scaled into [-1, 1].
+    """The NF-k levels: quantiles of a normal distribution scaled to [-1, 1].
 
-    With O = :data:`OFFSET`, sigma = 1 / Phi^-1(O) and h = 2^(k-1), the levels are
     sigma * Phi^-1(p) at p = linspace(1 - O, 1/2, h) without its last point, followed by
-    linspace(1/2, O, h + 1): both ends are exact, so is zero, and there is one more positive
-    level than there are negative ones.
+    linspace(1/2, O, h + 1), with h = 2^(k-1): both ends are exact, so is zero, and there is one
+    more positive level than there are negative ones.
 
     Args:
         bits: k, 2 to 8.
@@ -30,11 +33,79 @@ def normal_float(bits: int) -> Tensor:
     Raises:
         ValueError: bits is outside 2 to 8.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits={bits} has no NormalFloat code book; allowed: 2 to 8")
+    _check_bits("NormalFloat", bits)
     half = 2 ** (bits - 1)
     negative = torch.linspace(1 - OFFSET, 0.5, half, dtype=torch.float64)[:-1]
     positive = torch.linspace(0.5, OFFSET, half + 1, dtype=torch.float64)
     levels = torch.special.ndtri(torch.cat([negative, positive]))
     levels[half - 1] = 0.0  # Phi^-1(1/2) up to rounding
     return (levels / levels[-1]).float()
+
+
+def symmetric_integer(bits: int) -> Tensor:
+    """The levels i / (2^(k-1) - 1) of symmetric integers: evenly spaced, zero in the middle.
+
+    One code of the 2^k is left unused, so that a weight and its negative are kept equally well.
+
+    Args:
+        bits: k, 2 to 8.
+
+    Returns:
+        (2^k - 1,) float32, ascending.
+
+    Raises:
+        ValueError: bits is outside 2 to 8.
+    """
+    _check_bits("integer", bits)
+    top = 2 ** (bits - 1) - 1
+    return (torch.arange(-top, top + 1, dtype=torch.float64) / top).float()
+
+
+def _check_bits(format_name: str, bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits={bits} has no {format_name} code book; allowed: 2 to 8")
+
+
+#: Scheme to code book.
+CODE_BOOKS: dict[str, Callable[[int], Tensor]] = {"nf": normal_float, "int": symmetric_integer}
+
+
+def code_book(scheme: str, bits: int) -> Tensor:
+    """The ascending levels of a scheme's k-bit codes.
+
+    Raises:
+        ValueError: the scheme is not known, has no code book of so many bits, or gives one that
+            cannot be used (levels not ascending, outside [-1, 1], too many, or without a zero,
+            which padding and all-zero blocks need).
+    """
+    if scheme not in CODE_BOOKS:
+        raise ValueError(f"scheme={scheme!r} is not known; allowed: {', '.join(CODE_BOOKS)}")
+    levels = CODE_BOOKS[scheme](bits)
+    usable = (levels.diff() > 0).all() and levels.abs().max() <= 1 and (levels == 0).any()
+    if not usable or len(levels) > 2**bits:
+        raise ValueError(
+            f"the {bits}-bit code book of {scheme!r} must be at most {2**bits} ascending levels "
+            f"in [-1, 1], zero among them"
+        )
+    return levels
+
+
+@cache
+def code_levels(scheme: str, bits: int, device: torch.device | str = "cpu") -> Tensor:
+    """What each of the 2^k codes stands for: (2^k,) float32, made once for each device.
+
+    Codes that a code book leaves unused stand for its last level, so that every code can be read.
+    """
+    levels = code_book(scheme, bits)
+    unused = levels[-1:].expand(2**bits - len(levels))
+    return torch.cat([levels, unused]).to(device)
+
+
+@cache
+def midpoints(scheme: str, bits: int, device: torch.device | str = "cpu") -> Tensor:
+    """The values half way between neighbouring levels: (levels - 1,) float32.
+
+    A value's code is the number of midpoints below it, so that ties go to the lower level.
+    """
+    levels = code_book(scheme, bits)
+    return ((levels[1:] + levels[:-1]) / 2).to(device)

@@ -2,6 +2,7 @@
 
 from coalora_lib.training.alternation import Round, SearchPlan, alternate
 from coalora_lib.training.batches import tokenize
+from coalora_lib.training.importance import fisher_importance
 from coalora_lib.training.loop import Evaluation, TrainingPlan, evaluate, train
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "TrainingPlan",
     "alternate",
     "evaluate",
+    "fisher_importance",
     "tokenize",
     "train",
 ]

@@ -1,38 +1,150 @@
-"""`pytest tests/benchmarks`: each fast path beside its simple form, in the same run."""
+"""`make benchmarks`: each fast path beside its peer or its simple form, in the same run."""
 
 import pytest
 import torch
 
-from coalora_lib.allocation import error_table
-from coalora_lib.configuration import LayerConfig
-from coalora_lib.quantization import normal_float, quantize
-from coalora_lib.quantization.blockwise import nearest_level
+from coalora_lib.allocation import allocate, error_table, undominated
+from coalora_lib.allocation.program import Limit, integer_program
+from coalora_lib.configuration import LayerConfig, bits_table
+from coalora_lib.quantization import quantize
+from coalora_lib.quantization.codebooks import midpoints
+from coalora_lib.quantization.nearest import level_grid
+
+GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ],
+)
+QLORA = LayerConfig(4, 8, "fp32", 64, 256)
+#: The linear layers of one block, (out, in): of MiniLM and of RoBERTa-large.
+MINILM_BLOCK = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
+ROBERTA_BLOCK = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]
 
 
-@pytest.mark.benchmark(group="nearest level, a million values at 4 bits")
-@pytest.mark.parametrize("way", ["grid", "bucketize"])
-def test_nearest_level(benchmark, way):
-    levels = normal_float(4)
-    middles = (levels[1:] + levels[:-1]) / 2
-    values = torch.randn(1_000_000) / 3
-    if way == "grid":
-        benchmark(nearest_level, values, levels)
+def timed(benchmark, device, function, *args, rounds=20):
+    """Time a function to its end on the device; what it returns last is returned."""
+
+    def run():
+        result = function(*args)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    benchmark.extra_info["device"] = device
+    return benchmark.pedantic(run, rounds=rounds, warmup_rounds=3 if rounds > 3 else 0)
+
+
+def gaussian(shapes, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        str(i): (0.04 * torch.randn(shape, generator=generator)).to(device)
+        for i, shape in enumerate(shapes)
+    }
+
+
+@pytest.mark.benchmark(group="NF4 codes, double-quantized scales, 4096 x 1024 float32")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("way", ["coalora_lib", "bitsandbytes"])
+def test_quantize(benchmark, device, way):
+    weight = gaussian([(4096, 1024)], device)["0"]
+    benchmark.extra_info["bytes"] = weight.nbytes + QLORA.nbytes(weight.numel())
+    if way == "coalora_lib":
+        timed(benchmark, device, quantize, weight, QLORA, rounds=100)
     else:
-        benchmark(torch.bucketize, values, middles)
+        functional = pytest.importorskip("bitsandbytes.functional")
+        settings = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": True}
+        timed(benchmark, device, lambda: functional.quantize_4bit(weight, **settings), rounds=100)
 
 
-@pytest.mark.benchmark(group="error table of a 256 x 256 layer")
-@pytest.mark.parametrize("way", ["shared", "one choice at a time"])
-def test_error_table(benchmark, way):
-    weight = torch.randn(256, 256)
+@pytest.mark.benchmark(group="de-quantize to bfloat16")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("way", ["2 bits", "3 bits", "4 bits", "8 bits", "memory copy"])
+def test_dequantize(benchmark, device, way):
+    shape = (16384, 16384) if device == "cuda" else (1024, 1024)
+    weight = torch.randn(shape, device=device)
+    benchmark.extra_info["shape"] = shape
+    if way == "memory copy":
+        source = weight.bfloat16()
+        target = torch.empty_like(source)
+        benchmark.extra_info["bytes"] = 2 * source.nbytes
+        timed(benchmark, device, target.copy_, source)
+    else:
+        quantized = quantize(weight, LayerConfig(int(way[0]), 8, "fp32", 64, 256))
+        benchmark.extra_info["bytes"] = quantized.nbytes + 2 * weight.numel()
+        timed(benchmark, device, quantized.dequantize, torch.bfloat16)
+
+
+@pytest.mark.benchmark(group="nearest of 16 levels, a million values")
+@pytest.mark.parametrize("way", ["look-up", "bisection"])
+def test_nearest_level(benchmark, way):
+    middles = midpoints("nf", 4)
+    values = torch.randn(1_000_000) / 3
+    if way == "look-up":
+        timed(benchmark, "cpu", level_grid(middles).codes, values)
+    else:
+        timed(benchmark, "cpu", torch.bucketize, values, middles)
+
+
+@pytest.mark.benchmark(group="errors of 432 choices, one MiniLM block (1.8 M weights)")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("way", ["error_table", "one choice at a time"])
+def test_error_table(benchmark, device, way):
+    weights = gaussian(MINILM_BLOCK, device)
 
     def one_at_a_time():
         return [
             (quantize(weight, config).dequantize() - weight).square().sum()
             for config in LayerConfig.space()
+            for weight in weights.values()
         ]
 
-    if way == "shared":
-        benchmark.pedantic(error_table, ({"a": weight},), rounds=3)
+    error_table({"first": weights["0"][:64]})  # the look-up tables are made once a process
+    if way == "error_table":
+        timed(benchmark, device, error_table, weights, rounds=3)
     else:
-        benchmark.pedantic(one_at_a_time, rounds=3)
+        if device == "cuda":
+            one_at_a_time()  # compiles a kernel for each configuration
+        timed(benchmark, device, one_at_a_time, rounds=1)
+
+
+@pytest.mark.benchmark(group="errors of 432 choices, whole models")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_error_table_of_a_model(benchmark, device):
+    """MiniLM's shapes on a processor, RoBERTa-large's on a GPU."""
+    weights = gaussian(MINILM_BLOCK * 6 if device == "cpu" else ROBERTA_BLOCK * 24, device)
+    error_table({"first": weights["0"][:64]})
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    timed(benchmark, device, error_table, weights, rounds=1)
+    benchmark.extra_info["weights"] = sum(weight.numel() for weight in weights.values())
+    if device == "cuda":
+        benchmark.extra_info["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+
+
+@pytest.fixture(scope="module")
+def errors_and_sizes():
+    """144 layers: the errors of Gaussian weights, each layer with a sensitivity of its own."""
+    table = error_table(gaussian([(128, 256)] * 12)).repeat(12, 1)
+    sensitivity = 0.5 + torch.rand(144, 1, generator=torch.Generator().manual_seed(1))
+    sizes = [rows * columns for rows, columns in ROBERTA_BLOCK] * 24
+    return table / (128 * 256) * sensitivity * torch.tensor(sizes)[:, None], sizes
+
+
+@pytest.mark.benchmark(group="allocation, 144 layers x 432 choices")
+@pytest.mark.parametrize("budget", [2.5, 3.0, 4.0])
+@pytest.mark.parametrize("way", ["knapsack", "HiGHS"])
+def test_allocate(benchmark, errors_and_sizes, way, budget):
+    errors, sizes = errors_and_sizes
+    if way == "knapsack":
+        found = timed(benchmark, "cpu", allocate, errors, sizes, budget, rounds=3)
+        benchmark.extra_info.update(error=found.error, gap=found.gap)
+        return
+    bits, unit = bits_table(), 2**20
+    stored = (bits * 1024).round().long() * (torch.tensor(sizes) // unit)[:, None]
+    limit = Limit(stored.numpy(), int(budget * 1024) * sum(sizes) // unit)
+    kept = [undominated(row, bits) for row in errors]
+    picked, gap = timed(benchmark, "cpu", integer_program, errors, kept, [limit], rounds=1)
+    error = sum(float(errors[i, row]) for i, row in enumerate(picked))
+    benchmark.extra_info.update(error=error, gap=gap)

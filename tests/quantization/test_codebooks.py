@@ -3,7 +3,9 @@ import torch
 from bitsandbytes.functional import get_4bit_type
 from scipy.stats import norm
 
-from coalora_lib.quantization import normal_float
+from coalora_lib.configuration import LayerConfig
+from coalora_lib.quantization import CODE_BOOKS, normal_float, quantize, symmetric_integer
+from coalora_lib.quantization.codebooks import code_levels
 
 
 def test_four_bits_are_bitsandbytes_nf4():
@@ -33,7 +35,42 @@ def test_ends_and_zero_are_exact_and_order_is_strict(bits):
     assert (levels.diff() > 0).all()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_integer_levels_are_even_and_symmetric(bits):
+    levels = symmetric_integer(bits)
+    top = 2 ** (bits - 1) - 1
+    assert len(levels) == 2**bits - 1
+    torch.testing.assert_close(levels * top, torch.arange(-top, top + 1).float())
+    assert torch.equal(levels, -levels.flip(0))
+
+
+@pytest.mark.parametrize("book", [normal_float, symmetric_integer])
 @pytest.mark.parametrize("bits", [1, 9])
-def test_other_bits_are_refused(bits):
+def test_other_bits_are_refused(book, bits):
     with pytest.raises(ValueError, match=f"bits={bits}"):
-        normal_float(bits)
+        book(bits)
+
+
+def test_a_further_format_is_one_function(monkeypatch):
+    monkeypatch.setitem(
+        CODE_BOOKS, "power", lambda bits: torch.tensor([-1, -0.5, -0.25, 0, 0.25, 0.5, 1])
+    )
+    weight = torch.randn(4, 64)
+    restored = quantize(weight, LayerConfig(3, 8, "fp32", 16, 16), "power").dequantize()
+    assert len(restored[0, :16].unique()) <= 7
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [[-1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 0.0], [-2.0, 0.0], [-1, -0.5, 0, 0.5, 1]],
+    ids=["no-zero", "repeated", "falling", "too-wide", "too-many"],
+)
+def test_unusable_code_books_are_refused(monkeypatch, levels):
+    monkeypatch.setitem(CODE_BOOKS, "odd", lambda bits: torch.tensor(levels))
+    with pytest.raises(ValueError, match=r"2-bit code book of 'odd' must be at most 4 ascending"):
+        code_levels.__wrapped__("odd", 2)
+
+
+def test_an_unknown_scheme_is_named():
+    with pytest.raises(ValueError, match="scheme='fp4' is not known; allowed: nf, int"):
+        quantize(torch.ones(3), LayerConfig(4, 8, "fp32", 16, 16), "fp4")

@@ -1,0 +1,245 @@
+"""The quantizer's arithmetic as Triton kernels, for tensors on a GPU.
+
+The functions of :mod:`.blockwise` make a dozen passes over memory; these read the weights twice
+and write the codes once. Results are theirs: divisions and roundings are IEEE's, so that codes
+agree bit for bit. Eight codes are handled together because they fill whole bytes whatever b0 is.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
+from coalora_lib.quantization.blockwise import QuantizedTensor, check_finite
+from coalora_lib.quantization.codebooks import code_levels, midpoints
+from coalora_lib.quantization.packing import packed_bytes
+
+#: Weights that one program reads: enough independent loads in flight, few enough registers.
+TILE = 1024
+
+
+def quantize_parts(
+    weight: Tensor, config: LayerConfig, scheme: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, scale codes, second-level scales and offset; as in blockwise."""
+    weight = weight.contiguous()
+    size = weight.numel()
+    blocks = triton.cdiv(size, config.block_size)
+    groups = triton.cdiv(blocks, config.scale_block_size)
+    device = weight.device
+    maxima = torch.empty(blocks, device=device)
+    scales = torch.empty_like(maxima)
+    group_scales = torch.empty(groups, dtype=SCALE_DTYPES[config.scale_dtype], device=device)
+    coded = blocks * config.block_size
+    codes = torch.empty(packed_bytes(coded, config.weight_bits), dtype=torch.uint8, device=device)
+    scale_codes = torch.empty(
+        packed_bytes(blocks, config.scale_bits), dtype=torch.uint8, device=device
+    )
+    rows = TILE // config.block_size
+    _block_maxima[(triton.cdiv(blocks, rows),)](
+        weight, maxima, size, blocks, config.block_size, rows
+    )
+    offset, largest = maxima.aminmax()
+    _quantize_scales[(groups,)](
+        maxima,
+        offset,
+        group_scales,
+        scale_codes,
+        scales,
+        blocks,
+        torch.finfo(group_scales.dtype).max,
+        config.scale_bits,
+        config.scale_block_size,
+        num_warps=1,
+    )
+    middles = _padded_midpoints(scheme, config.weight_bits, device)
+    _quantize_codes[(triton.cdiv(coded, TILE),)](
+        weight,
+        scales,
+        middles,
+        codes,
+        size,
+        coded // 8,
+        config.weight_bits,
+        config.block_size,
+        TILE // 8,
+    )
+    check_finite(largest, weight)  # last: it waits for the device
+    return codes, scale_codes, group_scales, offset
+
+
+def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+    """The weights that the codes stand for, in one pass."""
+    config = quantized.config
+    device = quantized.codes.device
+    restored = torch.empty(quantized.shape, dtype=dtype, device=device)
+    size = restored.numel()
+    _dequantize[(triton.cdiv(size, TILE),)](
+        quantized.codes,
+        quantized.scale_codes,
+        quantized.group_scales,
+        quantized.offset,
+        code_levels(quantized.scheme, config.weight_bits, device),
+        restored,
+        size,
+        config.weight_bits,
+        config.scale_bits,
+        config.block_size,
+        config.scale_block_size,
+        TILE // 8,
+    )
+    return restored
+
+
+@cache
+def _padded_midpoints(scheme: str, bits: int, device: torch.device) -> Tensor:
+    """2^bits - 1 midpoints, infinite where the code book has fewer, as the bisection expects."""
+    middles = midpoints(scheme, bits, device)
+    return F.pad(middles, (0, 2**bits - 1 - len(middles)), value=torch.inf)
+
+
+@triton.jit
+def _block_maxima(weight, maxima, size, blocks, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """s of each block; infinite where the block holds a NaN, which a maximum would hide."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = rows[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    value = tl.load(weight + at, mask=at < size, other=0.0).to(tl.float32)
+    magnitude = tl.where(value == value, tl.abs(value), float("inf"))
+    tl.store(maxima + rows, tl.max(magnitude, axis=1), mask=rows < blocks)
+
+
+@triton.jit
+def _quantize_scales(
+    maxima,
+    offset,
+    group_scales,
+    scale_codes,
+    scales,
+    blocks,
+    largest,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """S and q of one second-level block, and the s^ they stand for."""
+    group = tl.program_id(0)
+    rows = group * (GROUP // 8) + tl.arange(0, GROUP // 8)
+    at = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
+    inside = at < blocks
+    smallest = tl.load(offset)
+    excess = tl.where(inside, tl.load(maxima + at, mask=inside, other=0.0) - smallest, 0.0)
+    stored = tl.minimum(tl.max(excess), largest).to(group_scales.dtype.element_ty)
+    tl.store(group_scales + group, stored)
+    top: tl.constexpr = 2**BITS - 1
+    scale = stored.to(tl.float32)
+    divisor = tl.where(scale == 0.0, 1.0, scale) + tl.zeros_like(excess)
+    code = tl.minimum(libdevice.rint(tl.div_rn(excess * top, divisor)), top)
+    restored = smallest + tl.div_rn(code * scale, tl.full(code.shape, top, tl.float32))
+    tl.store(scales + at, restored, mask=inside)
+    _store_packed(scale_codes, code.to(tl.int64), rows, rows * 8 < blocks, BITS)
+
+
+@triton.jit
+def _quantize_codes(
+    weight,
+    scales,
+    middles,
+    codes,
+    size,
+    groups,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Codes of some groups of eight weights, by bisection over the midpoints."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
+    value = tl.load(weight + at, mask=at < size, other=0.0).to(tl.float32)
+    scale = tl.load(scales + rows * 8 // BLOCK, mask=rows < groups, other=1.0)
+    divisor = tl.where(scale == 0.0, 1.0, scale)[:, None] + tl.zeros_like(value)
+    scaled = tl.div_rn(value, divisor)
+    code = tl.zeros(scaled.shape, tl.int32)
+    for bit in tl.static_range(BITS):
+        step = 2 ** (BITS - 1 - bit)
+        middle = tl.load(middles + code + (step - 1))
+        code += tl.where(scaled > middle, step, 0)
+    _store_packed(codes, code.to(tl.int64), rows, rows < groups, BITS)
+
+
+@triton.jit
+def _dequantize(
+    codes,
+    scale_codes,
+    group_scales,
+    offset,
+    levels,
+    restored,
+    size,
+    BITS: tl.constexpr,
+    SCALE_BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Weights of some groups of eight codes; a group lies in one block, hence one scale a row."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
+    inside = rows * 8 < size
+    code = _load_group(codes, rows, inside, BITS)
+    block = rows * 8 // BLOCK
+    scale_code = _load_code(scale_codes, block, inside, SCALE_BITS).to(tl.float32)
+    group_scale = tl.load(group_scales + block // GROUP, mask=inside, other=0.0).to(tl.float32)
+    top = tl.full(scale_code.shape, 2**SCALE_BITS - 1, tl.float32)
+    scale = tl.load(offset) + tl.div_rn(scale_code * group_scale, top)
+    value = tl.load(levels + code) * scale[:, None]
+    tl.store(restored + at, value.to(restored.dtype.element_ty), mask=at < size)
+
+
+@triton.jit
+def _store_packed(packed, codes, rows, inside, BITS: tl.constexpr):
+    """Write (rows, 8) codes, int64, as BITS bytes a row: one word where there is one so long."""
+    word = tl.sum(codes << (BITS * tl.arange(0, 8)[None, :]), axis=1)
+    if BITS == 3:
+        for byte in tl.static_range(3):
+            tl.store(packed + rows * 3 + byte, (word >> (8 * byte)).to(tl.uint8), mask=inside)
+    else:
+        words = packed.to(tl.pointer_type(_word(BITS)))
+        tl.store(words + rows, word.to(_word(BITS)), mask=inside)
+
+
+@triton.jit
+def _load_group(packed, rows, inside, BITS: tl.constexpr):
+    """The eight codes of each row: (rows, 8) integers."""
+    if BITS == 3:
+        word = tl.load(packed + rows * 3, mask=inside, other=0).to(tl.int32)
+        for byte in tl.static_range(1, 3):
+            part = tl.load(packed + rows * 3 + byte, mask=inside, other=0)
+            word |= part.to(tl.int32) << (8 * byte)
+    else:
+        words = packed.to(tl.pointer_type(_word(BITS)))
+        word = tl.load(words + rows, mask=inside, other=0)
+    return ((word[:, None] >> (BITS * tl.arange(0, 8)[None, :])) & (2**BITS - 1)).to(tl.int32)
+
+
+@triton.constexpr_function
+def _word(bits):
+    """The integer that holds eight codes."""
+    return {2: tl.int16, 4: tl.int32, 8: tl.int64}[bits]
+
+
+@triton.jit
+def _load_code(packed, index, inside, BITS: tl.constexpr):
+    """The codes at some positions of a packed stream: int32."""
+    bit = index * BITS
+    shift = (bit % 8).to(tl.int32)
+    word = tl.load(packed + bit // 8, mask=inside, other=0).to(tl.int32)
+    if BITS == 3:  # the only width whose codes may cross into the next byte
+        crosses = inside & (shift > 8 - BITS)
+        word |= tl.load(packed + bit // 8 + 1, mask=crosses, other=0).to(tl.int32) << 8
+    return (word >> shift) & (2**BITS - 1)

@@ -1,0 +1,68 @@
+"""Bit packing: k-bit codes as one little-endian stream of bytes.
+
+Bit i of code j is bit j * k + i of the stream, so that eight codes of k bits fill k bytes
+whatever k is, and eight codes of 3 bits three of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: The number of codes is padded to a multiple of this, after which every k fills whole bytes.
+CODES_PER_GROUP = 8
+
+
+def packed_bytes(codes: int, bits: int) -> int:
+    """The bytes that so many codes take, the padding to whole groups of eight included."""
+    return math.ceil(codes / CODES_PER_GROUP) * bits
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes into bytes.
+
+    Args:
+        codes: (n,) uint8, each below 2^bits.
+        bits: k, one of 2, 3, 4, 8.
+
+    Returns:
+        (ceil(n / 8) * k,) uint8; the codes that fill the last group are zero.
+    """
+    codes = F.pad(codes, (0, -len(codes) % CODES_PER_GROUP))
+    if bits == 8:
+        return codes
+    codes_per_word, bytes_per_word = _word(bits)
+    words = codes.view(-1, codes_per_word)
+    if bytes_per_word > 1:
+        words = words.int()
+    word = words[:, 0].clone()
+    for position in range(1, codes_per_word):
+        word |= words[:, position] << (bits * position)
+    if bytes_per_word == 1:
+        return word
+    shifts = torch.arange(0, 8 * bytes_per_word, 8, dtype=torch.int32, device=word.device)
+    return (word[:, None] >> shifts).to(torch.uint8).flatten()
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The codes of :func:`pack`, its padding included: (8 * bytes / k,) uint8."""
+    if bits == 8:
+        return packed
+    codes_per_word, bytes_per_word = _word(bits)
+    word = packed
+    if bytes_per_word > 1:
+        parts = packed.view(-1, bytes_per_word).int()
+        word = sum(parts[:, i] << (8 * i) for i in range(bytes_per_word))
+    codes = torch.empty(len(word), codes_per_word, dtype=torch.uint8, device=packed.device)
+    for position in range(codes_per_word):
+        codes[:, position] = (word >> (bits * position)) & (2**bits - 1)
+    return codes.flatten()
+
+
+def _word(bits: int) -> tuple[int, int]:
+    """The smallest number of codes that fills whole bytes, and those bytes."""
+    common = math.gcd(8, bits)
+    return 8 // common, bits // common

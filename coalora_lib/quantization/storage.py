@@ -1,0 +1,107 @@
+"""Quantized tensors on disk: one safetensors file, read on any machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
+from coalora_lib.quantization.blockwise import QuantizedTensor
+from coalora_lib.quantization.codebooks import code_levels
+
+#: Marks a file as ours, and says how to read it.
+FORMAT = "coalora-quantized-1"
+
+
+def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> Path:
+    """Write quantized tensors, whole or not at all.
+
+    Args:
+        path: of the file, by custom ending in ``.safetensors``.
+        tensors: by name.
+    """
+    path = Path(path)
+    stored = {
+        f"{name}.{part}": tensor.contiguous()
+        for name, quantized in tensors.items()
+        for part, tensor in quantized.tensors()
+    }
+    about = {
+        name: {
+            "config": asdict(quantized.config),
+            "scheme": quantized.scheme,
+            "shape": list(quantized.shape),
+            "dtype": str(quantized.dtype).removeprefix("torch."),
+        }
+        for name, quantized in tensors.items()
+    }
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        save_file(stored, partial, {"format": FORMAT, "tensors": json.dumps(about)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_quantized(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> dict[str, QuantizedTensor]:
+    """Read what :func:`save_quantized` wrote.
+
+    Args:
+        path: of the file.
+        device: where the tensors go, whatever device they were saved from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file, is cut short, or a part of a tensor is missing or has
+            another size or dtype than its configuration says; file and tensor are named.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} does not hold quantized tensors ({FORMAT})")
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    loaded = {}
+    for name, about in json.loads(metadata["tensors"]).items():
+        try:
+            loaded[name] = _assemble(name, about, stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: tensor {name} is damaged: {error}") from None
+    return loaded
+
+
+def _assemble(name: str, about: Mapping, stored: Mapping[str, torch.Tensor]) -> QuantizedTensor:
+    """One tensor from its parts, each checked against what the configuration makes of the shape."""
+    config = LayerConfig(**about["config"])
+    code_levels(about["scheme"], config.weight_bits)  # raises where the scheme is not known
+    shape, dtype = torch.Size(about["shape"]), getattr(torch, about["dtype"], None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype {about['dtype']!r} is not floating point")
+    scales = SCALE_DTYPES[config.scale_dtype]
+    codes, scale_codes, groups = config.stored_elements(shape.numel())
+    expected = {
+        "codes": (torch.uint8, (codes,)),
+        "scale_codes": (torch.uint8, (scale_codes,)),
+        "group_scales": (scales, (groups,)),
+        "offset": (torch.float32, ()),
+    }
+    parts = {part: stored[f"{name}.{part}"] for part in expected}
+    for part, tensor in parts.items():
+        found = tensor.dtype, tuple(tensor.shape)
+        if found != expected[part]:
+            raise ValueError(f"{part} is {found}, expected {expected[part]}")
+    return QuantizedTensor(**parts, config=config, scheme=about["scheme"], shape=shape, dtype=dtype)

@@ -1,0 +1,87 @@
+"""How much the task cares about each weight: squared gradients (the diagonal Fisher information).
+
+    F_ij = mean over examples of (d loss(example) / d w_ij)^2
+
+Squares are of each example's own gradient. They come out of one backward pass a batch: for a
+linear layer an example's gradient is the product of what went in and of what came back, summed
+over its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def fisher_importance(
+    model: nn.Module, layers: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The diagonal Fisher information of some linear layers on a task's data, in one pass.
+
+    The model is put into evaluation mode for it, and is otherwise left as it was.
+
+    Args:
+        model: gives a ``.loss``, the mean over a batch's examples, for a batch's keywords.
+        layers: paths of linear layers in it.
+        batches: of the task; each holds ``labels``.
+
+    Returns:
+        Layer to (out, in) float32, the mean squared gradient, on the model's device.
+
+    Raises:
+        TypeError: a path does not lead to a linear layer.
+        ValueError: there is no batch, or a loss is not finite (its number is named).
+    """
+    modules = {name: model.get_submodule(name) for name in layers}
+    for name, module in modules.items():
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name} is a {type(module).__name__}, not a linear layer")
+    totals = {
+        name: torch.zeros_like(module.weight, dtype=torch.float32)
+        for name, module in modules.items()
+    }
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = model.training
+    examples = 0
+    with ExitStack() as undo:
+        undo.callback(model.train, training)
+        for parameter, flag in trainable.items():
+            undo.callback(parameter.requires_grad_, flag)
+        model.eval().requires_grad_(False)
+        # Nothing is trainable; gradients flow from the embeddings on.
+        embeddings = model.get_input_embeddings()
+        handles = [embeddings.register_forward_hook(lambda *a: a[-1].requires_grad_())]
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(_accumulate_into(totals[name])))
+        for handle in handles:
+            undo.callback(handle.remove)
+        for number, batch in enumerate(tqdm(batches, "Fisher importance", disable=None)):
+            count = len(batch["labels"])
+            loss = model(**batch).loss * count  # the sum: each example's gradient on its own
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss of batch {number} is {loss.item()}")
+            loss.backward()
+            examples += count
+    if not examples:
+        raise ValueError("there is no batch to measure importance on")
+    return {name: total.div_(examples) for name, total in totals.items()}
+
+
+def _accumulate_into(total: Tensor):
+    """A forward hook that adds squared gradients once the backward pass comes by."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        entered = inputs[0].detach()
+
+        def add(gradient: Tensor) -> None:
+            for x, g in zip(entered, gradient, strict=True):
+                tokens_in, tokens_out = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+                total.add_((tokens_out.T @ tokens_in).square())
+
+        output.register_hook(add)
+
+    return hook

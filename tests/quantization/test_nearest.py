@@ -1,0 +1,41 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coalora_lib.quantization.codebooks import code_book, midpoints
+from coalora_lib.quantization.nearest import level_grid, scheme_grid
+
+CPU = torch.device("cpu")
+
+
+def around(values):
+    """The values and the float32 numbers on both sides of each."""
+    up, down = torch.tensor(3.0), torch.tensor(-3.0)
+    return torch.cat([values, torch.nextafter(values, up), torch.nextafter(values, down)])
+
+
+@pytest.mark.parametrize("scheme", ["nf", "int"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_nearest_level_is_brute_force_with_ties_to_the_lower(scheme, bits):
+    levels, middles = code_book(scheme, bits), midpoints(scheme, bits)
+    grid = scheme_grid(scheme, bits, CPU)
+    edges = (torch.arange(grid.cells + 2) - grid.zero) * (2 / grid.cells)
+    values = torch.cat([torch.randn(20_000) / 2, around(middles), around(edges)])
+    assert torch.equal(grid.codes(values), torch.bucketize(values, middles))
+    distance = (values.double()[:, None] - levels.double()).abs()
+    chosen = distance.gather(1, grid.codes(values)[:, None])[:, 0]
+    torch.testing.assert_close(chosen, distance.amin(1), atol=1e-7, rtol=0)
+
+
+@given(st.lists(st.integers(-400, 400), min_size=1, max_size=40, unique=True))
+def test_any_midpoints(positions):
+    middles = torch.tensor(sorted(positions)).float() / 400
+    grid = level_grid(middles)
+    values = torch.cat([around(middles), torch.linspace(-1.5, 1.5, 999)])
+    assert torch.equal(grid.codes(values), torch.bucketize(values, middles))
+
+
+def test_levels_too_close_to_part_are_refused():
+    with pytest.raises(ValueError, match="closer than"):
+        level_grid(torch.tensor([0.5, 0.5 + 1e-6]))
