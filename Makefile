@@ -4,18 +4,21 @@ PROFILE ?= quick
 DATASET ?= embedded
 SEED    ?= 0
 JOBS    ?= 2
+# What a run of the benchmarks is stored under: cpu, or gpu on a machine that has one.
+MACHINE ?= cpu
 
 VENV := .venv
 BIN  := $(VENV)/bin
 # Written last, so that an installation cut short is taken up again.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help book test lint outputs clean
+.PHONY: help book test lint outputs benchmarks clean
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
 	@echo "make test      lint, pairing, unit tests, notebook outputs, strict build of the book"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
+	@echo "make benchmarks  time each fast path beside its peer, for chapter 6  [MACHINE=cpu|gpu]"
 	@echo "make clean     remove what was built; .venv stays"
 
 book: $(INSTALLED)
@@ -33,6 +36,11 @@ lint: $(INSTALLED)
 
 outputs: $(INSTALLED)
 	$(BIN)/coalora outputs
+
+benchmarks: $(INSTALLED)
+	mkdir -p book/results/benchmarks
+	$(BIN)/pytest tests/benchmarks -k $(if $(filter gpu,$(MACHINE)),cuda,"not cuda") \
+	  --benchmark-json=book/results/benchmarks/$(MACHINE).json
 
 clean:
 	rm -rf _build

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from coalora_lib.quantization.nearest import LevelGrid, level_grid
 #: Weights in a piece: whole second-level groups for every B0 and B1.
 PIECE = max(CHOICES["block_size"]) * max(CHOICES["scale_block_size"])
 #: Pieces handled together: on a processor they stay in one core's cache, a GPU wants many.
-CPU_PIECES, GPU_PIECES = 16, 1024
+CPU_PIECES, GPU_PIECES = 16, 256
 
 
 def error_table(
@@ -194,29 +194,36 @@ def _part_errors(part: _Part) -> Tensor:
         roots = None if roots is None else roots.reshape(-1, block_size)
         # Padding has a scale of zero, below m; it counts as the smallest block.
         excess = block_scales(blocks).sub_(offset).clamp_(min=0)
-        for config, scales in _restored_scales(excess, offset, block_size):
-            scales = scales[:, None]
+        for configs, scales in _restored_scales(excess, offset, block_size):
+            scales = scales[..., None]  # (configs, blocks, 1)
             interval = shared.grid.codes(blocks / nonzero(scales)).flatten()
             for bits, levels in zip(CHOICES["weight_bits"], shared.levels, strict=True):
-                residual = levels.index_select(0, interval).view_as(blocks)
+                residual = levels.index_select(0, interval).view(len(configs), *blocks.shape)
                 residual.mul_(scales).sub_(blocks)
                 if roots is not None:
                     residual.mul_(roots)
-                residual = residual.flatten()
-                errors[replace(config, weight_bits=bits).choice] = residual.dot(residual)
+                choices = [replace(config, weight_bits=bits).choice for config in configs]
+                distances = torch.linalg.vector_norm(residual.flatten(1), dim=1)
+                errors[choices] = distances.double().square_()
     return errors
 
 
 def _restored_scales(
     excess: Tensor, offset: Tensor, block_size: int
-) -> Iterator[tuple[LayerConfig, Tensor]]:
-    """s^ under every choice of b1, b2 and B1, with a configuration (of any b0) that has it.
+) -> Iterator[tuple[list[LayerConfig], Tensor]]:
+    """s^ under every choice of b1, b2 and B1: configurations (of any b0) with theirs.
 
     Args:
         excess: (blocks,) float32, s - m; whole second-level blocks.
         offset: scalar float32, m.
         block_size: B0.
+
+    Yields:
+        Some configurations, and (configurations, blocks) float32: one at a time on a processor,
+        whose cache holds no more, all of one B1 on a GPU, whose launches are dear.
     """
+    scale_choices = list(product(CHOICES["scale_bits"], CHOICES["scale_dtype"]))
+    together = len(scale_choices) if excess.is_cuda else 1
     tops = [float(2**bits - 1) for bits in CHOICES["scale_bits"]]
     top = torch.tensor(tops, device=excess.device)[:, None, None, None]
     for scale_block in CHOICES["scale_block_size"]:
@@ -224,10 +231,9 @@ def _restored_scales(
         largest = groups.amax(dim=1)
         stored = [as_stored(largest, SCALE_DTYPES[b2]).float() for b2 in CHOICES["scale_dtype"]]
         stored = torch.stack(stored)[None, :, :, None]
-        # All at once: (b1, b2, groups, B1).
-        codes = scale_codes_of(groups, stored, top)
-        restored = (offset + codes * stored / top).flatten(2)
-        for row, scale_bits in enumerate(CHOICES["scale_bits"]):
-            for column, dtype in enumerate(CHOICES["scale_dtype"]):
-                config = LayerConfig(2, scale_bits, dtype, block_size, scale_block)
-                yield config, restored[row, column]
+        codes = scale_codes_of(groups, stored, top)  # (b1, b2, groups, B1)
+        restored = (offset + codes * stored / top).view(len(scale_choices), -1)
+        configs = [LayerConfig(2, *b1b2, block_size, scale_block) for b1b2 in scale_choices]
+        for start in range(0, len(configs), together):
+            some = slice(start, start + together)
+            yield configs[some], restored[some]
