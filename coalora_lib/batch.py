@@ -103,9 +103,11 @@ def execute_book(
         jobs, get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
     ) as pool:
         running = {}
-        # The last chapters are the long ones: begun first, they leave no core idle at the end.
-        for line, chapter in reversed(list(enumerate(chapters(root)))):
-            names = parameters_of(root / chapter)
+        wanted = [(chapter, parameters_of(root / chapter)) for chapter in chapters(root)]
+        # Chapters on data train models, the later the longer: begun first, they leave no core
+        # idle at the end.
+        order = sorted(enumerate(wanted), key=lambda item: ("dataset" in item[1][1], item[0]))
+        for line, (chapter, names) in reversed(order):
             given = {name: value for name, value in parameters.items() if name in names}
             job = pool.submit(run_chapter, root / chapter, target / chapter, given, line)
             running[job] = chapter
