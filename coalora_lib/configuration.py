@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class LayerConfig:
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not a choice; allowed: {allowed}")
 
-    @property
+    @cached_property
     def bits_per_parameter(self) -> float:
         """Storage in bits per parameter, scales included: b0 + b1/B0 + bits(b2)/(B0*B1)."""
         second_level = torch.finfo(SCALE_DTYPES[self.scale_dtype]).bits
@@ -95,7 +95,7 @@ class LayerConfig:
         dtype = SCALE_DTYPES[self.scale_dtype]
         return codes + scale_codes + groups * dtype.itemsize + torch.float32.itemsize
 
-    @property
+    @cached_property
     def indices(self) -> tuple[int, ...]:
         """The position of each field's value in :data:`CHOICES`: five integers."""
         return tuple(allowed.index(getattr(self, name)) for name, allowed in CHOICES.items())
@@ -116,7 +116,7 @@ class LayerConfig:
             values.append(allowed[int(index)])
         return cls(*values)
 
-    @property
+    @cached_property
     def choice(self) -> int:
         """This configuration's row in :meth:`space`, 0 to 431."""
         return sum(i * stride for i, stride in zip(self.indices, STRIDES, strict=True))

@@ -93,7 +93,7 @@ def lowrank_plus_quantized(
     left_over = exact
     quantized = l1 = l2 = None
     for _ in range(max_iterations):
-        factors = _truncated_svd(rows * left_over * columns, rank, svd, seed)
+        factors = truncated_svd(rows * left_over * columns, rank, svd, seed)
         new_l1, new_l2 = factors[0] / rows, factors[1] / columns
         new_quantized = quantize(exact - new_l1 @ new_l2, config, scheme)
         left_over = exact - new_quantized.dequantize()
@@ -122,8 +122,20 @@ def _two_sided(importance: Tensor | None, weight: Tensor) -> tuple[Tensor, Tenso
     return sides[0], sides[1]
 
 
-def _truncated_svd(matrix: Tensor, rank: int, svd: str, seed: int) -> tuple[Tensor, Tensor]:
-    """The best rank-r factors, the singular values' roots on both sides."""
+def truncated_svd(
+    matrix: Tensor, rank: int, svd: str = "randomized", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The best rank-r approximation as two factors, the singular values' roots on both sides.
+
+    Args:
+        matrix: (rows, columns), float32 or float64.
+        rank: r, at most the shorter side.
+        svd: "exact" or "randomized".
+        seed: of the randomized SVD; torch's random state is left as it is.
+
+    Returns:
+        (rows, r) and (r, columns).
+    """
     if svd == "exact":
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     else:

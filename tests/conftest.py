@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification
 
 from coalora_lib.adapter import CoaLora
 
@@ -14,24 +14,60 @@ def _seeded():
     torch.set_num_threads(1)  # tiny tensors: more threads only get in each other's way
 
 
-def tiny_bert() -> BertForSequenceClassification:
-    """Two blocks, 12 linear layers inside them, all with biases that are not zero."""
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+#: Tiny models of real architectures: two blocks, every bias other than zero.
+TINY = {
+    "bert": lambda: transformers.BertForSequenceClassification(
+        transformers.BertConfig(**SIZES, **NO_DROPOUT, intermediate_size=48)
+    ),
+    "roberta": lambda: transformers.RobertaForSequenceClassification(
+        transformers.RobertaConfig(**SIZES, **NO_DROPOUT, intermediate_size=48)
+    ),
+    "llama": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, intermediate_size=48)
+    ),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**SIZES, intermediate_size=48, num_key_value_heads=1)
+    ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            n_positions=32,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    ),
+    "opt": lambda: transformers.OPTForCausalLM(
+        transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0)
+    ),
+}
+
+
+def tiny(kind: str) -> transformers.PreTrainedModel:
+    """A model of :data:`TINY`, the same one at every call."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = BertForSequenceClassification(config)
+    model = TINY[kind]()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
-    return model.double()
+    return model
+
+
+def tiny_bert() -> transformers.BertForSequenceClassification:
+    """Two blocks, 12 linear layers inside them, in float64."""
+    return tiny("bert").double()
 
 
 @pytest.fixture

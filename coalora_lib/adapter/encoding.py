@@ -1,6 +1,8 @@
 """The encoding Q_i = [z_i, m_i, b_i] of a layer and its configuration (paper, section 4.1).
 
-z_i embeds the five fields of c_i, m_i the layer's module type, b_i the index of its block.
+z_i embeds the five fields of c_i, m_i the layer's module type, b_i the index of its block. An
+option adds three numbers that the fields only imply: how wrong the layer is under c_i, the bits it
+takes, and the bits of the whole model.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coalora_lib.configuration import FIELD_SIZES
+from coalora_lib.configuration import FIELD_SIZES, STRIDES, bits_table
 
 
 @dataclass(frozen=True)
@@ -53,30 +55,92 @@ def describe_layers(names: Sequence[str]) -> LayerDescriptions:
 
 
 class ConfigurationEncoder(nn.Module):
-    """Embeds every layer of a configuration: (layers, 5) integers to (layers, 7 * width).
+    """Embeds every layer of a configuration: (layers, 5) integers to (layers, features).
 
     Args:
         layers: the layers of the model, from :func:`describe_layers`.
         width: size of each of the seven embeddings; 8 in the paper's code.
+        measures: adds :class:`ContinuousMeasures` to the embeddings.
     """
 
     type_index: Tensor
     block_index: Tensor
 
-    def __init__(self, layers: LayerDescriptions, width: int = 8) -> None:
+    def __init__(
+        self,
+        layers: LayerDescriptions,
+        width: int = 8,
+        measures: ContinuousMeasures | None = None,
+    ) -> None:
         super().__init__()
         self.fields = nn.ModuleList(nn.Embedding(size, width) for size in FIELD_SIZES)
         self.types = nn.Embedding(len(layers.types), width)
         self.blocks = nn.Embedding(int(layers.block_index.max()) + 1, width)
         self.register_buffer("type_index", layers.type_index, persistent=False)
         self.register_buffer("block_index", layers.block_index, persistent=False)
+        self.measures = measures
         self.features = (len(FIELD_SIZES) + 2) * width
+        if measures is not None:
+            self.features += ContinuousMeasures.COUNT
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Q for all layers of one configuration.
+        """Q for all layers of one configuration, or of several.
 
         Args:
-            indices: (layers, 5) int64, from :func:`coalora_lib.configuration.to_indices`.
+            indices: (..., layers, 5) int64, from :func:`coalora_lib.configuration.to_indices`.
+
+        Returns:
+            (..., layers, features).
         """
-        z = [embed(column) for embed, column in zip(self.fields, indices.T, strict=True)]
-        return torch.cat([*z, self.types(self.type_index), self.blocks(self.block_index)], dim=-1)
+        parts = [embed(indices[..., i]) for i, embed in enumerate(self.fields)]
+        for place in (self.types(self.type_index), self.blocks(self.block_index)):
+            parts.append(place.expand_as(parts[0]))
+        if self.measures is not None:
+            parts.append(self.measures(indices).to(parts[0].dtype))
+        return torch.cat(parts, dim=-1)
+
+
+class ContinuousMeasures(nn.Module):
+    """Numbers of a configuration: log relative error and bits of each layer, bits of the model.
+
+    Errors and bits are standardized over the layers and choices, so that the three are of the
+    embeddings' size.
+
+    Args:
+        errors: (layers, 432) squared errors, from :func:`coalora_lib.allocation.error_table`.
+        norms: (layers,) squared norms of the pre-trained weights.
+        sizes: (layers,) number of weights of each layer.
+    """
+
+    COUNT = 3
+
+    log_errors: Tensor
+    bits: Tensor
+    shares: Tensor
+    strides: Tensor
+
+    def __init__(self, errors: Tensor, norms: Tensor, sizes: Sequence[int]) -> None:
+        super().__init__()
+        relative = errors.double().cpu() / norms.double().cpu()[:, None]
+        # A layer without any error (all weights alike) has no logarithm; 1e-12 is below 8 bits'.
+        logs = relative.clamp_min(1e-12).log10()
+        weights = torch.tensor(sizes, dtype=torch.float64)
+        for name, tensor in (
+            ("log_errors", _standardized(logs).float()),
+            ("bits", _standardized(bits_table()).float()),
+            ("shares", (weights / weights.sum()).float()),
+            ("strides", torch.tensor(STRIDES)),
+        ):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """(..., layers, 5) int64 to (..., layers, 3)."""
+        choice = (indices * self.strides).sum(-1)
+        layer = torch.arange(choice.shape[-1], device=choice.device)
+        bits = self.bits[choice]
+        model_bits = (bits * self.shares).sum(-1, keepdim=True).expand_as(bits)
+        return torch.stack([self.log_errors[layer, choice], bits, model_bits], dim=-1)
+
+
+def _standardized(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coalora_lib.configuration import LayerConfig
-from coalora_lib.quantization import quantize
+from coalora_lib.decomposition import truncated_svd
+from coalora_lib.quantization import QuantizedTensor, quantize
 
 
 class AdjustedLoraA(nn.Linear):
-    """A LoRA A factor (the paper's L2) read through the adjustment: x -> (I + U) A x.
+    """A LoRA A factor (the paper's L2) that may stand in for an adjusted one: (I + U) A x + v.
 
     It takes the place of PEFT's ``lora_A`` and keeps its parameter's name. Without an adjustment
     it is that layer exactly.
@@ -25,51 +27,113 @@ class AdjustedLoraA(nn.Linear):
     def __init__(self, factor: nn.Linear) -> None:
         super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
         self.weight = factor.weight
-        self.adjustment: Tensor | None = None  # U of the current configuration, (r, r)
+        self.adjusted: Tensor | None = None  # (I + U) A of the current configuration, (r, in)
+        self.shift: Tensor | None = None  # v of the current configuration, (r,)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.adjustment is None:
-            return F.linear(inputs, self.weight)
-        # On the weight side: r^2 * in multiplications, whatever the number of tokens.
-        return F.linear(inputs, self.weight + self.adjustment @ self.weight)
+        weight = self.weight if self.adjusted is None else self.adjusted
+        return F.linear(inputs, weight, self.shift)
+
+
+@dataclass(frozen=True)
+class CompactWeight:
+    """A layer under one choice, as small as it is stored.
+
+    Attributes:
+        quantized: Q.
+        left, right: (rows, k) and (k, columns), a frozen low-rank term; None without one. In the
+            layout of the stored weight, which for GPT-2's Conv1D is (in, out).
+    """
+
+    quantized: QuantizedTensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def restore(self) -> Tensor:
+        """The weight that the layer computes with: Q, plus the low-rank term."""
+        weight = self.quantized.dequantize()
+        return weight if self.left is None else weight.addmm_(self.left, self.right)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken."""
+        low_rank = 0 if self.left is None else self.left.nbytes + self.right.nbytes
+        return self.quantized.nbytes + low_rank
 
 
 class WeightCache:
-    """De-quantized weights by (layer, choice), least recently used out first.
+    """The weights of (layer, choice) pairs seen lately: de-quantized, and packed behind that.
 
-    Switching a layer to a choice seen before is a look-up, so that training on a set of
-    configurations quantizes each (layer, choice) once.
+    Switching a layer to a choice seen before is a look-up while its de-quantized weight is held,
+    and a de-quantization while only its packed form is. When the cache is full, the de-quantized
+    weights used longest ago go first, then the packed ones.
 
     Args:
         weights: the pre-trained weight of each layer.
-        limit: bytes the cache may hold; the newest weight is kept whatever its size.
+        limit: bytes the cache may hold of both kinds. The newest weight is handed out whatever
+            its size; a limit of 0 holds nothing.
+        scheme: the code book.
+        residual_rank: k > 0 adds SVD_k(W - Q), frozen, to every quantized weight.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], limit: int) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        limit: int,
+        scheme: str = "nf",
+        residual_rank: int = 0,
+    ) -> None:
         self.weights = dict(weights)
         self.limit = limit
+        self.scheme = scheme
+        self.residual_rank = residual_rank
         self.held = 0
-        self._entries: OrderedDict[tuple[str, LayerConfig], nn.Parameter] = OrderedDict()
+        self._restored: OrderedDict[tuple[str, LayerConfig], nn.Parameter] = OrderedDict()
+        self._compact: OrderedDict[tuple[str, LayerConfig], CompactWeight] = OrderedDict()
 
     def get(self, layer: str, config: LayerConfig) -> nn.Parameter:
-        """The layer's weight after quantization under ``config``, frozen."""
+        """The layer's weight under ``config``, frozen."""
         key = layer, config
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        weight = quantize(self.weights[layer], config).dequantize()
-        entry = nn.Parameter(weight, requires_grad=False)
-        self._entries[key] = entry
-        self.held += weight.nbytes
-        while self.held > self.limit and len(self._entries) > 1:
-            _, dropped = self._entries.popitem(last=False)
-            self.held -= dropped.nbytes
+        if key in self._restored:
+            self._restored.move_to_end(key)
+            return self._restored[key]
+        weight = nn.Parameter(self.compact(layer, config).restore(), requires_grad=False)
+        self._hold(self._restored, key, weight)
+        return weight
+
+    def compact(self, layer: str, config: LayerConfig) -> CompactWeight:
+        """The same weight in its stored form."""
+        key = layer, config
+        if key in self._compact:
+            self._compact.move_to_end(key)
+            return self._compact[key]
+        weight = self.weights[layer]
+        quantized = quantize(weight, config, self.scheme)
+        entry = CompactWeight(quantized)
+        if self.residual_rank:
+            rest = weight.float() - quantized.dequantize().float()
+            left, right = truncated_svd(rest, self.residual_rank)
+            entry = CompactWeight(quantized, left.to(weight.dtype), right.to(weight.dtype))
+        self._hold(self._compact, key, entry)
         return entry
+
+    def _hold(self, entries: OrderedDict, key: tuple, entry: nn.Parameter | CompactWeight) -> None:
+        entries[key] = entry
+        self.held += entry.nbytes
+        for kind in (self._restored, self._compact):
+            while self.held > self.limit and kind:
+                _, dropped = kind.popitem(last=False)
+                self.held -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Let go of everything but the pre-trained weights."""
+        self._restored.clear()
+        self._compact.clear()
+        self.held = 0
 
     def convert(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the pre-trained weights; what was held in the old form is dropped."""
         converted = {layer: function(weight) for layer, weight in self.weights.items()}
         if any(converted[layer] is not self.weights[layer] for layer in converted):
-            self._entries.clear()
-            self.held = 0
+            self.clear()
         self.weights = converted

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from coalora_lib.adapter.encoding import ConfigurationEncoder, describe_layers
-from coalora_lib.adapter.hypernetwork import HyperNetwork
-from coalora_lib.adapter.layers import AdjustedLoraA, WeightCache
-from coalora_lib.allocation import allocate, error_table
+from coalora_lib.adapter import export, saving
+from coalora_lib.adapter.encoding import (
+    ConfigurationEncoder,
+    ContinuousMeasures,
+    describe_layers,
+)
+from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
+from coalora_lib.adapter.layers import AdjustedLoraA, CompactWeight, WeightCache
+from coalora_lib.adapter.lora import adaptable_layers, attach_lora
+from coalora_lib.adapter.settings import AdapterSettings
+from coalora_lib.allocation import Device, allocate, error_table
 from coalora_lib.configuration import LayerConfig, mean_bits, to_indices
+from coalora_lib.decomposition import truncated_svd
 
-#: Parts outside the blocks that a classifier trains in full, where the model has them.
-HEADS = ("classifier", "score", "pooler")
+#: Bytes that a model's weight cache may hold, unless told otherwise.
 CACHE_LIMIT = 4 * 2**30
+#: Mean bits of the configuration that the start "svd" takes its residual from by default.
+REFERENCE_BUDGET = 3.0
+
+#: What :meth:`CoaLora.set_configuration` takes.
+ConfigurationLike = Sequence[LayerConfig] | Mapping[str, LayerConfig] | Device | float
 
 
 class CoaLora(nn.Module):
@@ -27,34 +41,52 @@ class CoaLora(nn.Module):
         y = Q(W_i; c_i) x + bias_i + (alpha / r) L1_i (I + U_theta(Q_i)) L2_i x
 
     with Q(W; c) the quantized weight, L1 and L2 PEFT's ``lora_B`` and ``lora_A``. Pre-trained
-    biases are kept. Build it with :meth:`attach`.
+    biases are kept. Build it with :meth:`attach`, or :meth:`from_pretrained`.
 
     Attributes:
+        model: the PEFT model.
+        settings: what it was attached with.
         layer_names: the adapted linear layers, in the model's order.
         sizes: number of weights of each of them.
-        configuration: the current configuration, or None while the weights are unquantized.
+        training_set: the configurations it was last trained on; kept when it is saved.
     """
 
     def __init__(
         self,
-        model: PeftModel,
-        hypernetwork: HyperNetwork | None,
-        layer_names: Sequence[str],
-        errors: Tensor | None,
+        base_model: PreTrainedModel,
+        settings: AdapterSettings,
+        errors: Tensor | None = None,
+        cache_bytes: int = CACHE_LIMIT,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.hypernetwork = hypernetwork
-        self.layer_names = list(layer_names)
-        inner = model.get_base_model()
-        self._layers = [inner.get_submodule(name) for name in layer_names]
+        names = adaptable_layers(base_model)
+        if not names:
+            raise ValueError(f"{type(base_model).__name__} has no linear layer in numbered blocks")
+        self.settings = settings
+        self.layer_names = names
+        self.model = attach_lora(base_model, settings.rank, settings.alpha)
+        self._layers = [base_model.get_submodule(name) for name in names]
         for layer in self._layers:
             layer.lora_A["default"] = AdjustedLoraA(layer.lora_A["default"])
         weights = [layer.base_layer.weight.detach() for layer in self._layers]
         self.sizes = [weight.numel() for weight in weights]
-        self.configuration: list[LayerConfig] | None = None
-        self._cache = WeightCache(dict(zip(layer_names, weights, strict=True)), CACHE_LIMIT)
+        self._configuration: list[LayerConfig] | None = None
+        self.training_set: list[list[LayerConfig]] = []
+        self._indices: Tensor | None = None
+        self._cache = WeightCache(
+            dict(zip(names, weights, strict=True)),
+            cache_bytes,
+            settings.scheme,
+            settings.frozen_rank,
+        )
         self._errors = errors
+        self.hypernetwork = self._new_hypernetwork() if settings.configuration_aware else None
+        self._by_width: dict[int, list[int]] = {}
+        for number, layer in enumerate(self._layers):
+            width = layer.lora_A["default"].in_features
+            self._by_width.setdefault(width, []).append(number)
+        # On the transformers model, so that every way in passes it: forward, PEFT, generate.
+        base_model.register_forward_pre_hook(self._adapt)
 
     @classmethod
     def attach(
@@ -62,46 +94,55 @@ class CoaLora(nn.Module):
         base_model: PreTrainedModel,
         rank: int = 16,
         alpha: float = 16,
-        configuration_aware: bool = True,
+        start: str = "zero",
+        *,
         errors: Tensor | None = None,
+        start_configuration: ConfigurationLike = REFERENCE_BUDGET,
+        cache_bytes: int = CACHE_LIMIT,
+        **options,
     ) -> CoaLora:
-        """Put LoRA on every linear layer inside the model's blocks, B starting at zero.
+        """Put LoRA on every linear layer inside the model's blocks.
 
         Args:
             base_model: a transformers model; it is taken over and changed.
-            rank: r of the LoRA factors.
-            alpha: the LoRA output is scaled by alpha / rank.
-            configuration_aware: False leaves the hypernetwork out: the same LoRA for every
-                configuration (Shared-LoRA), or QLoRA when it is trained on one configuration.
+            rank, alpha, start: see :class:`~coalora_lib.adapter.AdapterSettings`.
             errors: the model's (layers, 432) error table where the caller has it; otherwise it
                 is computed when a budget is first asked for.
+            start_configuration: whose residual the start "svd" begins from.
+            cache_bytes: what the weights of other configurations may take in memory.
+            options: the other fields of :class:`~coalora_lib.adapter.AdapterSettings`.
 
         Raises:
-            ValueError: the model has no linear layer in a numbered block.
+            ValueError: the model has no linear layer in a numbered block, or a setting is not
+                known or out of range.
         """
-        names = adaptable_layers(base_model)
-        if not names:
-            raise ValueError(f"{type(base_model).__name__} has no linear layer in numbered blocks")
-        present = {name.rsplit(".", 1)[-1] for name, _ in base_model.named_modules()}
-        settings = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules=names,
-            modules_to_save=[head for head in HEADS if head in present],
-        )
-        device, dtype = base_model.device, base_model.dtype
-        hypernetwork = None
-        if configuration_aware:
-            encoder = ConfigurationEncoder(describe_layers(names))
-            hypernetwork = HyperNetwork(encoder, rank).to(device, dtype)
-        return cls(get_peft_model(base_model, settings), hypernetwork, names, errors)
+        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
+        model = cls(base_model, settings, errors, cache_bytes)
+        if start == "svd":
+            model._start_from_residual(model.resolve(start_configuration))
+        return model
+
+    @property
+    def config(self):
+        """The transformers model's configuration (sizes, labels, special tokens)."""
+        return self.model.get_base_model().config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.get_base_model().device
+
+    @property
+    def configuration(self) -> list[LayerConfig] | None:
+        """The current configuration, or None while the weights are unquantized."""
+        return None if self._configuration is None else list(self._configuration)
 
     @property
     def bits(self) -> float | None:
         """Mean bits per parameter of the current configuration, scales included."""
-        if self.configuration is None:
+        if self._configuration is None:
             return None
-        return mean_bits(self.configuration, self.sizes)
+        return mean_bits(self._configuration, self.sizes)
 
     @property
     def scaling(self) -> float:
@@ -112,64 +153,178 @@ class CoaLora(nn.Module):
     def errors(self) -> Tensor:
         """The (layers, 432) table of squared quantization errors, computed at first use."""
         if self._errors is None:
-            self._errors = error_table(self._cache.weights)
+            self._errors = error_table(self._cache.weights, self.settings.scheme)
         return self._errors
 
-    def set_configuration(self, configuration: Sequence[LayerConfig] | float) -> None:
-        """Switch to a configuration: quantized weights move in, the adapter follows.
+    @property
+    def pretrained_weights(self) -> dict[str, Tensor]:
+        """The unquantized weight of each adapted layer, by name."""
+        return dict(self._cache.weights)
 
-        Args:
-            configuration: one LayerConfig for each of :attr:`layer_names`, or a budget in mean
-                bits per parameter, for which the least-error configuration is allocated.
+    def resolve(self, configuration: ConfigurationLike) -> list[LayerConfig]:
+        """The configuration of every layer that :meth:`set_configuration` would set.
 
         Raises:
-            ValueError: the number of layers differs, or the budget is not feasible; the model
-                is left as it was.
+            ValueError: as :meth:`set_configuration`.
+            TypeError: what is given is no configuration.
         """
         if isinstance(configuration, int | float):
-            configuration = allocate(self.errors, self.sizes, configuration).configs
+            configuration = Device(budget=float(configuration))
+        if isinstance(configuration, Device):
+            return allocate(
+                self.errors, self.sizes, names=self.layer_names, **vars(configuration)
+            ).configs
+        if isinstance(configuration, Mapping):
+            missing = [name for name in self.layer_names if name not in configuration]
+            unknown = [name for name in configuration if name not in self.layer_names]
+            for problem, names in (("lacks", missing), ("has no such layer as", unknown)):
+                if names:
+                    subject = "the configuration" if names is missing else "this model"
+                    raise ValueError(f"{subject} {problem} {names[0]!r} ({len(names)} in all)")
+            configuration = [configuration[name] for name in self.layer_names]
         if len(configuration) != len(self.layer_names):
             raise ValueError(
                 f"{len(configuration)} layer configurations for {len(self.layer_names)} layers"
             )
-        configuration = list(configuration)
+        for name, config in zip(self.layer_names, configuration, strict=True):
+            if not isinstance(config, LayerConfig):
+                raise TypeError(f"{name}: {config!r} is not a LayerConfig")
+        return list(configuration)
+
+    def set_configuration(self, configuration: ConfigurationLike) -> None:
+        """Switch to a configuration: quantized weights move in, the adapter follows.
+
+        Args:
+            configuration: one LayerConfig for each of :attr:`layer_names`, in that order or by
+                name; or a budget in mean bits per parameter; or a
+                :class:`~coalora_lib.allocation.Device` (allowed bit widths, bytes, ...), for
+                which the least-error configuration is allocated.
+
+        Raises:
+            ValueError: the number or the names of the layers differ, or the budget or device is
+                not feasible; the model is left as it was.
+            TypeError: what is given is no configuration.
+        """
+        configuration = self.resolve(configuration)
         weights = [
             self._cache.get(name, config)
             for name, config in zip(self.layer_names, configuration, strict=True)
         ]
         for layer, weight in zip(self._layers, weights, strict=True):
             layer.base_layer.weight = weight
-        self.configuration = configuration
+        self._configuration = configuration
+        self._indices = to_indices(configuration).to(self.device)
 
-    def adjustments(self, configuration: Sequence[LayerConfig]) -> Tensor:
-        """U of every layer under a configuration: (layers, r, r).
+    def adjustments(self, configuration: Sequence[LayerConfig]) -> Adjustment:
+        """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
 
         Raises:
             ValueError: the model is not configuration-aware.
         """
         if self.hypernetwork is None:
             raise ValueError("attached with configuration_aware=False: there are no adjustments")
-        indices = to_indices(configuration).to(self.model.device)
-        return self.hypernetwork(indices)
+        return self.hypernetwork(to_indices(configuration).to(self.device))
+
+    def adjusted_factors(self, adjustment: Adjustment) -> list[Tensor]:
+        """(I + U) L2 of every layer, each (r, in).
+
+        Layers of the same width go through one batched product: a handful of kernels, whatever
+        the number of layers.
+        """
+        factors: list[Tensor] = [None] * len(self._layers)
+        for numbers in self._by_width.values():
+            stacked = torch.stack([self._layers[i].lora_A["default"].weight for i in numbers])
+            products = torch.baddbmm(stacked, adjustment.matrix[numbers], stacked)
+            for number, product in zip(numbers, products.unbind(), strict=True):
+                factors[number] = product
+        return factors
+
+    def compact_weights(self, configuration: Sequence[LayerConfig]) -> dict[str, CompactWeight]:
+        """Each layer's packed weight, and frozen low-rank term if it has one, by name."""
+        return {
+            name: self._cache.compact(name, config)
+            for name, config in zip(self.layer_names, configuration, strict=True)
+        }
 
     def forward(self, **batch: Tensor):
         """The transformers model's output under the current configuration."""
-        if self.hypernetwork is not None and self.configuration is not None:
-            adjustments = self.adjustments(self.configuration)
-            for layer, adjustment in zip(self._layers, adjustments, strict=True):
-                layer.lora_A["default"].adjustment = adjustment
         return self.model(**batch)
+
+    def generate(self, **arguments):
+        """transformers' ``generate`` under the current configuration, for decoder models."""
+        return self.model.generate(**arguments)
+
+    def export_peft_adapter(
+        self,
+        folder: str | Path,
+        configuration: ConfigurationLike | None = None,
+        weights: str | None = None,
+    ) -> Path:
+        """Write the adapter for one configuration as plain PEFT; see :mod:`.export`."""
+        return export.export_peft_adapter(self, folder, configuration, weights)
+
+    def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
+        """Write the whole method into one folder; see :mod:`.saving`."""
+        return saving.save_pretrained(self, folder, quantized)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        base_model: PreTrainedModel | None = None,
+        cache_bytes: int = CACHE_LIMIT,
+    ) -> CoaLora:
+        """Read what :meth:`save_pretrained` wrote; see :mod:`.saving`."""
+        saved = saving.read(folder)
+        base_model = saving.matching_base(saved, base_model)
+        model = cls(base_model, saved.settings, saved.errors, cache_bytes)
+        saving.restore(saved, model)
+        return model
+
+    def _new_hypernetwork(self) -> HyperNetwork:
+        settings, measures = self.settings, None
+        if settings.error_features:
+            weights = self._cache.weights.values()
+            norms = torch.stack([weight.double().square().sum() for weight in weights])
+            measures = ContinuousMeasures(self.errors, norms, self.sizes)
+        layers = describe_layers(self.layer_names)
+        network = HyperNetwork(
+            ConfigurationEncoder(layers, settings.width, measures),
+            settings.rank,
+            settings.hidden,
+            settings.learned_scale,
+            settings.output_bias,
+        )
+        factor = self._layers[0].lora_A["default"].weight
+        return network.to(factor.device, factor.dtype)
+
+    @torch.no_grad()
+    def _start_from_residual(self, configuration: Sequence[LayerConfig]) -> None:
+        """(alpha / r) L1 L2 = SVD_r(W - Q) under one configuration."""
+        compact = self.compact_weights(configuration)
+        for layer, (name, quantized) in zip(self._layers, compact.items(), strict=True):
+            rest = self._cache.weights[name].float() - quantized.restore().float()
+            if isinstance(layer.base_layer, Conv1D):
+                rest = rest.T
+            left, right = truncated_svd(rest, self.settings.rank)
+            layer.lora_B["default"].weight.copy_(left / self.scaling**0.5)
+            layer.lora_A["default"].weight.copy_(right / self.scaling**0.5)
+
+    def _adapt(self, *_) -> None:
+        """Hand every layer its adjusted factor, before the transformers model's forward."""
+        if self.hypernetwork is None or self._indices is None:
+            return
+        adjustment = self.hypernetwork(self._indices)
+        shifts = [None] * len(self._layers) if adjustment.bias is None else adjustment.bias
+        factors = self.adjusted_factors(adjustment)
+        for layer, factor, shift in zip(self._layers, factors, shifts, strict=True):
+            lora_a = layer.lora_A["default"]
+            lora_a.adjusted, lora_a.shift = factor, shift
 
     def _apply(self, fn, *args, **kwargs):
         """What ``.to()`` and its kin do, also for the pre-trained weights behind the cache."""
         self._cache.convert(fn)
-        return super()._apply(fn, *args, **kwargs)
-
-
-def adaptable_layers(model: nn.Module) -> list[str]:
-    """Paths of the linear layers inside numbered blocks: not embeddings, pooler or head."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
-    ]
+        super()._apply(fn, *args, **kwargs)
+        if self._indices is not None:
+            self._indices = self._indices.to(self.device)
+        return self

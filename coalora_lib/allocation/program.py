@@ -31,6 +31,23 @@ BITS_GRID = 1024
 
 
 @dataclass(frozen=True)
+class Device:
+    """What a device can hold and run; see :func:`allocate` for each.
+
+    Attributes:
+        budget: mean bits per parameter, scales included.
+        allowed: field of :class:`LayerConfig` to the values it may have there.
+        fixed: configurations given beforehand, by the layer's name or its position.
+        max_bytes: bytes that all quantized layers may take together.
+    """
+
+    budget: float | None = None
+    allowed: Mapping[str, Sequence] | None = None
+    fixed: Mapping[str | int, LayerConfig] | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Allocation:
     """The solution of the integer program.
 

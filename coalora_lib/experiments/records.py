@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.setup import Setup
+from coalora_lib.files import atomic_file
 from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
 from coalora_lib.training import Evaluation
 
@@ -123,12 +123,8 @@ def write_record(record: Record, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{record.experiment}-{record.dataset}-{record.profile}-seed{record.seed}.json"
-    partial = folder / f"{name}.tmp"
-    try:
+    with atomic_file(folder / name) as partial:
         partial.write_text(record.model_dump_json(indent=2) + "\n")
-        os.replace(partial, folder / name)
-    finally:
-        partial.unlink(missing_ok=True)
     return folder / name
 
 

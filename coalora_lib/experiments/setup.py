@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.adapter.model import adaptable_layers
+from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table
 from coalora_lib.configuration import LayerConfig, random_configuration
 from coalora_lib.experiments.chapter import Run
 from coalora_lib.tasks import TASKS, TaskSplits, load_classifier, load_task
 from coalora_lib.training import TrainingPlan, tokenize
-from coalora_lib.training.loop import Examples
+from coalora_lib.training.evaluation import Examples
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,20 @@ class Setup:
         """The same plan, shorter: for a demonstration."""
         return replace(self.plan, steps=steps)
 
-    def new_model(self, configuration_aware: bool = True) -> CoaLora:
-        """The pre-trained model with fresh adapters, the same ones at every call."""
+    def new_model(self, **options) -> CoaLora:
+        """The pre-trained model with fresh adapters, the same ones at every call.
+
+        Args:
+            options: for :meth:`CoaLora.attach`, beside rank and alpha of the profile.
+        """
         profile = self.run.profile
+        base = self.new_base()
+        return CoaLora.attach(base, profile.rank, profile.alpha, errors=self.errors, **options)
+
+    def new_base(self) -> PreTrainedModel:
+        """The pre-trained model with a fresh head, the same one at every call."""
         torch.manual_seed(self.run.seed)
-        base, _ = _load(self.run)
-        return CoaLora.attach(
-            base, profile.rank, profile.alpha, configuration_aware, errors=self.errors
-        )
+        return _load(self.run)[0]
 
     def allocated(self, budget: float) -> list[LayerConfig]:
         """The least-error configuration within a budget in mean bits per parameter."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
+from coalora_lib.files import atomic_file
 from coalora_lib.quantization.blockwise import QuantizedTensor
 from coalora_lib.quantization.codebooks import code_levels
 
@@ -42,12 +42,8 @@ def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> 
         }
         for name, quantized in tensors.items()
     }
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
+    with atomic_file(path) as partial:
         save_file(stored, partial, {"format": FORMAT, "tensors": json.dumps(about)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

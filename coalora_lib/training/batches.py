@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 #: Batches sorted together: longer pools pad less, shorter ones mix the lengths more.
 POOL = 16
+#: Label of a token that no loss is counted for, as in transformers.
+IGNORED = -100
 
 
 def tokenize(
@@ -34,42 +37,105 @@ def tokenize(
     return examples
 
 
+def tokenize_blocks(
+    split: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[dict[str, Tensor]]:
+    """A split as examples for a causal language model: all texts in a row, cut into blocks.
+
+    Args:
+        split: with a column sentence.
+        tokenizer: of the model; its end-of-sequence token stands between texts, if it has one.
+        length: tokens of a block; what is left over at the end is dropped.
+
+    Returns:
+        input_ids, attention_mask and labels, each (length,); the labels are the tokens.
+
+    Raises:
+        ValueError: the texts do not fill one block.
+    """
+    between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = tokenizer(list(split["sentence"]), add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([token for text in encoded for token in (*text, *between)])
+    if len(tokens) < length:
+        raise ValueError(f"{len(tokens)} tokens do not fill one block of {length}")
+    return [
+        {"input_ids": block, "attention_mask": torch.ones_like(block), "labels": block}
+        for block in tokens[: len(tokens) // length * length].split(length)
+    ]
+
+
 def collate(examples: list[dict[str, Tensor]], pad_token: int) -> dict[str, Tensor]:
-    """Stack examples, padded on the right to the longest: each (batch, length), labels (batch,)."""
-    padding = {"input_ids": pad_token}
-    batch = {
-        name: torch.nn.utils.rnn.pad_sequence(
-            [example[name] for example in examples],
-            batch_first=True,
-            padding_value=padding.get(name, 0),
+    """Stack examples, padded on the right to the longest.
+
+    Returns:
+        Each (batch, length); labels (batch,), or (batch, length) where every token has one, with
+        -100 on the padding.
+    """
+    padding = {"input_ids": pad_token, "labels": IGNORED}
+    batch = {}
+    for name, first in examples[0].items():
+        rows = [example[name] for example in examples]
+        batch[name] = (
+            torch.nn.utils.rnn.pad_sequence(rows, True, padding.get(name, 0))
+            if first.ndim
+            else torch.stack(rows)
         )
-        for name in examples[0]
-        if name != "labels"
-    }
-    batch["labels"] = torch.stack([example["labels"] for example in examples])
     return batch
 
 
-def shuffled_batches(
-    examples: list[dict[str, Tensor]], size: int, pad_token: int, generator: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
+class ShuffledBatches:
     """Batches for ever, epoch after epoch, each epoch in a new order with lengths bucketed.
+
+    The order depends on the seed and the epoch alone, so that epoch and position say where a run
+    stands.
+
+    Args:
+        examples: from :func:`tokenize` or :func:`tokenize_blocks`.
+        size: examples in a batch.
+        pad_token: see :func:`collate`.
+        seed: of the orders.
 
     Raises:
         ValueError: there are fewer examples than one batch.
     """
-    if len(examples) < size:
-        raise ValueError(f"{len(examples)} examples do not fill one batch of {size}")
-    while True:
-        order = torch.randperm(len(examples), generator=generator).tolist()
-        pools = [order[i : i + POOL * size] for i in range(0, len(order), POOL * size)]
+
+    def __init__(
+        self, examples: list[dict[str, Tensor]], size: int, pad_token: int, seed: int
+    ) -> None:
+        if len(examples) < size:
+            raise ValueError(f"{len(examples)} examples do not fill one batch of {size}")
+        self.examples, self.size, self.pad_token, self.seed = examples, size, pad_token, seed
+        self.seek(0, 0)
+
+    def seek(self, epoch: int, position: int) -> None:
+        """Go to a batch of an epoch, both counted from 0."""
+        self.epoch, self.position = epoch, position
+        self._order = self._order_of(epoch)
+
+    def next_rows(self) -> list[int]:
+        """The examples of the next batch."""
+        if self.position == len(self._order):
+            self.seek(self.epoch + 1, 0)
+        self.position += 1
+        return self._order[self.position - 1]
+
+    def collate(self, rows: list[int]) -> dict[str, Tensor]:
+        """The batch of these examples."""
+        return collate([self.examples[row] for row in rows], self.pad_token)
+
+    def _order_of(self, epoch: int) -> list[list[int]]:
+        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(mixed))
+        order = torch.randperm(len(self.examples), generator=generator).tolist()
+        pool_size = POOL * self.size
         batches = []
-        for pool in pools:
-            pool.sort(key=lambda row: len(examples[row]["input_ids"]))
-            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-        batches = [batch for batch in batches if len(batch) == size]
-        for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield collate([examples[row] for row in batches[i]], pad_token)
+        for start in range(0, len(order), pool_size):
+            pool = order[start : start + pool_size]
+            pool.sort(key=lambda row: len(self.examples[row]["input_ids"]))
+            batches += [pool[i : i + self.size] for i in range(0, len(pool), self.size)]
+        batches = [batch for batch in batches if len(batch) == self.size]
+        shuffled = torch.randperm(len(batches), generator=generator)
+        return [batches[i] for i in shuffled.tolist()]
 
 
 def ordered_batches(

@@ -1,23 +1,31 @@
-"""One training loop for every method, and the evaluation under a configuration."""
+"""One training loop for every method: over a set of configurations, with the search between."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_scheduler
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import LayerConfig
-from coalora_lib.training.batches import ordered_batches, shuffled_batches
+from coalora_lib.adapter.saving import trained_parameters
+from coalora_lib.configuration import LayerConfig, from_indices, mean_bits
+from coalora_lib.training import checkpoint
+from coalora_lib.training.alternation import Round, SearchPlan, search_round, to_flat
+from coalora_lib.training.batches import ShuffledBatches
+from coalora_lib.training.evaluation import Examples, new_accelerator, pad_token_of
+from coalora_lib.training.losses import distillation_loss
 
 Configuration = Sequence[LayerConfig]
-Examples = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -26,149 +34,309 @@ class TrainingPlan:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: examples in a step; each configuration of the step sees the same ones.
+        batch_size: examples in a step, over all processes together; each configuration of the
+            step sees the same ones.
         configurations_per_step: configurations drawn in a step; their losses are averaged.
-        learning_rate: the peak, reached after ``warmup`` of the steps and followed by a cosine.
+        learning_rate: the peak, reached after ``warmup`` of the steps.
+        schedule: how it falls to zero after that, "cosine" or "linear".
         warmup: as a part of the steps.
+        weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
-        seed: of the order of examples and configurations.
+        distillation: weight of the teacher's term in the loss, 0 to 1; 0 needs no teacher.
+        temperature: both distributions are softened by it in that term.
+        seed: of the order of examples and configurations, and of dropout.
     """
 
     steps: int
     batch_size: int = 32
     configurations_per_step: int = 2
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "linear"] = "cosine"
     warmup: float = 0.1
+    weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    distillation: float = 0.0
+    temperature: float = 2.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "configurations_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.schedule not in ("cosine", "linear"):
+            raise ValueError(f"schedule={self.schedule!r} is not known; allowed: cosine, linear")
+        for name in ("warmup", "distillation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside 0..1")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Accuracy (0 to 1), mean cross-entropy (nats) and which examples were right, in order."""
+class History:
+    """What a run leaves beside the trained model.
 
-    accuracy: float
-    loss: float
-    correct: Tensor
-
-
-class Trainer:
-    """The state of a run: model, optimizer, schedule and streams, advanced by :meth:`run`.
-
-    Args:
-        model: trained in place.
-        examples: from :func:`coalora_lib.training.tokenize`.
-        plan: sizes the schedule; the run may be cut into several calls of :meth:`run`.
+    Attributes:
+        losses: of each step, averaged over its configurations.
+        configurations: the training set at the end.
+        rounds: the searches, in order.
     """
 
-    def __init__(self, model: CoaLora, examples: Examples, plan: TrainingPlan) -> None:
-        self.plan = plan
-        self.step = 0
-        self.accelerator = new_accelerator()
-        self.model = model.to(self.accelerator.device)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=plan.learning_rate)
-        self.schedule = get_scheduler(
-            "cosine", self.optimizer, round(plan.warmup * plan.steps), plan.steps
-        )
-        self.generator = torch.Generator().manual_seed(plan.seed)
-        self.batches = shuffled_batches(
-            examples, plan.batch_size, pad_token_of(model), self.generator
-        )
-
-    def run(self, configurations: Sequence[Configuration], steps: int) -> list[float]:
-        """Train for some steps over a set of configurations.
-
-        Each step draws ``configurations_per_step`` of the set and follows the mean gradient of
-        the task loss (paper, equation 5: the expectation over configurations).
-
-        Returns:
-            The loss of each step, averaged over its configurations.
-
-        Raises:
-            ValueError: the set is empty.
-            FloatingPointError: a loss is not finite; step and configuration are named.
-        """
-        if not configurations:
-            raise ValueError("the set of training configurations is empty")
-        self.model.train()
-        losses = []
-        for _ in tqdm(range(steps), "training", disable=None):
-            batch = {k: v.to(self.accelerator.device) for k, v in next(self.batches).items()}
-            count = self.plan.configurations_per_step
-            drawn = torch.randint(len(configurations), (count,), generator=self.generator)
-            total = 0.0
-            for index in drawn.tolist():
-                self.model.set_configuration(configurations[index])
-                with self.accelerator.autocast():
-                    loss = self.model(**batch).loss
-                self._check(loss, index)
-                self.accelerator.backward(loss / count)
-                total += loss.item() / count
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
-            self.optimizer.step()
-            self.schedule.step()
-            self.optimizer.zero_grad()
-            self.step += 1
-            losses.append(total)
-        return losses
-
-    def _check(self, loss: Tensor, index: int) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.step}, configuration {index} of the "
-                f"set ({self.model.bits:.3f} bits); a lower learning rate may help"
-            )
+    losses: list[float]
+    configurations: list[Configuration]
+    rounds: list[Round]
 
 
 def train(
-    model: CoaLora, examples: Examples, configurations: Sequence[Configuration], plan: TrainingPlan
-) -> list[float]:
-    """Train on a fixed set of configurations; arguments, result and errors as :class:`Trainer`.
-
-    With ``configuration_aware=False`` this is Shared-LoRA, and QLoRA on a set of one.
-    """
-    return Trainer(model, examples, plan).run(configurations, plan.steps)
-
-
-@torch.no_grad()
-def evaluate(
-    model: CoaLora,
+    model: nn.Module,
     examples: Examples,
-    configuration: Configuration | float | None,
-    batch_size: int = 64,
-) -> Evaluation:
-    """The model's accuracy and loss under a configuration.
+    configurations: Sequence[Configuration] | None,
+    plan: TrainingPlan,
+    *,
+    search: SearchPlan | None = None,
+    scoring: Examples | None = None,
+    teacher: nn.Module | None = None,
+    checkpoints: str | Path | None = None,
+    checkpoint_every: int = 200,
+) -> History:
+    """Train a model, over a set of configurations if it is a :class:`CoaLora`.
+
+    Each step draws ``configurations_per_step`` of the set and follows the mean gradient of the
+    task loss (paper, equation 5: the expectation over configurations). With
+    ``configuration_aware=False`` this is Shared-LoRA, and QLoRA on a set of one. The run uses the
+    GPU if there is one, and all processes that ``accelerate launch`` or ``torchrun`` started.
 
     Args:
-        model: left in evaluation mode, with the configuration set.
-        examples: from :func:`coalora_lib.training.tokenize`.
-        configuration: one, a budget in bits, or None for the current one.
-        batch_size: examples in a forward.
+        model: trained in place.
+        examples: from :func:`~coalora_lib.training.tokenize` or ``tokenize_blocks``.
+        configurations: the training set; None for a model without configurations.
+        plan: sizes, schedule, seed.
+        search: improve the set between stretches of training.
+        scoring: examples that the search scores configurations on; not those that results are
+            reported on.
+        teacher: an unquantized model, for ``plan.distillation``.
+        checkpoints: folder to write checkpoints into, and to go on from if it holds some of the
+            same run: a run that was killed ends with the weights of one that was not, bit for bit
+            on a processor.
+        checkpoint_every: steps between checkpoints.
+
+    Raises:
+        ValueError: the set is empty, the model and the arguments do not fit together, or the
+            folder holds checkpoints of another run.
+        FloatingPointError: a loss is not finite; step and configuration are named, and the
+            weights are those before the step.
     """
-    accelerator = new_accelerator()
-    model.to(accelerator.device).eval()
-    if configuration is not None:
-        model.set_configuration(configuration)
-    correct = torch.empty(len(examples), dtype=torch.bool)
-    total = 0.0
-    for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model)):
-        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-        labels = batch.pop("labels")
-        with accelerator.autocast():
-            logits = model(**batch).logits
-        logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-        total += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct[rows] = (logits.argmax(-1) == labels).cpu()
-    return Evaluation(correct.double().mean().item(), total / len(examples), correct)
+    trainer = Trainer(model, examples, configurations, plan, search, scoring, teacher)
+    if checkpoints is not None:
+        trainer.resume(Path(checkpoints))
+    return trainer.run(None if checkpoints is None else Path(checkpoints), checkpoint_every)
 
 
-def new_accelerator() -> Accelerator:
-    """Devices and precision: bfloat16 autocast on a GPU, the parameters' own dtype on a CPU."""
-    on_gpu = torch.cuda.is_available()
-    return Accelerator(mixed_precision="bf16" if on_gpu else "no")
+class Trainer:
+    """The state of a run; arguments as :func:`train`, which most callers want."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        configurations: Sequence[Configuration] | None,
+        plan: TrainingPlan,
+        search: SearchPlan | None = None,
+        scoring: Examples | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.accelerator = new_accelerator()
+        self.plan, self.search, self.scoring = plan, search, scoring
+        self._check(model, configurations, teacher)
+        self.step = 0
+        self.losses: list[float] = []
+        self.rounds: list[Round] = []
+        self.configurations = None if configurations is None else list(configurations)
+        self.model = model.to(self.accelerator.device)
+        self.teacher = None if teacher is None else teacher.to(self.accelerator.device).eval()
+        self.parameters = trained_parameters(model)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            fused=True,
+        )
+        self.schedule = get_scheduler(
+            plan.schedule, self.optimizer, round(plan.warmup * plan.steps), plan.steps
+        )
+        self.batches = ShuffledBatches(examples, plan.batch_size, pad_token_of(model), plan.seed)
+        self._data = data_digest(examples, self.configurations)
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        torch.manual_seed(plan.seed + self.accelerator.process_index)
+        self._parallel = model  # what a step calls: gradients are averaged over processes
+        if self.accelerator.num_processes > 1:
+            self._parallel = self.accelerator.prepare_model(model)
+
+    @property
+    def about(self) -> dict:
+        """What a checkpoint must agree with to be one of this run."""
+        aware = isinstance(self.model, CoaLora)
+        return {
+            "plan": asdict(self.plan),
+            "search": None if self.search is None else asdict(self.search),
+            "settings": self.model.settings.model_dump() if aware else None,
+            "data": self._data,
+            "processes": self.accelerator.num_processes,
+            "parameters": {name: list(p.shape) for name, p in self.parameters.items()},
+        }
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the newest whole checkpoint in a folder, if there is one."""
+        checkpoint.resume(self, folder)
+
+    def run(self, checkpoints: Path | None = None, checkpoint_every: int = 200) -> History:
+        """Train to the end of the plan."""
+        rounds = 1 if self.search is None else self.search.rounds
+        bar = tqdm(
+            total=self.plan.steps,
+            initial=self.step,
+            desc="training",
+            disable=None if self.accelerator.is_main_process else True,
+        )
+        with bar:
+            while True:
+                stretch = self.plan.steps * (len(self.rounds) + 1) // rounds
+                while self.step < stretch:
+                    self.losses.append(self._step())
+                    self.step += 1
+                    bar.update()
+                    if checkpoints is not None and self.step % checkpoint_every == 0:
+                        checkpoint.save(self, checkpoints)
+                if len(self.rounds) + 1 == rounds:
+                    break
+                self._search()
+                if checkpoints is not None:
+                    checkpoint.save(self, checkpoints)
+        if checkpoints is not None:
+            checkpoint.save(self, checkpoints)
+        if self._parallel is not self.model:
+            self.accelerator.unwrap_model(self._parallel, keep_fp32_wrapper=False)
+        if isinstance(self.model, CoaLora) and self.configurations is not None:
+            self.model.training_set = [list(each) for each in self.configurations]
+        return History(self.losses, self.configurations or [], self.rounds)
+
+    def _step(self) -> float:
+        """One optimizer step; its loss."""
+        self.model.train()
+        count, processes = self.plan.configurations_per_step, self.accelerator.num_processes
+        rows = self.batches.next_rows()[self.accelerator.process_index :: processes]
+        batch = self._to_device(self.batches.collate(rows))
+        target = self._teach(batch)
+        drawn = self._draw(count)
+        losses = []
+        for position, index in enumerate(drawn):
+            if index is not None:
+                self.model.set_configuration(self.configurations[index])
+            waiting = position + 1 < count and processes > 1
+            with self.accelerator.no_sync(self._parallel) if waiting else nullcontext():
+                loss = self._loss(batch, target)
+                (loss / count).backward()
+            losses.append(loss.detach())
+        # The mean over processes, so that all of them stop at a NaN of one. Here the GPU is
+        # waited for, once a step.
+        values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
+        self._refuse_non_finite(values, drawn)
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.plan.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return sum(values) / count
+
+    def _draw(self, count: int) -> list[int | None]:
+        if self.configurations is None:
+            return [None] * count
+        return torch.randint(len(self.configurations), (count,), generator=self.generator).tolist()
+
+    def _loss(self, batch: dict[str, Tensor], target: Tensor | None) -> Tensor:
+        with self.accelerator.autocast():
+            output = self._parallel(**batch)
+        if target is None:
+            return output.loss
+        share = self.plan.distillation
+        soft = distillation_loss(output.logits, target, batch["labels"], self.plan.temperature)
+        return (1 - share) * output.loss + share * soft
+
+    @torch.no_grad()
+    def _teach(self, batch: dict[str, Tensor]) -> Tensor | None:
+        if not self.plan.distillation:
+            return None
+        with self.accelerator.autocast():
+            return self.teacher(**{k: v for k, v in batch.items() if k != "labels"}).logits
+
+    def _search(self) -> None:
+        """One search round, made by the main process for all."""
+        found = [None]
+        if self.accelerator.is_main_process:
+            seed = self.plan.seed + len(self.rounds)
+            current = to_flat(self.configurations)
+            found = [search_round(self.model, current, self.search, self.scoring, seed)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        self.rounds.append(found[0])
+        kept = found[0].configurations[found[0].kept]
+        self.configurations = [from_indices(row) for row in kept]
+
+    def random_states(self) -> list[dict[str, Tensor]]:
+        """torch's random states, of each process."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        return gather_object([state]) if self.accelerator.num_processes > 1 else [state]
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _refuse_non_finite(self, values: list[float], drawn: list[int | None]) -> None:
+        for value, index in zip(values, drawn, strict=True):
+            if not math.isfinite(value):
+                self.optimizer.zero_grad()
+                where = f"step {self.step}"
+                if index is not None:
+                    bits = mean_bits(self.configurations[index], self.model.sizes)
+                    where += f", configuration {index} of the set ({bits:.3f} bits)"
+                raise FloatingPointError(
+                    f"the loss is {value} at {where}; a lower learning rate may help"
+                )
+
+    def _check(
+        self,
+        model: nn.Module,
+        configurations: Sequence[Configuration] | None,
+        teacher: nn.Module | None,
+    ) -> None:
+        if configurations is not None:
+            if not len(configurations):
+                raise ValueError("the set of training configurations is empty")
+            if not isinstance(model, CoaLora):
+                raise ValueError(
+                    f"a {type(model).__name__} has no configurations to train over; give None"
+                )
+            for number, configuration in enumerate(configurations):
+                if len(configuration) != len(model.layer_names):
+                    raise ValueError(
+                        f"configuration {number} of the set has {len(configuration)} layers; the "
+                        f"model has {len(model.layer_names)}"
+                    )
+        if self.search is not None and (configurations is None or not self.scoring):
+            raise ValueError("a search needs a set of configurations and examples to score on")
+        if self.plan.distillation and teacher is None:
+            raise ValueError(f"distillation={self.plan.distillation} needs a teacher")
+        if self.plan.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                f"batch_size={self.plan.batch_size} cannot be shared by "
+                f"{self.accelerator.num_processes} processes"
+            )
 
 
-def pad_token_of(model: CoaLora) -> int:
-    """The id the model's tokenizer pads with."""
-    return model.model.config.pad_token_id or 0
+def data_digest(examples: Examples, configurations: list[Configuration] | None) -> str:
+    """sha256 over the tokens, their labels and the first training set."""
+    digest = hashlib.sha256()
+    for name in ("input_ids", "labels"):
+        joined = torch.cat([example[name].reshape(-1) for example in examples])
+        digest.update(joined.numpy())
+    if configurations is not None:
+        digest.update(to_flat(configurations).numpy())
+    return digest.hexdigest()

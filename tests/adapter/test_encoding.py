@@ -55,7 +55,8 @@ def test_size_of_the_papers_network():
 
 def test_adjustments_start_close_to_zero_and_differ():
     network = HyperNetwork(ConfigurationEncoder(describe_layers(["l.0.q", "l.1.q"])), rank=8)
-    adjustments = network(torch.zeros(2, 5, dtype=torch.int64))
+    adjustments, bias = network(torch.zeros(2, 5, dtype=torch.int64))
+    assert bias is None
     assert adjustments.shape == (2, 8, 8)
     assert 0 < adjustments.abs().max() < 0.1
     assert not torch.equal(adjustments[0], adjustments[1])

@@ -2,11 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter import CoaLora, describe_layers
 from coalora_lib.adapter.layers import WeightCache
-from coalora_lib.adapter.model import adaptable_layers
-from coalora_lib.configuration import LayerConfig, random_configuration
+from coalora_lib.adapter.lora import adaptable_layers
+from coalora_lib.allocation import Device
+from coalora_lib.configuration import LayerConfig, random_configuration, to_indices
 from coalora_lib.quantization import quantize
+from tests.conftest import TINY, tiny
 
 COARSE = LayerConfig(2, 2, "bf16", 64, 256)
 FINE = LayerConfig(8, 8, "fp32", 16, 16)
@@ -61,7 +63,7 @@ def test_forward_is_the_equation(model):
     configuration = [COARSE] * 12
     model.set_configuration(configuration)
     logits(model)
-    adjustments = model.adjustments(configuration)
+    adjustments = model.adjustments(configuration).matrix
     for name, adjustment in zip(model.layer_names, adjustments, strict=True):
         layer = model.model.get_base_model().get_submodule(name)
         up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
@@ -88,7 +90,7 @@ def test_the_configuration_reaches_the_output_through_u(model):
     model.set_configuration([FINE] * 12)
     fine = logits(model)
     with torch.no_grad():
-        model.configuration = [COARSE] * 12  # only U changes: the weights stay the fine ones
+        model._indices = to_indices([COARSE] * 12)  # only U changes: the weights stay fine
         assert not torch.allclose(logits(model), fine)
 
 
@@ -146,13 +148,168 @@ def test_casting_the_model_casts_what_the_cache_hands_out(model):
     assert logits(model).dtype == torch.float32
 
 
-def test_cache_keeps_within_its_limit_and_returns_the_same_object():
+def test_cache_keeps_within_its_limit_and_lets_go_of_packed_weights_last():
     weights = {"a": torch.randn(8, 8), "b": torch.randn(8, 8)}
-    cache = WeightCache(weights, limit=2 * 8 * 8 * 4)
+    restored, packed = 8 * 8 * 4, FINE.nbytes(64)
+    cache = WeightCache(weights, limit=2 * restored + 3 * packed)
     first = cache.get("a", FINE)
     assert cache.get("a", FINE) is first
+    assert cache.held == restored + packed
     cache.get("b", FINE)
     cache.get("a", FINE)
-    cache.get("b", COARSE)  # drops ("b", FINE), the least recently used
-    assert cache.held <= cache.limit
+    cache.get("b", COARSE)  # drops the weight of ("b", FINE), used longest ago
+    assert cache.held == 2 * restored + 2 * packed + COARSE.nbytes(64)
     assert cache.get("a", FINE) is first
+    compact = cache.compact("b", FINE)
+    assert torch.equal(cache.get("b", FINE), compact.restore())
+    assert cache.compact("b", FINE) is compact
+    assert cache.held <= cache.limit
+
+
+def test_a_cache_of_no_size_still_hands_out_weights():
+    cache = WeightCache({"a": torch.randn(8, 8)}, limit=0)
+    assert torch.equal(cache.get("a", FINE), cache.get("a", FINE))
+    assert cache.held == 0
+
+
+def test_a_frozen_residual_brings_every_weight_closer():
+    weight = torch.randn(32, 48)
+    plain, corrected = (
+        WeightCache({"a": weight}, 2**20, residual_rank=rank).get("a", COARSE) for rank in (0, 8)
+    )
+    rest = weight - plain
+    best = torch.linalg.svdvals(rest)[8:].square().sum().sqrt()
+    assert torch.linalg.norm(weight - corrected) == pytest.approx(best.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_every_architecture_attaches_and_follows_the_configuration(kind):
+    model = CoaLora.attach(tiny(kind), rank=4)
+    assert set(describe_layers(model.layer_names).block_index.tolist()) == {0, 1}
+    before = logits(model)
+    model.set_configuration(3.0)
+    assert not torch.allclose(logits(model), before)
+    model.train()
+    model(**batch()).logits.sum().backward()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == trained
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_the_svd_start_repairs_its_own_configuration(kind):
+    base = tiny(kind).eval()
+    with torch.no_grad():
+        exact = base(**batch()).logits
+    wrong = {}
+    for start in ("zero", "svd"):
+        model = CoaLora.attach(tiny(kind), rank=24, alpha=6, start=start, start_configuration=2.5)
+        nn.init.zeros_(model.hypernetwork.output.weight)
+        model.set_configuration(2.5)
+        wrong[start] = float((logits(model) - exact).norm())
+    assert wrong["svd"] < 0.5 * wrong["zero"]
+
+
+def test_every_option_of_the_hypernetwork_works_for_several_configurations_at_once():
+    model = CoaLora.attach(
+        tiny("bert"), rank=4, error_features=True, learned_scale=True, output_bias=True
+    )
+    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    generator = torch.Generator().manual_seed(0)
+    several = [random_configuration(12, generator) for _ in range(3)]
+    together = model.hypernetwork(torch.stack([to_indices(each) for each in several]))
+    assert together.matrix.shape == (3, 12, 4, 4)
+    assert together.bias.shape == (3, 12, 4)
+    for each, matrix, bias in zip(several, *together, strict=True):
+        alone = model.adjustments(each)
+        torch.testing.assert_close(alone.matrix, matrix)
+        torch.testing.assert_close(alone.bias, bias)
+
+
+def test_the_output_bias_is_added_between_the_factors(base_model):
+    model = CoaLora.attach(base_model, rank=4, alpha=8, output_bias=True)
+    fill_lora(model)
+    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    model.set_configuration([COARSE] * 12)
+    logits(model)
+    matrix, bias = model.adjustments([COARSE] * 12)
+    layer = model.model.get_base_model().get_submodule(model.layer_names[2])
+    inputs = torch.randn(3, 32, dtype=torch.float64)
+    up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+    inside = inputs @ (down + matrix[2] @ down).T + bias[2]
+    expected = layer.base_layer(inputs) + 2.0 * inside @ up.T
+    torch.testing.assert_close(layer(inputs), expected)
+
+
+def test_continuous_measures_are_what_they_say():
+    model = CoaLora.attach(tiny("bert"), rank=4, error_features=True)
+    configuration = random_configuration(12, torch.Generator().manual_seed(0))
+    found = model.hypernetwork.encoder.measures(to_indices(configuration))
+    relative = []
+    for name, config in zip(model.layer_names, configuration, strict=True):
+        weight = model.pretrained_weights[name]
+        rest = weight - quantize(weight, config).dequantize()
+        relative.append((rest.square().sum() / weight.square().sum()).log10())
+    order = torch.stack(relative).argsort()
+    assert torch.equal(found[:, 0].argsort(), order)
+    bits = torch.tensor([config.bits_per_parameter for config in configuration])
+    assert torch.equal(found[:, 1].argsort(stable=True), bits.argsort(stable=True))
+    assert found[:, 2].unique().numel() == 1
+
+
+def test_a_device_or_names_may_stand_for_a_configuration(model):
+    device = Device(allowed={"weight_bits": (4,)}, fixed={model.layer_names[0]: FINE})
+    model.set_configuration(device)
+    assert model.configuration[0] == FINE
+    assert {config.weight_bits for config in model.configuration[1:]} == {4}
+    model.set_configuration(dict.fromkeys(reversed(model.layer_names), COARSE))
+    assert model.configuration == [COARSE] * 12
+    model.set_configuration(Device(max_bytes=12_000))
+    assert sum(c.nbytes(n) for c, n in zip(model.configuration, model.sizes, strict=True)) <= 12_000
+
+
+def test_names_that_do_not_fit_are_named(model):
+    named = dict.fromkeys(model.layer_names, COARSE)
+    missing = {name: named[name] for name in model.layer_names[1:]}
+    with pytest.raises(ValueError, match=f"lacks '{model.layer_names[0]}'"):
+        model.set_configuration(missing)
+    with pytest.raises(ValueError, match=r"no such layer as 'h\.0\.attn'"):
+        model.set_configuration(named | {"h.0.attn": COARSE})
+    with pytest.raises(TypeError, match="is not a LayerConfig"):
+        model.set_configuration([4] * 12)
+    assert model.configuration is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rank": 0}, "rank"),
+        ({"start": "random"}, "start"),
+        ({"scheme": "fp"}, "scheme"),
+        ({"lora_dropout": 0.1}, "lora_dropout"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_are_not_known_are_named(base_model, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CoaLora.attach(base_model, **wrong)
+
+
+def test_a_decoder_generates_under_the_current_configuration():
+    model = CoaLora.attach(tiny("llama"), rank=4)
+    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    fill_lora(model)
+    arguments = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    model.set_configuration([FINE] * 14)
+    model.eval()
+    tokens = model.generate(**batch(), **arguments)
+    assert tokens.shape == (2, 14)
+    expected = logits(model)[:, -1].argmax(-1)
+    assert torch.equal(tokens[:, 10], expected)
+
+
+def test_a_head_over_a_16_bit_model_is_trained_in_32_bits():
+    model = CoaLora.attach(tiny("bert").bfloat16(), rank=4)
+    trained = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32}
+    model.set_configuration([FINE] * 12)
+    assert torch.isfinite(logits(model)).all()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from coalora_lib.adapter.model import adaptable_layers
+from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.training import fisher_importance
 from coalora_lib.training.batches import collate
 

@@ -1,19 +1,30 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.configuration import LayerConfig
-from coalora_lib.training import SearchPlan, TrainingPlan, alternate, evaluate, tokenize, train
-from coalora_lib.training.batches import collate, ordered_batches, shuffled_batches
-from tests.conftest import tiny_bert
+from coalora_lib.training import (
+    SearchPlan,
+    TrainingPlan,
+    evaluate,
+    tokenize,
+    tokenize_blocks,
+    train,
+)
+from coalora_lib.training.batches import ShuffledBatches, collate, ordered_batches
+from coalora_lib.training.loop import Trainer
+from coalora_lib.training.losses import distillation_loss
+from tests.conftest import tiny, tiny_bert
 
 SET = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
 PLAN = TrainingPlan(steps=30, batch_size=8, learning_rate=1e-2)
 
 
 def test_training_learns_the_task_under_every_configuration(model, examples):
-    losses = train(model, examples, SET, PLAN)
+    losses = train(model, examples, SET, PLAN).losses
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     for configuration in SET:
@@ -32,10 +43,8 @@ def test_frozen_weights_do_not_move(model, examples):
 
 def test_the_same_seed_trains_the_same(model, base_model, examples):
     first = train(model, examples, SET, PLAN)
-    torch.manual_seed(0)
-
     again = train(CoaLora.attach(tiny_bert(), rank=4, alpha=8), examples, SET, PLAN)
-    assert first == again
+    assert first.losses == again.losses
 
 
 def test_an_empty_set_is_refused(model, examples):
@@ -61,10 +70,11 @@ def test_evaluation_counts_in_the_examples_order(model, examples):
 def test_alternation_trains_every_step_and_grows_the_set(model, examples):
     plan = TrainingPlan(steps=11, batch_size=8)
     search = SearchPlan(rounds=3, starts=2, max_steps=3)
-    losses, rounds = alternate(model, examples, SET, plan, search, examples[:16])
-    assert len(losses) == 11
-    assert len(rounds) == 2
-    for found in rounds:
+    history = train(model, examples, SET, plan, search=search, scoring=examples[:16])
+    assert len(history.losses) == 11
+    assert len(history.rounds) == 2
+    assert model.training_set == history.configurations
+    for found in history.rounds:
         assert found.proposed > 0
         assert len(found.configurations) == len(found.losses) == len(found.bits)
         assert torch.isfinite(found.losses).all()
@@ -79,8 +89,8 @@ def test_collating_pads_to_the_longest(examples):
 
 
 def test_an_epoch_sees_no_example_twice(examples):
-    stream = shuffled_batches(examples, 8, 0, torch.Generator().manual_seed(0))
-    seen = [tuple(row) for _ in range(5) for row in strip(next(stream))]
+    stream = ShuffledBatches(examples, 8, 0, seed=0)
+    seen = [tuple(row) for _ in range(5) for row in strip(stream.collate(stream.next_rows()))]
     assert sorted(seen) == sorted(tuple(e["input_ids"].tolist()) for e in examples)
 
 
@@ -96,7 +106,7 @@ def test_ordered_batches_cover_all_rows_once(examples):
 
 def test_too_few_examples_for_a_batch_are_refused(examples):
     with pytest.raises(ValueError, match="40 examples do not fill one batch of 41"):
-        next(shuffled_batches(examples, 41, 0, torch.Generator()))
+        ShuffledBatches(examples, 41, 0, seed=0)
 
 
 def test_tokenizing_keeps_labels_and_cuts(reviews):
@@ -106,3 +116,131 @@ def test_tokenizing_keeps_labels_and_cuts(reviews):
     tokenized = tokenize(reviews, tokenizer, max_length=4)
     assert [example["labels"].item() for example in tokenized] == [1, 0]
     assert [len(example["input_ids"]) for example in tokenized] == [4, 3]
+
+
+def test_epochs_differ_and_a_stream_can_be_sought(examples):
+    stream = ShuffledBatches(examples, 8, 0, seed=0)
+    rows = [stream.next_rows() for _ in range(12)]
+    assert rows[:5] != rows[5:10]
+    assert (stream.epoch, stream.position) == (2, 2)
+    again = ShuffledBatches(examples, 8, 0, seed=0)
+    again.seek(1, 3)
+    assert [again.next_rows() for _ in range(4)] == rows[8:]
+    other = ShuffledBatches(examples, 8, 0, seed=1)
+    assert other.next_rows() != rows[0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_both_schedules_warm_up_and_end_at_zero(model, examples, schedule):
+    trainer = Trainer(model, examples, SET, replace(PLAN, schedule=schedule))
+    rates = []
+    for _ in range(PLAN.steps):
+        rates.append(trainer.schedule.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.schedule.step()
+    assert rates[0] == 0
+    assert max(rates) == rates[3] == PLAN.learning_rate
+    assert trainer.schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"schedule": "constant"}, "schedule='constant' is not known"),
+        ({"warmup": 1.5}, r"warmup=1\.5 is outside"),
+        ({"distillation": -1}, "distillation=-1 is outside"),
+    ],
+    ids=["steps", "schedule", "warmup", "distillation"],
+)
+def test_a_plan_out_of_range_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **wrong)
+
+
+def test_after_a_loss_that_is_not_finite_the_weights_are_those_before(model, examples):
+    head = model.model.get_base_model().classifier.modules_to_save["default"]
+    nn.init.constant_(head.weight, torch.inf)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    with pytest.raises(FloatingPointError):
+        train(model, examples, SET, PLAN)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name].cpu(), value) for name, value in before.items())
+
+
+def test_a_set_for_another_model_is_refused(model, examples):
+    with pytest.raises(ValueError, match="configuration 1 of the set has 11 layers"):
+        train(model, examples, [SET[0], SET[1][1:]], PLAN)
+    with pytest.raises(ValueError, match="needs a teacher"):
+        train(model, examples, SET, replace(PLAN, distillation=0.5))
+    with pytest.raises(ValueError, match="examples to score on"):
+        train(model, examples, SET, PLAN, search=SearchPlan(2, 2, 2))
+
+
+def test_distillation_follows_the_teacher(examples):
+    torch.manual_seed(5)
+    teacher = tiny_bert()
+    nn.init.normal_(teacher.classifier.weight, std=2.0)
+    # Labels say nothing here: all weight is on the teacher.
+    plan = replace(PLAN, distillation=1.0, steps=60)
+    student = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    train(student, examples, SET, plan, teacher=teacher)
+    batch = collate(examples, 0)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        wanted = teacher.cpu().eval()(**batch).logits.argmax(-1)
+        found = student.cpu().eval()(**batch).logits.argmax(-1)
+    assert (wanted == found).double().mean() > 0.85
+    assert (wanted == labels).double().mean() < 0.85
+
+
+def test_distillation_loss_is_the_divergence():
+    student, teacher = torch.randn(2, 5, 3, dtype=torch.float64)
+    loss = distillation_loss(student, teacher, torch.zeros(5), temperature=2.0)
+    p, q = (torch.softmax(each / 2, -1) for each in (teacher, student))
+    expected = 4 * (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(loss, expected)
+    assert distillation_loss(teacher, teacher, torch.zeros(5), 2.0) == pytest.approx(0, abs=1e-12)
+
+
+def blocks(count=12, length=8):
+    """Token sequences that count upwards: a causal model can learn them."""
+    starts = torch.arange(count) % 20 + 6
+    rows = [torch.arange(length) + start for start in starts]
+    return [{"input_ids": row, "attention_mask": row * 0 + 1, "labels": row} for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_decoder_trains_and_is_measured_in_perplexity(kind):
+    model = CoaLora.attach(tiny(kind), rank=8)
+    layers = len(model.layer_names)
+    configurations = [[config[0]] * layers for config in SET]
+    data = blocks()
+    before = evaluate(model, data, configurations[0])
+    train(model, data, configurations, replace(PLAN, steps=120, learning_rate=2e-2))
+    for configuration in configurations:
+        after = evaluate(model, data, configuration)
+        assert after.perplexity < 0.75 * before.perplexity
+        assert after.accuracy > 0.4 > 10 * before.accuracy
+    assert len(after.correct) == 12 * 7
+
+
+def test_perplexity_ignores_padding_and_follows_the_models_own_loss():
+    model = tiny("llama")
+    data = [*blocks(3, 8), *blocks(2, 5)]
+    result = evaluate(model, data, batch_size=5)
+    alone = torch.stack([model(**collate([each], 0)).loss for each in data])
+    tokens = torch.tensor([7.0] * 3 + [4.0] * 2)
+    assert result.loss == pytest.approx((alone * tokens).sum().item() / 29, rel=1e-5)
+    assert len(result.correct) == 29
+
+
+def test_texts_become_blocks(reviews):
+    from coalora_lib.tasks import load_classifier
+
+    _, tokenizer = load_classifier()
+    made = tokenize_blocks(reviews, tokenizer, 2)
+    assert [len(each["input_ids"]) for each in made] == [2, 2]
+    assert torch.equal(made[0]["labels"], made[0]["input_ids"])
+    with pytest.raises(ValueError, match="4 tokens do not fill one block of 5"):
+        tokenize_blocks(reviews, tokenizer, 5)

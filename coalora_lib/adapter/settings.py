@@ -1,0 +1,50 @@
+"""What one may choose when attaching the adapter, in a form that is saved with it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AdapterSettings(BaseModel):
+    """The choices behind a :class:`~coalora_lib.adapter.CoaLora`.
+
+    Attributes:
+        rank: r of the trained LoRA factors.
+        alpha: the LoRA output is scaled by alpha / rank.
+        start: where the factors begin. "zero": L1 is zero, as in plain LoRA. "svd": L1 L2 is the
+            best rank-r approximation of W - Q(W; c) under one reference configuration (the
+            paper's start). "residual": every quantized weight carries the best low-rank
+            approximation of its own residual, frozen, beside a trained pair that starts as "zero".
+        residual_rank: rank of that frozen term; ``rank`` by default. It counts as rank when the
+            adapter is exported.
+        configuration_aware: False leaves the hypernetwork out: the same LoRA for every
+            configuration (Shared-LoRA), or QLoRA when it is trained on one configuration.
+        scheme: the code book, "nf" or "int".
+        error_features: the encoding also holds the layer's log relative error and the bits of
+            layer and model (:class:`~coalora_lib.adapter.encoding.ContinuousMeasures`).
+        learned_scale, output_bias: see :class:`~coalora_lib.adapter.HyperNetwork`.
+        width, hidden: of each embedding, and of the hidden layer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(16, gt=0)
+    start: Literal["zero", "svd", "residual"] = "zero"
+    residual_rank: int | None = Field(None, ge=1)
+    configuration_aware: bool = True
+    scheme: Literal["nf", "int"] = "nf"
+    error_features: bool = False
+    learned_scale: bool = False
+    output_bias: bool = False
+    width: int = Field(8, ge=1)
+    hidden: int = Field(128, ge=1)
+
+    @property
+    def frozen_rank(self) -> int:
+        """Rank of the frozen term: 0 unless the start is "residual"."""
+        if self.start != "residual":
+            return 0
+        return self.residual_rank or self.rank

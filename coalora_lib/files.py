@@ -1,0 +1,98 @@
+"""Files and folders written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Field of a sealed JSON file that holds the checksum of the others.
+SEAL = "sha256"
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; what is there moves to ``path`` if the block ends well."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, marker: str) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes ``path`` if the block ends well.
+
+    Args:
+        path: missing, empty, or a folder that holds ``marker``, which is then replaced as a whole.
+        marker: a file by which one knows a folder of this kind.
+
+    Raises:
+        FileExistsError: ``path`` is a file, or a folder with other things in it.
+    """
+    path = Path(path).absolute()
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if occupied and not (path / marker).is_file():
+        raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    former = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            os.replace(path, former)
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if former.exists():
+                os.replace(former, path)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the content on disk before the name points to it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Content as JSON text that carries its own checksum, for :func:`unseal`."""
+    return json.dumps(content | {SEAL: _digest(content)}, indent=1) + "\n"
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """The content of a text that :func:`seal` made.
+
+    Raises:
+        ValueError: it is no JSON object, or was altered since.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
+        raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

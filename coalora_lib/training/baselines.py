@@ -1,0 +1,128 @@
+"""The methods CoA-LoRA is measured against, each through the library its users use.
+
+All share LoRA's places, rank and scaling, and the head trained in full; what differs is what
+stands behind LoRA. Shared-LoRA, and QLoRA at mixed bits with our quantizer, are a
+:class:`~coalora_lib.adapter.CoaLora` with ``configuration_aware=False``, trained on the whole set
+or on one configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from coalora_lib.adapter.lora import adaptable_layers, attach_lora
+from coalora_lib.configuration import LayerConfig
+from coalora_lib.decomposition import lowrank_plus_quantized
+
+
+def lora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> PeftModel:
+    """PEFT LoRA on the unquantized model: what quantization is to lose nothing against.
+
+    Args:
+        base_model: taken over and changed.
+        rank, alpha: of the LoRA factors.
+    """
+    return attach_lora(base_model, rank, alpha)
+
+
+def qlora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> PeftModel:
+    """QLoRA (arXiv 2305.14314): bitsandbytes' 4-bit layers under PEFT's LoRA.
+
+    NF4 codes for blocks of 64 with double quantization: about 4.13 bits a parameter.
+
+    Args:
+        base_model: its linear layers in blocks are replaced; on the device it will run on.
+        rank, alpha: of the LoRA factors.
+
+    Raises:
+        ValueError: the model has other than plain linear layers in its blocks (GPT-2's Conv1D).
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit  # here: it looks for CUDA when imported
+
+    for name in adaptable_layers(base_model):
+        linear = base_model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"{name} is a {type(linear).__name__}; bitsandbytes has no 4-bit form")
+        quantized = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=linear.weight.dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+        )
+        quantized.weight = Params4bit(
+            linear.weight.detach(),
+            requires_grad=False,
+            compress_statistics=True,
+            quant_type="nf4",
+            module=quantized,
+        )
+        quantized.bias = linear.bias
+        base_model.set_submodule(name, quantized.to(linear.weight.device))
+    base_model.is_loaded_in_4bit = True  # how PEFT learns of it
+    return attach_lora(base_model, rank, alpha)
+
+
+@torch.no_grad()
+def lq_lora(
+    base_model: PreTrainedModel,
+    configuration: Sequence[LayerConfig],
+    rank: int = 16,
+    alpha: float = 16,
+    importance: Mapping[str, Tensor] | None = None,
+    scheme: str = "nf",
+    svd: str = "randomized",
+) -> PeftModel:
+    """LQ-LoRA (arXiv 2311.12023): every weight split into a quantized and a trained low-rank part.
+
+    The factors start from the split, so that the model starts closer to the unquantized one.
+
+    Args:
+        base_model: taken over and changed.
+        configuration: of the quantized parts, one for each of its adaptable layers.
+        rank, alpha: of the LoRA factors.
+        importance: layer to (out, in) weights of the error; see
+            :func:`~coalora_lib.training.fisher_importance`.
+        scheme, svd: see :func:`~coalora_lib.decomposition.lowrank_plus_quantized`.
+
+    Raises:
+        ValueError: the configuration has another number of layers.
+    """
+    names = adaptable_layers(base_model)
+    if len(configuration) != len(names):
+        raise ValueError(f"{len(configuration)} layer configurations for {len(names)} layers")
+    model = attach_lora(base_model, rank, alpha)
+    for name, config in zip(names, configuration, strict=True):
+        layer = base_model.get_submodule(name)
+        weight = layer.base_layer.weight
+        transposed = isinstance(layer.base_layer, Conv1D)
+        parts = lowrank_plus_quantized(
+            weight.T if transposed else weight,
+            config,
+            rank,
+            scheme,
+            None if importance is None else importance[name],
+            svd,
+        )
+        restored = parts.quantized.dequantize()
+        weight.copy_(restored.T if transposed else restored)
+        scale = layer.scaling["default"] ** 0.5
+        layer.lora_B["default"].weight.copy_(parts.l1 / scale)
+        layer.lora_A["default"].weight.copy_(parts.l2 / scale)
+    return model
+
+
+def full_fine_tuning(base_model: PreTrainedModel) -> PreTrainedModel:
+    """Every parameter trained, nothing quantized.
+
+    Args:
+        base_model: taken over and changed.
+    """
+    return base_model.requires_grad_(True)

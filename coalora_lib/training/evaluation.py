@@ -1,0 +1,89 @@
+"""Accuracy, loss and perplexity under a configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from coalora_lib.adapter.model import ConfigurationLike
+from coalora_lib.training.batches import ordered_batches
+from coalora_lib.training.losses import next_token_logits
+
+Examples = list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on some examples.
+
+    Attributes:
+        accuracy: 0 to 1; of a causal model, the share of tokens predicted first.
+        loss: mean cross-entropy in nats, over examples or predicted tokens.
+        correct: (examples,) bool in the examples' order; of a causal model, (tokens,).
+    """
+
+    accuracy: float
+    loss: float
+    correct: Tensor
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): the metric of language models."""
+        return math.exp(self.loss)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    configuration: ConfigurationLike | None = None,
+    batch_size: int = 64,
+) -> Evaluation:
+    """A model's accuracy and loss, under a configuration if it is a CoaLora.
+
+    Args:
+        model: left in evaluation mode, with the configuration set.
+        examples: from :func:`coalora_lib.training.tokenize` or ``tokenize_blocks``.
+        configuration: what ``set_configuration`` takes; None for the current one.
+        batch_size: examples in a forward.
+    """
+    accelerator = new_accelerator()
+    model.to(accelerator.device).eval()
+    if configuration is not None:
+        model.set_configuration(configuration)
+    correct: list[Tensor] = [None] * len(examples)
+    total, count = 0.0, 0
+    for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model)):
+        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+        labels = batch.pop("labels")
+        with accelerator.autocast():
+            logits = model(**batch).logits
+        per_row = [1] * len(rows)
+        if logits.ndim == 3:
+            per_row = (labels[:, 1:] >= 0).sum(1).tolist()
+            logits, labels = next_token_logits(logits, labels)
+        logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+        total += F.cross_entropy(logits, labels, reduction="sum").item()
+        count += len(labels)
+        right = (logits.argmax(-1) == labels).cpu()
+        for row, part in zip(rows, right.split(per_row), strict=True):
+            correct[row] = part
+    joined = torch.cat(correct)
+    return Evaluation(joined.double().mean().item(), total / count, joined)
+
+
+def new_accelerator() -> Accelerator:
+    """Devices and precision: bfloat16 autocast on a GPU that has it, else the parameters' own."""
+    gpu = torch.cuda.is_available()
+    bfloat16 = gpu and torch.cuda.is_bf16_supported()
+    return Accelerator(mixed_precision="bf16" if bfloat16 else "no", cpu=not gpu)
+
+
+def pad_token_of(model: nn.Module) -> int:
+    """The id the model's tokenizer pads with."""
+    return model.config.pad_token_id or 0

@@ -1,0 +1,179 @@
+"""A run that is killed goes on as if it had not been."""
+
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter.saving import trained_parameters
+from coalora_lib.configuration import LayerConfig
+from coalora_lib.files import seal, unseal
+from coalora_lib.training import SearchPlan, TrainingPlan, train
+from coalora_lib.training.checkpoint import found
+from tests.conftest import tiny
+
+SET = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
+PLAN = TrainingPlan(steps=24, batch_size=8, learning_rate=1e-2)
+SEARCH = SearchPlan(rounds=3, starts=2, max_steps=2)
+
+
+def with_dropout():
+    """The tiny classifier, with the randomness of training in it."""
+    model = CoaLora.attach(tiny("bert"), rank=4, output_bias=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    return model
+
+
+def run(examples, folder=None, steps_before_stop=None, plan=PLAN, **more):
+    """Train with the search between; stop with an exception at some step if told to."""
+    model = with_dropout()
+    if steps_before_stop is not None:
+        left = [steps_before_stop]
+
+        def stop(*_):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+        model.register_forward_pre_hook(stop)
+    arguments = {"search": SEARCH, "scoring": examples[:8], "checkpoint_every": 3} | more
+    try:
+        history = train(model, examples, SET, plan, checkpoints=folder, **arguments)
+    except KeyboardInterrupt:
+        return None
+    return {n: p.detach().cpu() for n, p in trained_parameters(model).items()}, history
+
+
+@pytest.fixture
+def whole(examples):
+    return run(examples)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_a_run_with_checkpoints_is_the_run_without(examples, whole, tmp_path):
+    weights, history = run(examples, tmp_path)
+    assert same(weights, whole[0])
+    assert history.losses == whole[1].losses
+
+
+@pytest.mark.parametrize("passes", [2, 9, 20, 30, 47, 54])
+def test_a_stopped_run_ends_with_the_same_weights_and_history(examples, whole, tmp_path, passes):
+    assert run(examples, tmp_path, steps_before_stop=passes) is None
+    weights, history = run(examples, tmp_path)
+    assert same(weights, whole[0])
+    assert history.losses == whole[1].losses
+    assert history.configurations == whole[1].configurations
+    for ours, theirs in zip(history.rounds, whole[1].rounds, strict=True):
+        assert torch.equal(ours.configurations, theirs.configurations)
+        assert torch.equal(ours.losses, theirs.losses)
+        assert torch.equal(ours.kept, theirs.kept)
+        assert ours.proposed == theirs.proposed
+
+
+def test_a_finished_run_is_not_run_again(examples, whole, tmp_path):
+    run(examples, tmp_path)
+    weights, history = run(examples, tmp_path, steps_before_stop=0)
+    assert same(weights, whole[0])
+    assert history.losses == whole[1].losses
+
+
+def test_two_checkpoints_are_kept(examples, tmp_path):
+    run(examples, tmp_path)
+    assert [path.name for path in found(tmp_path)] == ["step-00000021-2", "step-00000024-2"]
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def altered(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def removed(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, altered, removed])
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    examples, whole, tmp_path, name, damage
+):
+    run(examples, tmp_path, steps_before_stop=50)
+    newest = found(tmp_path)[-1]
+    damage(newest / name)
+    with pytest.warns(UserWarning, match=f"checkpoint {newest} is not used"):
+        weights, history = run(examples, tmp_path)
+    assert same(weights, whole[0])
+    assert history.losses == whole[1].losses
+    assert (tmp_path / f"damaged-{newest.name}").is_dir()
+
+
+def test_checkpoints_of_another_run_are_refused_and_kept(examples, tmp_path):
+    run(examples, tmp_path)
+    kept = found(tmp_path)
+    for plan, data, message in (
+        (replace(PLAN, seed=1), examples, r"plan, seed: 0 there, 1"),
+        (PLAN, examples[1:], "data"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another run \\({message}"):
+            run(data, tmp_path, plan=plan)
+    with pytest.raises(ValueError, match="is of another run"):
+        run(examples, tmp_path, search=None)
+    assert found(tmp_path) == kept
+
+
+def test_a_checkpoint_is_safetensors_and_json(examples, tmp_path):
+    run(examples, tmp_path)
+    newest = found(tmp_path)[-1]
+    assert sorted(path.name for path in newest.iterdir()) == ["state.json", "state.safetensors"]
+    state = unseal((newest / "state.json").read_text())
+    assert state["step"] == 24
+    assert seal(state) == (newest / "state.json").read_text()
+    tensors = load_file(newest / "state.safetensors")
+    assert {"draws", "set", "random.0.cpu"} <= tensors.keys()
+
+
+def run_and_write(examples, folder, result):
+    """The whole run in a process of its own, with a checkpoint after every step."""
+    weights, _ = run(examples, folder, checkpoint_every=1)
+    save_file(weights, result)
+
+
+def started(*arguments):
+    # A fork has everything imported; torch computes in one thread here, so it may be forked.
+    process = multiprocessing.get_context("fork").Process(target=run_and_write, args=arguments)
+    process.start()
+    return process
+
+
+def test_kill_9_at_ten_random_moments(examples, whole, tmp_path):
+    began = time.perf_counter()
+    process = started(examples, tmp_path / "timed", tmp_path / "timed.safetensors")
+    process.join()
+    seconds = time.perf_counter() - began
+    moments = random.Random(0)
+    folder, result = tmp_path / "killed", tmp_path / "killed.safetensors"
+    kills, interrupted = 0, 0
+    while kills < 10 or not result.exists():
+        process = started(examples, folder, result)
+        if kills < 10:
+            time.sleep(moments.uniform(0.05, 0.4) * seconds)
+            interrupted += process.is_alive() and len(found(folder)) > 0
+            process.kill()  # SIGKILL
+            kills += 1
+        process.join()
+    assert interrupted >= 5  # most of the kills fell into training
+    assert same(load_file(result), whole[0])
