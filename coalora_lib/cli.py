@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 from papermill import PapermillExecutionError
 
 from coalora_lib import batch
-from coalora_lib.experiments import PROFILES
+from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.records import Record, read_record
 from coalora_lib.tasks import TASKS
 
@@ -74,6 +76,23 @@ def outputs(root: Root = Path()) -> None:
     batch.refresh_outputs(root, typer.echo)
 
 
+@app.command(
+    epilog="Example: COALORA_DATA_DIR=~/glue coalora options --dataset sst2 --profile standard"
+)
+def options(
+    profile: ProfileName = "quick",
+    dataset: DatasetName = "embedded",
+    seed: Seed = 0,
+    rank: Annotated[int, typer.Option(help="Total rank of every run.", min=2)] = 4,
+    epochs: Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)] = 1.0,
+    results: Annotated[Path, typer.Option(help="Folder for the record.")] = BUILD / "results",
+) -> None:
+    """Train one model for each option of the adapter; chapter 3 shows the records."""
+    size = replace(PROFILES[profile], rank=rank, epochs=epochs)
+    record = compare_options(prepare(Run(size, seed, dataset)), results, f"options-rank{rank}")
+    typer.echo(summary(record))
+
+
 @app.command(epilog="Example: coalora render --strict")
 def render(strict: bool = False, root: Root = Path()) -> None:
     """Render the committed notebooks as they are; --strict makes a Sphinx warning an error."""
@@ -92,7 +111,7 @@ def _render(source: Path, root: Path, strict: bool) -> None:
 
 def summary(record: Record) -> str:
     """A record's accuracies as a text table: a row a method, a column a budget."""
-    budgets = sorted({result.budget for result in record.results})
+    budgets = sorted({r.budget for r in record.results if r.budget is not None})
     methods = list(dict.fromkeys(result.method for result in record.results))
     found = {(r.method, r.budget): f"{100 * r.accuracy:.1f}" for r in record.results}
     data = f"{record.dataset} (synthetic)" if record.synthetic else record.dataset

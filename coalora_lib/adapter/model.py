@@ -66,8 +66,9 @@ class CoaLora(nn.Module):
         self.layer_names = names
         self.model = attach_lora(base_model, settings.rank, settings.alpha)
         self._layers = [base_model.get_submodule(name) for name in names]
-        for layer in self._layers:
-            layer.lora_A["default"] = AdjustedLoraA(layer.lora_A["default"])
+        self._factors = [AdjustedLoraA(layer.lora_A["default"]) for layer in self._layers]
+        for layer, factor in zip(self._layers, self._factors, strict=True):
+            layer.lora_A["default"] = factor
         weights = [layer.base_layer.weight.detach() for layer in self._layers]
         self.sizes = [weight.numel() for weight in weights]
         self._configuration: list[LayerConfig] | None = None
@@ -81,10 +82,13 @@ class CoaLora(nn.Module):
         )
         self._errors = errors
         self.hypernetwork = self._new_hypernetwork() if settings.configuration_aware else None
-        self._by_width: dict[int, list[int]] = {}
-        for number, layer in enumerate(self._layers):
-            width = layer.lora_A["default"].in_features
-            self._by_width.setdefault(width, []).append(number)
+        by_width: dict[int, list[int]] = {}
+        for number, factor in enumerate(self._factors):
+            by_width.setdefault(factor.in_features, []).append(number)
+        self._by_width = list(by_width.values())
+        for group, numbers in enumerate(self._by_width):  # buffers, to be where the model is
+            rows = torch.tensor(numbers, device=base_model.device)
+            self.register_buffer(f"_rows{group}", rows, persistent=False)
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self._adapt)
 
@@ -232,9 +236,10 @@ class CoaLora(nn.Module):
         the number of layers.
         """
         factors: list[Tensor] = [None] * len(self._layers)
-        for numbers in self._by_width.values():
-            stacked = torch.stack([self._layers[i].lora_A["default"].weight for i in numbers])
-            products = torch.baddbmm(stacked, adjustment.matrix[numbers], stacked)
+        for group, numbers in enumerate(self._by_width):
+            stacked = torch.stack([self._factors[i].weight for i in numbers])
+            matrix = adjustment.matrix.index_select(0, getattr(self, f"_rows{group}"))
+            products = torch.baddbmm(stacked, matrix, stacked)
             for number, product in zip(numbers, products.unbind(), strict=True):
                 factors[number] = product
         return factors
@@ -295,7 +300,7 @@ class CoaLora(nn.Module):
             settings.learned_scale,
             settings.output_bias,
         )
-        factor = self._layers[0].lora_A["default"].weight
+        factor = self._factors[0].weight
         return network.to(factor.device, factor.dtype)
 
     @torch.no_grad()
@@ -317,8 +322,7 @@ class CoaLora(nn.Module):
         adjustment = self.hypernetwork(self._indices)
         shifts = [None] * len(self._layers) if adjustment.bias is None else adjustment.bias
         factors = self.adjusted_factors(adjustment)
-        for layer, factor, shift in zip(self._layers, factors, shifts, strict=True):
-            lora_a = layer.lora_A["default"]
+        for lora_a, factor, shift in zip(self._factors, factors, shifts, strict=True):
             lora_a.adjusted, lora_a.shift = factor, shift
 
     def _apply(self, fn, *args, **kwargs):

@@ -34,11 +34,12 @@ PACKAGES = (
 
 
 class Result(BaseModel):
-    """One method at one budget.
+    """One method under one configuration.
 
     Attributes:
-        method: "CoA-LoRA", "Shared-LoRA" or "QLoRA".
-        budget: mean bits per parameter asked for; bits: what the configuration stores.
+        method: "CoA-LoRA", "Shared-LoRA", "QLoRA", or an option of CoA-LoRA.
+        budget: mean bits per parameter asked for, None for an arbitrary configuration; bits: what
+            the configuration stores.
         accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
         seconds: wall time of the training behind the number, search included; a run that serves
             several budgets is listed with its whole time at each.
@@ -48,7 +49,7 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: str
-    budget: float
+    budget: float | None
     bits: float
     accuracy: float
     loss: float
@@ -101,7 +102,12 @@ def new_record(experiment: str, setup: Setup) -> Record:
 
 
 def result_of(
-    setup: Setup, method: str, budget: float, evaluation: Evaluation, bits: float, seconds: float
+    setup: Setup,
+    method: str,
+    budget: float | None,
+    evaluation: Evaluation,
+    bits: float,
+    seconds: float,
 ) -> Result:
     """A result line from an evaluation of a model trained with the set-up's plan."""
     plan = setup.plan

@@ -66,11 +66,10 @@ class Setup:
         """The pre-trained model with fresh adapters, the same ones at every call.
 
         Args:
-            options: for :meth:`CoaLora.attach`, beside rank and alpha of the profile.
+            options: for :meth:`CoaLora.attach`; rank and alpha are the profile's by default.
         """
-        profile = self.run.profile
-        base = self.new_base()
-        return CoaLora.attach(base, profile.rank, profile.alpha, errors=self.errors, **options)
+        defaults = {"rank": self.run.profile.rank, "alpha": self.run.profile.alpha}
+        return CoaLora.attach(self.new_base(), errors=self.errors, **defaults | options)
 
     def new_base(self) -> PreTrainedModel:
         """The pre-trained model with a fresh head, the same one at every call."""

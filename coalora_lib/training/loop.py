@@ -200,7 +200,7 @@ class Trainer:
             while True:
                 stretch = self.plan.steps * (len(self.rounds) + 1) // rounds
                 while self.step < stretch:
-                    self.losses.append(self._step())
+                    self.losses.append(self.train_step())
                     self.step += 1
                     bar.update()
                     if checkpoints is not None and self.step % checkpoint_every == 0:
@@ -218,7 +218,7 @@ class Trainer:
             self.model.training_set = [list(each) for each in self.configurations]
         return History(self.losses, self.configurations or [], self.rounds)
 
-    def _step(self) -> float:
+    def train_step(self) -> float:
         """One optimizer step; its loss."""
         self.model.train()
         count, processes = self.plan.configurations_per_step, self.accelerator.num_processes

@@ -9,31 +9,12 @@ from coalora_lib.configuration import LayerConfig, bits_table
 from coalora_lib.quantization import quantize
 from coalora_lib.quantization.codebooks import midpoints
 from coalora_lib.quantization.nearest import level_grid
+from tests.benchmarks.timing import GPU, timed
 
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    ],
-)
 QLORA = LayerConfig(4, 8, "fp32", 64, 256)
 #: The linear layers of one block, (out, in): of MiniLM and of RoBERTa-large.
 MINILM_BLOCK = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
 ROBERTA_BLOCK = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]
-
-
-def timed(benchmark, device, function, *args, rounds=20):
-    """Time a function to its end on the device; what it returns last is returned."""
-
-    def run():
-        result = function(*args)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
-
-    benchmark.extra_info["device"] = device
-    return benchmark.pedantic(run, rounds=rounds, warmup_rounds=3 if rounds > 3 else 0)
 
 
 def gaussian(shapes, device="cpu"):

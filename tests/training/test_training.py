@@ -217,7 +217,7 @@ def test_a_decoder_trains_and_is_measured_in_perplexity(kind):
     configurations = [[config[0]] * layers for config in SET]
     data = blocks()
     before = evaluate(model, data, configurations[0])
-    train(model, data, configurations, replace(PLAN, steps=120, learning_rate=2e-2))
+    train(model, data, configurations, replace(PLAN, steps=150, learning_rate=1e-2))
     for configuration in configurations:
         after = evaluate(model, data, configuration)
         assert after.perplexity < 0.75 * before.perplexity
@@ -229,9 +229,11 @@ def test_perplexity_ignores_padding_and_follows_the_models_own_loss():
     model = tiny("llama")
     data = [*blocks(3, 8), *blocks(2, 5)]
     result = evaluate(model, data, batch_size=5)
+    model.cpu()
     alone = torch.stack([model(**collate([each], 0)).loss for each in data])
     tokens = torch.tensor([7.0] * 3 + [4.0] * 2)
-    assert result.loss == pytest.approx((alone * tokens).sum().item() / 29, rel=1e-5)
+    tolerance = 1e-2 if torch.cuda.is_available() else 1e-5  # bfloat16 there
+    assert result.loss == pytest.approx((alone * tokens).sum().item() / 29, rel=tolerance)
     assert len(result.correct) == 29
 
 
