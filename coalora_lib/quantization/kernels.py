@@ -3,6 +3,9 @@
 The functions of :mod:`.blockwise` make a dozen passes over memory; these read the weights twice
 and write the codes once. Results are theirs: divisions and roundings are IEEE's, so that codes
 agree bit for bit. Eight codes are handled together because they fill whole bytes whatever b0 is.
+
+Only b0, which shapes the inner loop, and what sets a tensor's shape are compiled in. The other
+fields are arguments, or a run over many configurations would wait for hundreds of compilations.
 """
 
 from __future__ import annotations
@@ -67,8 +70,8 @@ def quantize_parts(
         codes,
         size,
         coded // 8,
+        _shift(config.block_size // 8),
         config.weight_bits,
-        config.block_size,
         TILE // 8,
     )
     check_finite(largest, weight)  # last: it waits for the device
@@ -89,13 +92,18 @@ def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
         code_levels(quantized.scheme, config.weight_bits, device),
         restored,
         size,
-        config.weight_bits,
         config.scale_bits,
-        config.block_size,
-        config.scale_block_size,
+        _shift(config.block_size // 8),
+        _shift(config.scale_block_size),
+        config.weight_bits,
         TILE // 8,
     )
     return restored
+
+
+def _shift(power: int) -> int:
+    """The binary places that a division by a power of two shifts by."""
+    return power.bit_length() - 1
 
 
 @cache
@@ -115,7 +123,7 @@ def _block_maxima(weight, maxima, size, blocks, BLOCK: tl.constexpr, ROWS: tl.co
     tl.store(maxima + rows, tl.max(magnitude, axis=1), mask=rows < blocks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bits"])
 def _quantize_scales(
     maxima,
     offset,
@@ -124,7 +132,7 @@ def _quantize_scales(
     scales,
     blocks,
     largest,
-    BITS: tl.constexpr,
+    bits,
     GROUP: tl.constexpr,
 ):
     """S and q of one second-level block, and the s^ they stand for."""
@@ -136,16 +144,19 @@ def _quantize_scales(
     excess = tl.where(inside, tl.load(maxima + at, mask=inside, other=0.0) - smallest, 0.0)
     stored = tl.minimum(tl.max(excess), largest).to(group_scales.dtype.element_ty)
     tl.store(group_scales + group, stored)
-    top: tl.constexpr = 2**BITS - 1
+    top = ((1 << bits) - 1).to(tl.float32)
     scale = stored.to(tl.float32)
     divisor = tl.where(scale == 0.0, 1.0, scale) + tl.zeros_like(excess)
     code = tl.minimum(libdevice.rint(tl.div_rn(excess * top, divisor)), top)
-    restored = smallest + tl.div_rn(code * scale, tl.full(code.shape, top, tl.float32))
+    restored = smallest + tl.div_rn(code * scale, top + tl.zeros_like(code))
     tl.store(scales + at, restored, mask=inside)
-    _store_packed(scale_codes, code.to(tl.int64), rows, rows * 8 < blocks, BITS)
+    word = tl.sum(code.to(tl.int64) << (bits * tl.arange(0, 8)[None, :]), axis=1)
+    for byte in tl.static_range(8):
+        inside = (rows * 8 < blocks) & (byte < bits)
+        tl.store(scale_codes + rows * bits + byte, (word >> (8 * byte)).to(tl.uint8), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["block_shift"])
 def _quantize_codes(
     weight,
     scales,
@@ -153,15 +164,15 @@ def _quantize_codes(
     codes,
     size,
     groups,
+    block_shift,
     BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Codes of some groups of eight weights, by bisection over the midpoints."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
     value = tl.load(weight + at, mask=at < size, other=0.0).to(tl.float32)
-    scale = tl.load(scales + rows * 8 // BLOCK, mask=rows < groups, other=1.0)
+    scale = tl.load(scales + (rows >> block_shift), mask=rows < groups, other=1.0)
     divisor = tl.where(scale == 0.0, 1.0, scale)[:, None] + tl.zeros_like(value)
     scaled = tl.div_rn(value, divisor)
     code = tl.zeros(scaled.shape, tl.int32)
@@ -172,7 +183,7 @@ def _quantize_codes(
     _store_packed(codes, code.to(tl.int64), rows, rows < groups, BITS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale_bits", "block_shift", "group_shift"])
 def _dequantize(
     codes,
     scale_codes,
@@ -181,10 +192,10 @@ def _dequantize(
     levels,
     restored,
     size,
+    scale_bits,
+    block_shift,
+    group_shift,
     BITS: tl.constexpr,
-    SCALE_BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Weights of some groups of eight codes; a group lies in one block, hence one scale a row."""
@@ -192,11 +203,11 @@ def _dequantize(
     at = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
     inside = rows * 8 < size
     code = _load_group(codes, rows, inside, BITS)
-    block = rows * 8 // BLOCK
-    scale_code = _load_code(scale_codes, block, inside, SCALE_BITS).to(tl.float32)
-    group_scale = tl.load(group_scales + block // GROUP, mask=inside, other=0.0).to(tl.float32)
-    top = tl.full(scale_code.shape, 2**SCALE_BITS - 1, tl.float32)
-    scale = tl.load(offset) + tl.div_rn(scale_code * group_scale, top)
+    block = rows >> block_shift
+    scale_code = _load_code(scale_codes, block, inside, scale_bits).to(tl.float32)
+    group_scale = tl.load(group_scales + (block >> group_shift), mask=inside, other=0.0)
+    top = ((1 << scale_bits) - 1).to(tl.float32) + tl.zeros_like(scale_code)
+    scale = tl.load(offset) + tl.div_rn(scale_code * group_scale.to(tl.float32), top)
     value = tl.load(levels + code) * scale[:, None]
     tl.store(restored + at, value.to(restored.dtype.element_ty), mask=at < size)
 
@@ -234,12 +245,11 @@ def _word(bits):
 
 
 @triton.jit
-def _load_code(packed, index, inside, BITS: tl.constexpr):
+def _load_code(packed, index, inside, bits):
     """The codes at some positions of a packed stream: int32."""
-    bit = index * BITS
+    bit = index * bits
     shift = (bit % 8).to(tl.int32)
     word = tl.load(packed + bit // 8, mask=inside, other=0).to(tl.int32)
-    if BITS == 3:  # the only width whose codes may cross into the next byte
-        crosses = inside & (shift > 8 - BITS)
-        word |= tl.load(packed + bit // 8 + 1, mask=crosses, other=0).to(tl.int32) << 8
-    return (word >> shift) & (2**BITS - 1)
+    crosses = inside & (shift + bits > 8)  # codes of three bits only
+    word |= tl.load(packed + bit // 8 + 1, mask=crosses, other=0).to(tl.int32) << 8
+    return (word >> shift) & ((1 << bits) - 1)
