@@ -174,6 +174,20 @@ def test_a_device_allows_some_choices_and_fixes_some_layers():
     )
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"allowed": {"weight_bits": 4}}, "weight_bits=4: give the allowed values as a tuple"),
+        ({"allowed": {"scale_dtype": "fp16"}}, "scale_dtype='fp16': give the allowed values"),
+        ({"fixed": {0: 4}}, "fixed layer 0: 4 is not a LayerConfig"),
+    ],
+    ids=["number", "text", "fixed"],
+)
+def test_limits_of_the_wrong_type_are_named(limits, message):
+    with pytest.raises(TypeError, match=message):
+        allocate(random_errors(3), [64] * 3, **limits)
+
+
 def test_a_limit_in_bytes_counts_padding_and_offsets():
     errors, sizes = random_errors(3), [100, 200, 300]
     limit = 300

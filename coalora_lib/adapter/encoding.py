@@ -63,8 +63,8 @@ class ConfigurationEncoder(nn.Module):
         measures: adds :class:`ContinuousMeasures` to the embeddings.
     """
 
-    type_index: Tensor
-    block_index: Tensor
+    offsets: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -73,31 +73,45 @@ class ConfigurationEncoder(nn.Module):
         measures: ContinuousMeasures | None = None,
     ) -> None:
         super().__init__()
-        self.fields = nn.ModuleList(nn.Embedding(size, width) for size in FIELD_SIZES)
-        self.types = nn.Embedding(len(layers.types), width)
-        self.blocks = nn.Embedding(int(layers.block_index.max()) + 1, width)
-        self.register_buffer("type_index", layers.type_index, persistent=False)
-        self.register_buffer("block_index", layers.block_index, persistent=False)
+        sizes = [*FIELD_SIZES, len(layers.types), int(layers.block_index.max()) + 1]
+        # All seven embeddings are rows of one table: one look-up, where seven and their
+        # concatenation would each wait for the GPU's launch.
+        self.table = nn.Embedding(sum(sizes), width)
+        starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+        fields = len(FIELD_SIZES)
+        places = torch.stack([layers.type_index, layers.block_index], dim=-1) + starts[fields:]
+        self.register_buffer("offsets", starts[:fields], persistent=False)
+        self.register_buffer("places", places, persistent=False)
         self.measures = measures
-        self.features = (len(FIELD_SIZES) + 2) * width
+        self.features = len(sizes) * width
         if measures is not None:
             self.features += ContinuousMeasures.COUNT
 
-    def forward(self, indices: Tensor) -> Tensor:
-        """Q for all layers of one configuration, or of several.
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of :attr:`table` that make z_i (five), m_i and b_i (one each), in that order.
 
         Args:
             indices: (..., layers, 5) int64, from :func:`coalora_lib.configuration.to_indices`.
 
         Returns:
+            (..., layers, 7) int64.
+        """
+        places = self.places.expand(*indices.shape[:-1], -1)
+        return torch.cat([indices + self.offsets, places], dim=-1)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Q for all layers of one configuration, or of several.
+
+        Args:
+            indices: as :meth:`rows` takes them.
+
+        Returns:
             (..., layers, features).
         """
-        parts = [embed(indices[..., i]) for i, embed in enumerate(self.fields)]
-        for place in (self.types(self.type_index), self.blocks(self.block_index)):
-            parts.append(place.expand_as(parts[0]))
-        if self.measures is not None:
-            parts.append(self.measures(indices).to(parts[0].dtype))
-        return torch.cat(parts, dim=-1)
+        encoding = self.table(self.rows(indices)).flatten(-2)
+        if self.measures is None:
+            return encoding
+        return torch.cat([encoding, self.measures(indices).to(encoding.dtype)], dim=-1)
 
 
 class ContinuousMeasures(nn.Module):

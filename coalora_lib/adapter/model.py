@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -172,7 +173,7 @@ class CoaLora(nn.Module):
             ValueError: as :meth:`set_configuration`.
             TypeError: what is given is no configuration.
         """
-        if isinstance(configuration, int | float):
+        if isinstance(configuration, Real) and not isinstance(configuration, bool):
             configuration = Device(budget=float(configuration))
         if isinstance(configuration, Device):
             return allocate(
@@ -186,6 +187,11 @@ class CoaLora(nn.Module):
                     subject = "the configuration" if names is missing else "this model"
                     raise ValueError(f"{subject} {problem} {names[0]!r} ({len(names)} in all)")
             configuration = [configuration[name] for name in self.layer_names]
+        if not isinstance(configuration, Sequence) or isinstance(configuration, str | bytes):
+            raise TypeError(
+                f"{configuration!r} is no configuration; allowed: a budget in bits per parameter, "
+                "a Device, or one LayerConfig a layer, in order or by name"
+            )
         if len(configuration) != len(self.layer_names):
             raise ValueError(
                 f"{len(configuration)} layer configurations for {len(self.layer_names)} layers"

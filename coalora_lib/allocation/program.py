@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -109,6 +109,7 @@ def allocate(
     Raises:
         ValueError: shapes disagree; a field, a value or a layer is not known; or the limits cannot
             be met (the smallest feasible budget or size is named).
+        TypeError: allowed values are no collection, or a fixed one is no LayerConfig.
     """
     _check_errors(errors, sizes)
     choices = _choices(len(sizes), allowed, fixed or {}, names)
@@ -158,6 +159,8 @@ def _choices(
     for field, values in (allowed or {}).items():
         if field not in CHOICES:
             raise ValueError(f"{field!r} is no field of a choice; allowed: {', '.join(CHOICES)}")
+        if isinstance(values, str) or not isinstance(values, Collection):
+            raise TypeError(f"{field}={values!r}: give the allowed values as a tuple, as (4, 8)")
         if not values or not set(values) <= set(CHOICES[field]):
             raise ValueError(f"{field}={tuple(values)!r} is not among {CHOICES[field]}")
         usable &= torch.tensor([getattr(c, field) in values for c in LayerConfig.space()])
@@ -171,6 +174,8 @@ def _choices(
             position = layer
         if not 0 <= position < layers:
             raise ValueError(f"fixed layer {layer} is outside 0..{layers - 1}")
+        if not isinstance(config, LayerConfig):
+            raise TypeError(f"fixed layer {layer!r}: {config!r} is not a LayerConfig")
         rows[position] = torch.tensor([config.choice])
     return rows
 

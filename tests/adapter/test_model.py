@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -128,6 +129,26 @@ def test_a_configuration_of_another_model_is_refused_and_nothing_changes(model, 
     with pytest.raises(ValueError, match="not feasible"):
         model.set_configuration(1.5)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["3.1", True, None, 3j, {COARSE}, torch.tensor(3.0)], ids=lambda value: repr(value)[:9]
+)
+def test_what_is_no_configuration_is_shown_with_what_is_allowed(model, wrong):
+    with pytest.raises(TypeError, match=r"(?s)is no configuration; allowed: a budget"):
+        model.set_configuration(wrong)
+    assert model.configuration is None
+
+
+@pytest.mark.parametrize("budget", [float("nan"), -1.0, 0])
+def test_a_budget_that_no_configuration_meets_is_refused(model, budget):
+    with pytest.raises(ValueError, match=r"smallest is 2\.0"):
+        model.set_configuration(budget)
+
+
+def test_numbers_of_numpy_are_budgets(model):
+    model.set_configuration(np.float32(3.0))
+    assert 2.5 < model.bits <= 3.0
 
 
 def test_a_model_without_blocks_is_refused(base_model):
