@@ -243,7 +243,9 @@ class CoaLora(nn.Module):
         """
         factors: list[Tensor] = [None] * len(self._layers)
         for group, numbers in enumerate(self._by_width):
-            stacked = torch.stack([self._factors[i].weight for i in numbers])
+            # Not torch.stack: on a GPU it makes a view of each factor first, one by one.
+            stacked = torch.cat([self._factors[i].weight for i in numbers])
+            stacked = stacked.unflatten(0, (len(numbers), -1))
             matrix = adjustment.matrix.index_select(0, getattr(self, f"_rows{group}"))
             products = torch.baddbmm(stacked, matrix, stacked)
             for number, product in zip(numbers, products.unbind(), strict=True):

@@ -134,7 +134,7 @@ def test_adapters(benchmark, device):
     def adapters():
         return model.adjusted_factors(model.adjustments(chosen))
 
-    assert len(timed(benchmark, device, adapters, rounds=50)) == 144
+    assert len(timed(benchmark, device, adapters, rounds=200)) == 144
 
 
 @pytest.mark.benchmark(group="switching the configuration")
