@@ -187,22 +187,75 @@ def bits_table() -> Tensor:
     return torch.tensor([c.bits_per_parameter for c in LayerConfig.space()], dtype=torch.float64)
 
 
-def bits_of_indices(indices: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean bits of many configurations at once.
+class MeanBits:
+    """Mean bits of many configurations at once: the search's second objective.
 
     Args:
-        indices: (n, 5 * layers) integers.
         sizes: number of parameters of each layer.
-
-    Returns:
-        (n,) float64 bits per parameter.
     """
-    rows = (indices.reshape(len(indices), -1, len(CHOICES)) * torch.tensor(STRIDES)).sum(-1)
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    return bits_table()[rows] @ weights / weights.sum()
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        weights = torch.tensor(sizes, dtype=torch.float64)
+        self._shares = weights / weights.sum()
+        self._table, self._strides = bits_table(), torch.tensor(STRIDES)
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """(n, 5 * layers) integers to (n,) float64 bits per parameter, scales included."""
+        return self._table[self._rows(indices)] @ self._shares
+
+    def after(self, indices: Tensor, start: Tensor, coordinate: Tensor, change: Tensor) -> Tensor:
+        """The bits after single steps: each changes those of one layer.
+
+        Args:
+            indices: (s, 5 * layers) integers.
+            start, coordinate, change: (k,) which row takes the step, in which coordinate, by -1
+                or +1.
+
+        Returns:
+            (k,) float64.
+        """
+        rows = self._rows(indices)
+        layer, field = coordinate // len(CHOICES), coordinate % len(CHOICES)
+        old = rows[start, layer]
+        change = self._table[old + change * self._strides[field]] - self._table[old]
+        return (self._table[rows] @ self._shares)[start] + change * self._shares[layer]
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        """The row of each layer's choice in :meth:`LayerConfig.space`: (n, layers)."""
+        return (indices.unflatten(1, (-1, len(CHOICES))) * self._strides).sum(-1)
 
 
 def random_configuration(layers: int, generator: torch.Generator) -> list[LayerConfig]:
     """One configuration drawn uniformly from the 432 ** layers."""
     rows = torch.randint(len(LayerConfig.space()), (layers,), generator=generator)
+    return [LayerConfig.space()[row] for row in rows.tolist()]
+
+
+def random_at_bits(layers: int, bits: float, generator: torch.Generator) -> list[LayerConfig]:
+    """One random configuration whose layers have so many bits in expectation.
+
+    Each layer draws its choice by itself, with probability p(c) proportional to exp(-lambda
+    bits(c)): of all distributions with that mean the one with the most entropy. A uniform draw
+    has 4.4 bits, so that many layers hardly ever come out low; this reaches the whole range.
+
+    Args:
+        layers: number of layers.
+        bits: expected bits per parameter of a layer, scales included.
+        generator: of the draw.
+
+    Raises:
+        ValueError: no distribution over the choices has that mean.
+    """
+    table = bits_table()
+    if not table.min() < bits < table.max():
+        raise ValueError(
+            f"bits={bits} must lie between the least, {table.min():.4f}, and the most bits of a "
+            f"choice, {table.max():.4f}"
+        )
+    low, high = -1e3, 1e3  # the mean falls as lambda grows
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = torch.softmax(-middle * table, 0) @ table
+        low, high = (middle, high) if mean > bits else (low, middle)
+    rows = torch.softmax(-low * table, 0).multinomial(layers, True, generator=generator)
     return [LayerConfig.space()[row] for row in rows.tolist()]

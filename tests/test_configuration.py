@@ -9,15 +9,21 @@ from coalora_lib.configuration import (
     CHOICES,
     FIELD_SIZES,
     LayerConfig,
-    bits_of_indices,
+    MeanBits,
     bits_table,
     from_indices,
     from_json,
     mean_bits,
+    random_at_bits,
     random_configuration,
     to_indices,
     to_json,
 )
+
+#: Sums of a few float64.
+EXACT = 1e-12
+#: Draws of a layer's choice: about 46 of each of the 432.
+LAYERS = 20_000
 
 any_choice = st.sampled_from(LayerConfig.space())
 
@@ -80,10 +86,72 @@ def test_bits_of_many_configurations_match_one_at_a_time():
     sizes = [10, 200, 35]
     stacked = torch.stack([to_indices(configuration).flatten() for configuration in drawn])
     expected = torch.tensor([mean_bits(configuration, sizes) for configuration in drawn])
-    torch.testing.assert_close(bits_of_indices(stacked, sizes), expected.double())
+    torch.testing.assert_close(MeanBits(sizes)(stacked), expected.double())
     assert torch.equal(
         bits_table().argmin(), torch.tensor(LayerConfig(2, 2, "bf16", 64, 256).choice)
     )
+
+
+def test_bits_after_steps_are_those_of_the_rows_they_lead_to():
+    """Every step inside, of several configurations, layers of several sizes."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [10, 200, 35]
+    indices = torch.stack(
+        [to_indices(random_configuration(3, generator)).flatten() for _ in range(4)]
+    )
+    steps, rows = [], []
+    for start, row in enumerate(indices):
+        for coordinate, choices in enumerate(FIELD_SIZES * 3):
+            for change in (-1, 1):
+                if 0 <= row[coordinate] + change < choices:
+                    after = row.clone()
+                    after[coordinate] += change
+                    steps.append((start, coordinate, change))
+                    rows.append(after)
+    bits_of = MeanBits(sizes)
+    before = indices.clone()
+    found = bits_of.after(indices, *torch.tensor(steps).T)
+    expected = [mean_bits(from_indices(row), sizes) for row in rows]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=EXACT, rtol=EXACT)
+    torch.testing.assert_close(found, bits_of(torch.stack(rows)), atol=EXACT, rtol=EXACT)
+    assert torch.equal(indices, before)
+
+
+def test_no_configurations_have_no_bits():
+    """What :func:`propose` asks for where every walk is stuck."""
+    assert MeanBits([10, 20])(torch.empty(0, 10, dtype=torch.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("bits", [2.1, 3.0, 4.4, 6.0, 8.3])
+def test_random_configurations_at_bits_have_them_on_average(bits):
+    drawn = random_at_bits(LAYERS, bits, torch.Generator().manual_seed(0))
+    found = torch.tensor([config.bits_per_parameter for config in drawn]).double()
+    assert len(drawn) == LAYERS
+    assert abs(found.mean() - bits) < 4 * found.std() / LAYERS**0.5
+
+
+def test_random_configurations_at_bits_are_the_generators():
+    first, again, other = (
+        random_at_bits(20, 3.0, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_random_configurations_are_uniform_at_the_mean_of_all():
+    """The most entropy at 4.4 bits is that of the uniform draw: every choice turns up."""
+    drawn = random_at_bits(LAYERS, bits_table().mean().item(), torch.Generator().manual_seed(0))
+    counts = torch.tensor([config.choice for config in drawn]).bincount(minlength=432)
+    expected = LAYERS / 432
+    assert ((counts - expected).abs() < 5 * expected**0.5).all()
+
+
+@pytest.mark.parametrize("bits", [1.0, 2.0, 9.0, math.nan])
+def test_bits_that_no_choice_has_are_refused(bits):
+    message = rf"bits={bits} must lie between the least, 2\.0322, and the most .*, 8\.6250"
+    with pytest.raises(ValueError, match=message):
+        random_at_bits(3, bits, torch.Generator())
 
 
 def test_mean_bits_wants_a_size_for_each_layer():

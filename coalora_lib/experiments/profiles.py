@@ -75,7 +75,7 @@ PROFILES: dict[str, Profile] = {
             error_pieces=1,
             training_budgets=spread(2.25, 5.0, 6),
             random_configurations=3,
-            search=SearchPlan(rounds=2, starts=3, max_steps=8),
+            search=SearchPlan(rounds=2, starts=3, max_steps=30, proposals=6),
         ),
         Profile(
             name="standard",
@@ -94,7 +94,7 @@ PROFILES: dict[str, Profile] = {
             error_pieces=None,
             training_budgets=spread(2.25, 5.0, 25),
             random_configurations=25,
-            search=SearchPlan(rounds=3, starts=5, max_steps=60),
+            search=SearchPlan(rounds=3, starts=5, max_steps=30, proposals=20),
         ),
         Profile(
             name="paper",
@@ -113,7 +113,7 @@ PROFILES: dict[str, Profile] = {
             error_pieces=None,
             training_budgets=spread(2.25, 7.25, 50),
             random_configurations=0,
-            search=SearchPlan(rounds=10, starts=5, max_steps=720),
+            search=SearchPlan(rounds=10, starts=5, max_steps=120, proposals=20),
         ),
     )
 }

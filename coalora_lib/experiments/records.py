@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.files import atomic_file
 from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
-from coalora_lib.training import Evaluation
+from coalora_lib.training import Evaluation, Round
 
 #: The packages whose versions decide what a run computes.
 PACKAGES = (
@@ -59,8 +60,48 @@ class Result(BaseModel):
     passes: int
 
 
+class SearchedSet(BaseModel):
+    """What one search between two stretches of training saw and did.
+
+    Attributes:
+        configurations: the set and, last, what was proposed; each a string of the indices'
+            digits, five a layer.
+        losses, bits: of each, scored with the adapters of that moment.
+        proposed: how many were proposed; kept: positions of the next set.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    configurations: list[str]
+    losses: list[float]
+    bits: list[float]
+    proposed: int
+    kept: list[int]
+
+    @classmethod
+    def of(cls, found: Round) -> SearchedSet:
+        """From what the training loop keeps; losses and bits to seven digits."""
+        return cls(
+            configurations=["".join(map(str, row)) for row in found.configurations.tolist()],
+            losses=[float(f"{loss:.7g}") for loss in found.losses.tolist()],
+            bits=[float(f"{bits:.7g}") for bits in found.bits.tolist()],
+            proposed=found.proposed,
+            kept=found.kept.tolist(),
+        )
+
+    @property
+    def points(self) -> Tensor:
+        """(n, 2) of [loss, bits], float64."""
+        return torch.tensor([self.losses, self.bits], dtype=torch.float64).T
+
+    @property
+    def indices(self) -> Tensor:
+        """(n, 5 * layers) int64."""
+        return torch.tensor([[int(digit) for digit in row] for row in self.configurations])
+
+
 class Record(BaseModel):
-    """A run: where it came from, how it was made, what it found."""
+    """A run: where it came from, how it was made, what it found; its searches, if it had any."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,6 +119,7 @@ class Record(BaseModel):
     versions: dict[str, str]
     git_commit: str | None
     results: list[Result]
+    searches: list[SearchedSet] = []
 
 
 def new_record(experiment: str, setup: Setup) -> Record:

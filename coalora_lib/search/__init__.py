@@ -1,6 +1,8 @@
 """The Pareto search over configurations: integers and numbers only, nothing of models."""
 
 from coalora_lib.search.acquisition import expected_hypervolume_improvement
+from coalora_lib.search.alternatives import STRATEGIES
+from coalora_lib.search.moves import Bits, Moves, Neighbourhood, finite_differences, moves_from
 from coalora_lib.search.pareto import (
     hypervolume,
     pareto_front,
@@ -8,16 +10,23 @@ from coalora_lib.search.pareto import (
     segment_pareto_filter,
 )
 from coalora_lib.search.surrogate import Surrogate
-from coalora_lib.search.walk import Proposal, finite_differences, propose
+from coalora_lib.search.walk import Acquisition, Proposal, propose, walk
 
 __all__ = [
+    "STRATEGIES",
+    "Acquisition",
+    "Bits",
+    "Moves",
+    "Neighbourhood",
     "Proposal",
     "Surrogate",
     "expected_hypervolume_improvement",
     "finite_differences",
     "hypervolume",
+    "moves_from",
     "pareto_front",
     "propose",
     "reference_point",
     "segment_pareto_filter",
+    "walk",
 ]

@@ -9,9 +9,19 @@ from torch import Tensor
 
 from coalora_lib.search.pareto import staircase
 
+#: Below this z the two terms of h(z) cancel, and the form with the scaled erfc takes over.
+CANCELLING = -1.0
+#: Below this z the scaled form cancels too, and the first terms of its series are exact enough.
+DISTANT = -1e3
+
 
 def expected_hypervolume_improvement(
-    mean: Tensor, std: Tensor, bits: Tensor, front: Tensor, reference: tuple[float, float]
+    mean: Tensor,
+    std: Tensor,
+    bits: Tensor,
+    front: Tensor,
+    reference: tuple[float, float],
+    log: bool = False,
 ) -> Tensor:
     """How much area a candidate is expected to add to what the front dominates, in closed form.
 
@@ -29,20 +39,72 @@ def expected_hypervolume_improvement(
         bits: (n,) mean bits, known exactly.
         front: (m, 2) of [loss, bits], m >= 0; dominated rows change nothing.
         reference: (loss, bits), the corner the area is measured to.
+        log: return the logarithm, which tells candidates apart whose improvement is too small
+            for a float; -inf where it is zero.
 
     Returns:
-        (n,) float64, non-negative, in units of loss times bits.
+        (n,) float64 in units of loss times bits, non-negative; or its logarithm.
+
+    Raises:
+        ValueError: mean, std and bits are not of one length, one of them is NaN, or a std is
+            negative.
     """
-    mean, std, bits = mean.double(), std.double(), bits.double()
-    steps, edges = staircase(front, reference)
+    mean, std, bits = (values.double() for values in (mean, std, bits))
+    _check(mean, std, bits)
+    losses, edges = staircase(front, reference)
     widths = (edges[1:] - torch.maximum(edges[:-1], bits[:, None])).clamp(min=0)  # (n, m + 1)
-    return (widths * expected_improvement(steps - mean[:, None], std[:, None])).sum(1)
+    gains = losses - mean[:, None]
+    if log:
+        parts = widths.log() + log_expected_improvement(gains, std[:, None])
+        return parts.logsumexp(1)
+    return (widths * expected_improvement(gains, std[:, None])).sum(1)
 
 
 def expected_improvement(gain: Tensor, std: Tensor) -> Tensor:
     """E[(gain + std N)^+] for a standard normal N; at std = 0 the positive part of the gain."""
     certain = std == 0
     z = gain / torch.where(certain, 1.0, std)
-    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
-    uncertain = std * (z * torch.special.ndtr(z) + density)
+    # erfc, since torch.special.ndtr is not exact in the lower tail.
+    uncertain = gain * torch.erfc(z * -math.sqrt(0.5)) * 0.5 + std * _density(z)
     return torch.where(certain, gain, uncertain).clamp(min=0)
+
+
+def log_expected_improvement(gain: Tensor, std: Tensor) -> Tensor:
+    """The logarithm of :func:`expected_improvement`, to full precision however small that is.
+
+    log h(z) = log phi(z) + log(1 + z Phi(z) / phi(z)), and Phi(z) / phi(z) is
+    sqrt(pi / 2) erfcx(-z / sqrt(2)), which does not underflow (Ament et al. 2023,
+    arXiv 2310.20708). At std = 0, -inf without a gain.
+    """
+    certain = std == 0
+    z = gain / torch.where(certain, 1.0, std)
+    near = z.clamp(min=CANCELLING)
+    near = (near * torch.erfc(near * -math.sqrt(0.5)) * 0.5 + _density(near)).log()
+    tail = z.clamp(DISTANT, CANCELLING)
+    ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(tail * -math.sqrt(0.5))
+    tail = _log_density(tail) + torch.log1p(tail * ratio)
+    far = z.clamp(max=DISTANT)
+    far = _log_density(far) - 2 * (-far).log() + torch.log1p(-3 / far.square())
+    log_h = torch.where(z > CANCELLING, near, torch.where(z > DISTANT, tail, far))
+    return torch.where(certain, gain.clamp(min=0).log(), std.log() + log_h)
+
+
+def _density(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+
+
+def _log_density(z: Tensor) -> Tensor:
+    return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+
+
+def _check(mean: Tensor, std: Tensor, bits: Tensor) -> None:
+    if not mean.shape == std.shape == bits.shape or mean.ndim != 1:
+        shapes = ", ".join(str(tuple(values.shape)) for values in (mean, std, bits))
+        raise ValueError(f"mean, std and bits must be of one shape (n,), got {shapes}")
+    for name, values in (("mean", mean), ("std", std), ("bits", bits)):
+        if values.isnan().any():
+            row = int(values.isnan().nonzero()[0])
+            raise ValueError(f"{name} of candidate {row} is nan")
+    if (std < 0).any():
+        row = int((std < 0).nonzero()[0])
+        raise ValueError(f"std of candidate {row} is {std[row]:g}; it must not be negative")

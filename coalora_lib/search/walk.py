@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,19 +10,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coalora_lib.search.acquisition import expected_hypervolume_improvement
+from coalora_lib.search.moves import (
+    Bits,
+    Moves,
+    Neighbourhood,
+    bits_after,
+    finite_differences,
+    moves_from,
+)
 from coalora_lib.search.pareto import pareto_front, reference_point
 from coalora_lib.search.surrogate import Surrogate
 
-Acquisition = Callable[[Tensor], Tensor]
+#: A move must raise the acquisition by more than this part of it: more than rounding does.
+LEAST_GAIN = 1e-9
+#: Where the largest value of a neighbourhood, by the area that all of the front dominates, is
+#: less than this, values are compared through their logarithms.
+UNDERFLOW = 1e-12
 
 
 @dataclass(frozen=True)
 class Step:
-    """One move of a walk: which coordinate, by -1 or +1, and the acquisition after it."""
+    """One move of a walk: which coordinate, by -1 or +1, and log EHVI after it."""
 
     coordinate: int
     change: int
-    acquisition: float
+    log_acquisition: float
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,9 @@ class Proposal:
     """Where the walks ended.
 
     Attributes:
-        configurations: (proposals, d) int64, distinct and none of them scored before.
-        acquisition: (proposals,) float64.
+        configurations: (proposals, d) int64, distinct and none of them scored before, in the
+            order of their walks.
+        acquisition: (proposals,) float64, the improvement expected of each alone.
         trace: the steps of every walk, one list a start.
         starts: (starts, d) where the walks began.
     """
@@ -42,81 +55,63 @@ class Proposal:
     starts: Tensor = field(repr=False)
 
 
-def neighbours(configuration: Tensor, choices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All configurations one step away: (k, d), the coordinate moved (k,), by -1 or +1 (k,)."""
-    moves = torch.stack([-torch.ones_like(configuration), torch.ones_like(configuration)], 1)
-    moved = configuration[:, None] + moves
-    coordinate, side = ((moved >= 0) & (moved < choices[:, None])).nonzero(as_tuple=True)
-    change = moves[coordinate, side]
-    rows = configuration.repeat(len(coordinate), 1)
-    rows[torch.arange(len(coordinate)), coordinate] += change
-    return rows, coordinate, change
-
-
-def finite_differences(
-    acquisition: Acquisition, configuration: Tensor, choices: Sequence[int] | Tensor
-) -> Tensor:
-    """The gradient's stand-in: central differences with delta = 1, one-sided at a bound.
+class Acquisition:
+    """EHVI under a surrogate, of configurations and of all their neighbours.
 
     Args:
-        acquisition: (n, d) integers to (n,).
-        configuration: (d,) integers.
-        choices: (d,) number of values of each coordinate.
+        surrogate: predicts losses.
+        losses: (n,) of the scored configurations, which the front and the reference point (the
+            worst plus a margin) are taken from.
+        bits_of: mean bits of (k, d) integers.
 
-    Returns:
-        (d,) float64: (a(C + e_i) - a(C - e_i)) / 2 inside, the true one-sided difference at a
-        bound, and 0 for a coordinate with one value.
+    Attributes:
+        front: (m, 2) of [loss, bits]; rows: (m,) which of the scored they are.
+        reference: (loss, bits).
+        area: between the best loss and bits and the reference: the unit of a large improvement.
     """
-    rows, coordinate, change = neighbours(configuration, torch.as_tensor(choices))
-    values = acquisition(torch.cat([configuration[None], rows]))
-    return _differences(values[1:], values[0], coordinate, change, len(configuration))
 
+    def __init__(self, surrogate: Surrogate, losses: Tensor, bits_of: Bits) -> None:
+        self.surrogate = surrogate
+        self.bits_of = bits_of
+        self._neighbourhood = Neighbourhood(surrogate)
+        points = torch.stack([losses.double(), bits_of(surrogate.configurations)], dim=1)
+        self.rows = pareto_front(points)
+        self.front = points[self.rows]
+        self.reference = reference_point(points)
+        best = points.amin(0).tolist()
+        self.area = (self.reference[0] - best[0]) * (self.reference[1] - best[1])
 
-def _differences(
-    values: Tensor, here: Tensor, coordinate: Tensor, change: Tensor, dimension: int
-) -> Tensor:
-    """The mean over a coordinate's sides of the difference to each: central where there are two."""
-    total, sides = torch.zeros(2, dimension, dtype=torch.float64)
-    total.index_add_(0, coordinate, (values - here) * change)
-    sides.index_add_(0, coordinate, torch.ones_like(values))
-    return total / sides.clamp(min=1)
+    def __call__(self, configurations: Tensor, log: bool = False) -> Tensor:
+        """(k, d) integers to (k,) expected improvements, or their logarithms."""
+        mean, std = self.surrogate.predict(configurations)
+        return self._improvement(mean, std, self.bits_of(configurations), log)
 
+    def around(
+        self, configurations: Tensor, moves: Moves, log: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """After each of k moves, (k,), and at the s configurations they start from, (s,)."""
+        mean, std = self._neighbourhood.predict(configurations, moves)
+        here = self.bits_of(configurations)
+        bits = torch.cat([bits_after(self.bits_of, configurations, moves), here])
+        values = self._improvement(mean, std, bits, log)
+        return values[: len(moves.start)], values[len(moves.start) :]
 
-def walk(
-    acquisition: Acquisition, start: Tensor, choices: Tensor, max_steps: int
-) -> tuple[Tensor, list[Step]]:
-    """Move the coordinate with the largest finite difference by one, while that improves.
+    def gradient(self, configurations: Tensor) -> Tensor:
+        """Finite differences at (s, d) configurations: (s, d) float64."""
+        moves = moves_from(configurations, self.surrogate.choices)
+        values, here = self.around(configurations, moves)
+        return finite_differences(values, here, moves, configurations.shape[1])
 
-    Of the moves that go uphill by the finite difference and do raise the acquisition, each step
-    takes the one with the largest difference; the walk stops when there is none.
-
-    Args:
-        acquisition: (n, d) integers to (n,).
-        start: (d,) integers.
-        choices: (d,) number of values of each coordinate.
-        max_steps: T.
-
-    Returns:
-        Where it ended, (d,), and the steps.
-    """
-    here, value, steps = start, acquisition(start[None])[0], []
-    for _ in range(max_steps):
-        rows, coordinate, change = neighbours(here, choices)
-        values = acquisition(rows)
-        slope = _differences(values, value, coordinate, change, len(here))[coordinate]
-        usable = (values > value) & (slope * change > 0)
-        if not usable.any():
-            break
-        best = torch.where(usable, slope.abs(), -torch.inf).argmax()
-        here, value = rows[best], values[best]
-        steps.append(Step(int(coordinate[best]), int(change[best]), float(value)))
-    return here, steps
+    def _improvement(self, mean: Tensor, std: Tensor, bits: Tensor, log: bool) -> Tensor:
+        return expected_hypervolume_improvement(
+            mean, std, bits, self.front, self.reference, log=log
+        )
 
 
 def propose(
     configurations: Tensor,
     losses: Tensor,
-    bits_of: Callable[[Tensor], Tensor],
+    bits_of: Bits,
     choices: Sequence[int] | Tensor,
     starts: int = 5,
     max_steps: int | None = None,
@@ -124,42 +119,147 @@ def propose(
 ) -> Proposal:
     """Propose configurations worth scoring: fit the surrogate, walk uphill from the front.
 
+    Each walk starts from a member of the front. Where it ended is believed to score as predicted
+    before the next walk begins: walks that know nothing of each other all climb the same hill.
+
     Args:
         configurations: (n, d) integer indices of the scored configurations.
         losses: (n,) their task losses, all under the same adapters and batches.
-        bits_of: mean bits of (k, d) integers: (k,).
+        bits_of: mean bits of (k, d) integers: (k,). One with a method ``after``, such as
+            :class:`~coalora_lib.configuration.MeanBits`, is much faster.
         choices: (d,) number of values of each coordinate.
         starts: walks, each from a different member of the current Pareto front (all of the
             front where it is smaller).
-        max_steps: T, the longest walk; d by default.
+        max_steps: T, the longest walk; by default until no move improves.
         seed: of the draw of the starts.
 
     Raises:
-        ValueError: as :class:`Surrogate`, or starts is not positive.
+        ValueError: as :class:`Surrogate`, or starts or max_steps is not positive.
     """
-    if starts < 1:
-        raise ValueError(f"starts={starts} must be at least 1")
-    choices = torch.as_tensor(choices)
-    surrogate = Surrogate(configurations, losses, choices)
-    points = torch.stack([losses.double(), bits_of(configurations)], dim=1)
-    reference = reference_point(points)
-
-    def acquisition(candidates: Tensor) -> Tensor:
-        mean, std = surrogate.predict(candidates)
-        bits = bits_of(candidates)
-        return expected_hypervolume_improvement(mean, std, bits, points, reference)
-
+    for name, value in (("starts", starts), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    surrogate = believer = Surrogate(configurations, losses, choices)
+    alone = acquisition = Acquisition(surrogate, losses, bits_of)
     generator = torch.Generator().manual_seed(seed)
-    front = pareto_front(points)
-    drawn = front[torch.randperm(len(front), generator=generator)[:starts]]
-    seen = set(map(tuple, configurations.tolist()))
-    ends, traces = [], []
-    for row in tqdm(drawn.tolist(), "search walks", disable=None):
-        end, steps = walk(acquisition, configurations[row], choices, max_steps or len(choices))
-        traces.append(steps)
-        if tuple(end.tolist()) not in seen:
-            seen.add(tuple(end.tolist()))
-            ends.append(end)
-    found = torch.stack(ends) if ends else configurations[:0]
-    values = acquisition(found) if ends else torch.zeros(0, dtype=torch.float64)
-    return Proposal(found, values, traces, configurations[drawn])
+    drawn = alone.rows[torch.randperm(len(alone.rows), generator=generator)[:starts]]
+    begin, trace, found = surrogate.configurations[drawn], [], surrogate.configurations[:0]
+    for start in tqdm(begin, "search walks", disable=None):
+        end, (steps,) = walk(acquisition, start[None], max_steps)
+        trace.append(steps)
+        end = _new_end(believer.configurations, end[0], steps)
+        if end is not None:
+            found = torch.cat([found, end[None]])
+            believed = torch.cat([losses, surrogate.predict(found)[0]])
+            believer = surrogate.believing(found)
+            acquisition = Acquisition(believer, believed, bits_of)
+    return Proposal(found, alone(found), trace, begin)
+
+
+def walk(
+    acquisition: Acquisition, starts: Tensor, max_steps: int | None = None
+) -> tuple[Tensor, list[list[Step]]]:
+    """Move the coordinate with the largest finite difference by one, while that improves.
+
+    All walks take their steps together. Of the moves that go uphill by the finite difference and
+    do raise the acquisition, each walk takes the one with the largest difference, and stops when
+    there is none. Scored configurations are not stepped on, for nothing is learned by proposing
+    one again; a walk that starts on one always takes a first step, the best there is.
+
+    Args:
+        acquisition: what to climb.
+        starts: (s, d) integers.
+        max_steps: T.
+
+    Returns:
+        Where the walks ended, (s, d), and the steps of each.
+    """
+    here, trace = starts.clone(), [[] for _ in starts]
+    walking, taken = torch.arange(len(here)), 0
+    while taken != max_steps:
+        coordinate, change, value, moved = best_moves(acquisition, here[walking])
+        walking = walking[moved]
+        if len(walking) == 0:
+            break
+        here[walking, coordinate[moved]] += change[moved]
+        for row, *step in zip(
+            walking.tolist(), coordinate[moved], change[moved], value[moved], strict=True
+        ):
+            trace[row].append(Step(*(number.item() for number in step)))
+        taken += 1
+    return here, trace
+
+
+def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next move of each of (s, d) walks, as :func:`walk` chooses it.
+
+    Returns:
+        Four (s,): coordinate, change, log of the acquisition after the move, and whether there
+        is a move at all; where not, the others mean nothing.
+    """
+    moves = moves_from(here, acquisition.surrogate.choices)
+    values, current, unit = _comparable(acquisition, here, moves)
+    slopes = finite_differences(values, current, moves, here.shape[1])
+    slope = slopes[moves.start, moves.coordinate]
+    on_scored, to_scored = _meets_scored(acquisition.surrogate.configurations, here, moves)
+    rises = values > current[moves.start] * (1 + LEAST_GAIN)
+    usable = ~to_scored & (slope * moves.change > 0) & (rises | on_scored[moves.start])
+    stuck = on_scored.clone()
+    stuck[moves.start[usable]] = False
+    rank = torch.where(usable, slope.abs(), -torch.inf)
+    rank = torch.where(stuck[moves.start] & ~to_scored, values, rank)
+    table = torch.full((len(here), 2 * here.shape[1]), -torch.inf, dtype=rank.dtype)
+    table[moves.start, 2 * moves.coordinate + (moves.change > 0)] = rank
+    best, place = table.max(1)
+    after = torch.zeros_like(table)
+    after[moves.start, 2 * moves.coordinate + (moves.change > 0)] = values
+    value = after.gather(1, place[:, None])[:, 0].log() + unit
+    return place // 2, 2 * (place % 2) - 1, value, best > -torch.inf
+
+
+def _comparable(
+    acquisition: Acquisition, here: Tensor, moves: Moves
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The acquisition after each move and at each walk, in a unit of each walk's own.
+
+    What a walk does next does not depend on the unit; where the values underflow it is the
+    largest of them, whose logarithm does not.
+
+    Returns:
+        (k,) after each move, (s,) at the walks, and (s,) the logarithm of the unit.
+    """
+    values, current = acquisition.around(here, moves)
+    top = current.scatter_reduce(0, moves.start, values, "amax")
+    if (top >= UNDERFLOW * acquisition.area).all():
+        return values, current, torch.zeros_like(top)
+    values, current = acquisition.around(here, moves, log=True)
+    unit = current.scatter_reduce(0, moves.start, values, "amax")
+    unit = torch.where(unit.isfinite(), unit, 0.0)
+    return (values - unit[moves.start]).exp(), (current - unit).exp(), unit
+
+
+def _meets_scored(scored: Tensor, here: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
+    """Whether each walk stands on a scored configuration, (s,), and each move leads to one, (k,).
+
+    A move leads to a scored configuration if that differs from where the walk stands in the moved
+    coordinate alone, and by the move.
+    """
+    differs = here[:, None] != scored
+    distance = differs.sum(2)
+    walk_row, scored_row = (distance == 1).nonzero(as_tuple=True)
+    coordinate = differs[walk_row, scored_row].int().argmax(1)
+    change = scored[scored_row, coordinate] - here[walk_row, coordinate]
+    near = torch.zeros(len(here), here.shape[1], 2, dtype=torch.bool)
+    single = change.abs() == 1
+    near[walk_row[single], coordinate[single], (change[single] > 0).long()] = True
+    return (distance == 0).any(1), near[moves.start, moves.coordinate, (moves.change > 0).long()]
+
+
+def _new_end(scored: Tensor, end: Tensor, steps: list[Step]) -> Tensor | None:
+    """The last configuration of a walk that is not among the scored ones."""
+    end = end.clone()
+    for step in reversed(steps):
+        if not (scored == end).all(1).any():
+            return end
+        end[step.coordinate] -= step.change
+    return None

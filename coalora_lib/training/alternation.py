@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.configuration import (
     CHOICES,
     FIELD_SIZES,
     LayerConfig,
-    bits_of_indices,
+    MeanBits,
     from_indices,
     to_indices,
 )
-from coalora_lib.search import propose, segment_pareto_filter
+from coalora_lib.search import STRATEGIES, Bits, segment_pareto_filter
 from coalora_lib.training.evaluation import Examples, evaluate
 
 
@@ -27,15 +28,31 @@ class SearchPlan:
 
     Attributes:
         rounds: stretches of training; a search stands between each two.
-        starts: walks of a search.
-        max_steps: longest walk.
-        segments: U of the segment filter.
+        starts: configurations proposed at a time, each by a walk of its own.
+        max_steps: longest walk; None walks until no step improves.
+        segments: U of the segment filter; None keeps every scored configuration.
+        proposals: configurations that a search scores beyond the set: its budget. After each
+            ``starts`` of them the surrogate is fitted anew.
+        strategy: who proposes, a key of :data:`~coalora_lib.search.STRATEGIES`: "walk", or one
+            of those that it is compared with.
     """
 
     rounds: int
     starts: int
-    max_steps: int
-    segments: int = 40
+    max_steps: int | None = None
+    segments: int | None = 40
+    proposals: int = 5
+    strategy: str = "walk"
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "starts", "max_steps", "segments", "proposals"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"strategy={self.strategy!r} is not known; allowed: {', '.join(STRATEGIES)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,26 +76,70 @@ class Round:
 def search_round(
     model: CoaLora, current: Tensor, search: SearchPlan, scoring: Examples, seed: int
 ) -> Round:
-    """Score the set with the current adapters, propose, score the proposals, filter."""
-
-    def bits_of(indices: Tensor) -> Tensor:
-        return bits_of_indices(indices, model.sizes)
-
-    losses = score(model, current, scoring)
-    choices = FIELD_SIZES * len(model.layer_names)
-    proposal = propose(
-        current, losses, bits_of, choices, search.starts, search.max_steps, seed=seed
+    """Score the set with the current adapters, propose and score in turn, filter."""
+    bits_of = MeanBits(model.sizes)
+    everything, losses = extend(
+        current,
+        score(model, current, scoring),
+        lambda proposed: score(model, proposed, scoring),
+        bits_of,
+        FIELD_SIZES * len(model.layer_names),
+        search,
+        seed,
     )
-    everything = torch.cat([current, proposal.configurations])
-    losses = torch.cat([losses, score(model, proposal.configurations, scoring)])
     points = torch.stack([losses, bits_of(everything)], dim=1)
-    kept = segment_pareto_filter(points, search.segments)
-    return Round(everything, *points.T, len(proposal.configurations), kept)
+    kept = torch.arange(len(points))
+    if search.segments is not None:
+        kept = segment_pareto_filter(points, search.segments)
+    return Round(everything, *points.T, len(everything) - len(current), kept)
+
+
+def extend(
+    configurations: Tensor,
+    losses: Tensor,
+    score: Callable[[Tensor], Tensor],
+    bits_of: Bits,
+    choices: Sequence[int],
+    search: SearchPlan,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Propose and score configurations in turn until the plan's budget is spent.
+
+    Args:
+        configurations, losses: the scored set, (n, d) and (n,).
+        score: the loss of (k, d) proposals, (k,).
+        bits_of, choices: as :func:`~coalora_lib.search.propose`.
+        search: strategy, budget and sizes.
+        seed: of the strategy.
+
+    Returns:
+        The set and its losses with what was proposed behind; fewer than the budget if the
+        strategy has no more to propose.
+    """
+    wanted = len(configurations) + search.proposals
+    while len(configurations) < wanted:
+        proposed = STRATEGIES[search.strategy](
+            configurations,
+            losses,
+            bits_of,
+            choices,
+            min(search.starts, wanted - len(configurations)),
+            search.max_steps,
+            seed + len(configurations),
+        )
+        if len(proposed) == 0:
+            break
+        configurations = torch.cat([configurations, proposed])
+        losses = torch.cat([losses, score(proposed)])
+    return configurations, losses
 
 
 def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
     """f1 of each configuration, (n, 5 * layers) to (n,) float64: the loss on fixed examples."""
-    losses = [evaluate(model, scoring, from_indices(row)).loss for row in configurations]
+    losses = [
+        evaluate(model, scoring, from_indices(row), batch_size=256).loss
+        for row in tqdm(configurations, "scoring", disable=None, leave=False)
+    ]
     return torch.tensor(losses, dtype=torch.float64)
 
 

@@ -1,3 +1,7 @@
+import itertools
+import math
+
+import mpmath
 import pytest
 import torch
 from botorch.acquisition.multi_objective.analytic import ExpectedHypervolumeImprovement
@@ -8,6 +12,19 @@ from gpytorch.distributions import MultitaskMultivariateNormal
 from linear_operator.operators import DiagLinearOperator
 
 from coalora_lib.search import expected_hypervolume_improvement, hypervolume, pareto_front
+from coalora_lib.search.acquisition import expected_improvement, log_expected_improvement
+
+#: botorch has both objectives uncertain; gpytorch has no smaller variance than this.
+LEAST_VARIANCE = 1e-10
+#: What that much doubt about the bits changes.
+AS_BOTORCH = 1e-6
+#: Two ways to sum the same areas in float64.
+ROUNDING = 1e-12
+#: Of a logarithm: what is left where the two forms with erfcx and its series meet.
+OF_A_LOGARITHM = 2e-9
+#: And of its size, z^2 / 2: float64.
+OF_ITS_SIZE = 1e-15
+CORNER = (1.0, 1.0)
 
 
 def setting(seed, size):
@@ -17,6 +34,12 @@ def setting(seed, size):
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     return draw(size, 2), draw(7), 0.02 + 0.3 * draw(7), 1.2 * draw(7)
+
+
+def random_reference(seed):
+    """Sometimes behind all of the front, sometimes before a part of it."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    return tuple((0.4 + 0.8 * torch.rand(2, generator=generator, dtype=torch.float64)).tolist())
 
 
 class Known(Model):
@@ -31,67 +54,223 @@ class Known(Model):
         return 2
 
     def posterior(self, X, **_):
-        variance = torch.stack([self.std**2, torch.full_like(self.std, 1e-14)], dim=1)
+        variance = torch.stack([self.std**2, torch.full_like(self.std, LEAST_VARIANCE)], dim=1)
         return GPyTorchPosterior(
             MultitaskMultivariateNormal(self.values[:, None], DiagLinearOperator(variance))
         )
 
 
-@pytest.mark.parametrize("size", [1, 2, 6, 20])
-@pytest.mark.parametrize("seed", [0, 1])
+def botorchs(mean, std, bits, front, reference):
+    worst = -torch.tensor(reference, dtype=torch.float64)
+    form = ExpectedHypervolumeImprovement(
+        Known(mean, std, bits), worst.tolist(), NondominatedPartitioning(worst, -front)
+    )
+    return form(torch.zeros(len(mean), 1, 1, dtype=torch.float64)).detach()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 6, 20])
+@pytest.mark.parametrize("seed", range(6))
 def test_equals_botorchs_analytic_form(seed, size):
     front, mean, std, bits = setting(seed, size)
-    reference = (1.1, 1.1)
-    bits = bits.clamp(max=1.05)
-    worst = -torch.tensor(reference, dtype=torch.float64)
-    theirs = ExpectedHypervolumeImprovement(
-        Known(mean, std, bits),
-        worst.tolist(),
-        NondominatedPartitioning(worst, -front),
-    )(torch.zeros(7, 1, 1, dtype=torch.float64))
+    reference = random_reference(seed)
     ours = expected_hypervolume_improvement(mean, std, bits, front, reference)
-    torch.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=1e-6)
+    theirs = botorchs(mean, std, bits, front, reference)
+    assert ours.max() > 0
+    torch.testing.assert_close(ours, theirs, atol=AS_BOTORCH, rtol=AS_BOTORCH)
 
 
-def test_equals_monte_carlo():
-    front, mean, std, bits = setting(3, 5)
-    reference = (1.0, 1.0)
-    ours = expected_hypervolume_improvement(mean, std, bits, front, reference)
-    before = hypervolume(front, reference)
-    draws = torch.randn(4000, dtype=torch.float64)
-    for i in range(2):
-        gains = torch.tensor(
-            [
-                hypervolume(torch.cat([front, torch.stack([y, bits[i]])[None]]), reference) - before
-                for y in mean[i] + std[i] * draws
-            ]
-        )
-        assert abs(ours[i] - gains.mean()) < 4 * gains.std() / len(draws) ** 0.5 + 1e-12
+@pytest.mark.parametrize(
+    "front", [[[1.5, 0.2]], [[0.2, 1.5]], [[1.0, 0.5]], [[1.5, 0.2], [0.2, 1.5], [2.0, 2.0]]]
+)
+def test_a_front_beyond_the_reference_is_none(front):
+    front = torch.tensor(front, dtype=torch.float64)
+    _, mean, std, bits = setting(7, 1)
+    ours = expected_hypervolume_improvement(mean, std, bits, front, CORNER)
+    nothing = expected_hypervolume_improvement(mean, std, bits, front[:0], CORNER)
+    assert torch.equal(ours, nothing)
+    theirs = botorchs(mean, std, bits, front, CORNER)
+    torch.testing.assert_close(ours, theirs, atol=AS_BOTORCH, rtol=AS_BOTORCH)
+
+
+def test_an_empty_front_leaves_the_expected_improvement_over_the_reference():
+    """Jones' closed form, once more and by another's normal distribution."""
+    _, mean, std, bits = setting(8, 1)
+    ours = expected_hypervolume_improvement(mean, std, bits, torch.empty(0, 2), CORNER)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    z = (1 - mean) / std
+    improvement = (1 - mean) * normal.cdf(z) + std * normal.log_prob(z).exp()
+    torch.testing.assert_close(
+        ours, (1 - bits).clamp(min=0) * improvement, atol=ROUNDING, rtol=ROUNDING
+    )
+    assert (ours == 0).any() == (bits >= 1).any()
+
+
+def test_dominated_candidates_improve_by_chance_only():
+    front = torch.tensor([[0.3, 0.2]], dtype=torch.float64)
+    mean, bits = torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    certain, unsure, surer = (
+        expected_hypervolume_improvement(mean, std * torch.ones(1), bits, front, CORNER).item()
+        for std in (0.0, 0.3, 0.1)
+    )
+    assert certain == 0
+    assert unsure > surer > 0
+    theirs = botorchs(mean, 0.3 * torch.ones(1, dtype=torch.float64), bits, front, CORNER)
+    assert unsure == pytest.approx(theirs.item(), abs=AS_BOTORCH)
+
+
+def steps_of(front, reference, bits):
+    """Width and height of each step of the least loss to the right of ``bits``, by a plain loop."""
+    edges = sorted({bits, reference[1], *front[:, 1].clamp(bits, reference[1]).tolist()})
+    steps = []
+    for left, right in itertools.pairwise(edges):
+        reached = front[front[:, 1] <= left, 0].tolist()
+        steps.append((right - left, min([*reached, reference[0]])))
+    return steps
+
+
+def gains_of(losses, front, reference, bits):
+    """The improvement of (k,) certain losses at so many bits."""
+    return sum(
+        (
+            width * (height - losses).clamp(min=0)
+            for width, height in steps_of(front, reference, bits)
+        ),
+        torch.zeros_like(losses),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_monte_carlo(seed):
+    front, mean, std, bits = setting(20 + seed, 5)
+    ours = expected_hypervolume_improvement(mean, std, bits, front, CORNER)
+    draws = torch.randn(1_000_000, dtype=torch.float64)
+    before = hypervolume(front, CORNER)
+    for i in range(len(mean)):
+        losses = mean[i] + std[i] * draws
+        gains = gains_of(losses, front, CORNER, min(bits[i].item(), 1.0))
+        for loss, gain in zip(losses[:50], gains[:50], strict=True):
+            with_it = torch.cat([front, torch.stack([loss, bits[i]])[None]])
+            assert gain.item() == pytest.approx(hypervolume(with_it, CORNER) - before, abs=ROUNDING)
+        assert abs(ours[i] - gains.mean()) <= 4 * gains.std() / len(draws) ** 0.5 + ROUNDING
 
 
 def test_certain_candidates_give_the_improvement_itself():
     front, mean, _, bits = setting(4, 6)
-    reference = (1.0, 1.0)
-    ours = expected_hypervolume_improvement(mean, torch.zeros(7), bits, front, reference)
-    for value, y, b in zip(ours, mean, bits, strict=True):
+    ours = expected_hypervolume_improvement(mean, torch.zeros(7), bits, front, CORNER)
+    logs = expected_hypervolume_improvement(mean, torch.zeros(7), bits, front, CORNER, log=True)
+    assert (ours > 0).any()
+    assert (ours == 0).any()
+    for value, log, y, b in zip(ours, logs, mean, bits, strict=True):
         with_it = torch.cat([front, torch.stack([y, b])[None]])
-        gain = hypervolume(with_it, reference) - hypervolume(front, reference)
-        assert value.item() == pytest.approx(gain, abs=1e-12)
+        gain = hypervolume(with_it, CORNER) - hypervolume(front, CORNER)
+        assert value.item() == pytest.approx(gain, abs=ROUNDING)
+        assert log.exp().item() == pytest.approx(gain, abs=ROUNDING)
 
 
-def test_empty_front_and_candidates_beyond_the_reference():
-    one = torch.ones(1)
-    empty = torch.empty(0, 2)
-    certain = expected_hypervolume_improvement(0.25 * one, 0 * one, 0.5 * one, empty, (1.0, 1.0))
-    assert certain.item() == pytest.approx(0.75 * 0.5)
-    beyond = expected_hypervolume_improvement(0.25 * one, 0.1 * one, 2 * one, empty, (1.0, 1.0))
+def test_candidates_beyond_the_reference_in_bits_add_nothing():
+    one, empty = torch.ones(1), torch.empty(0, 2)
+    beyond = expected_hypervolume_improvement(0.25 * one, 0.1 * one, 2 * one, empty, CORNER)
     assert beyond.item() == 0
 
 
 def test_dominated_rows_change_nothing():
     front, mean, std, bits = setting(5, 30)
     alone = front[pareto_front(front)]
-    torch.testing.assert_close(
-        expected_hypervolume_improvement(mean, std, bits, front, (1.0, 1.0)),
-        expected_hypervolume_improvement(mean, std, bits, alone, (1.0, 1.0)),
+    assert len(alone) < len(front)
+    assert torch.equal(
+        expected_hypervolume_improvement(mean, std, bits, front, CORNER),
+        expected_hypervolume_improvement(mean, std, bits, alone, CORNER),
     )
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_logarithm_is_that_of_the_improvement(seed, size):
+    front, mean, std, bits = setting(seed, size)
+    reference = random_reference(seed)
+    plain = expected_hypervolume_improvement(mean, std, bits, front, reference)
+    logs = expected_hypervolume_improvement(mean, std, bits, front, reference, log=True)
+    torch.testing.assert_close(logs, plain.log(), atol=OF_A_LOGARITHM, rtol=OF_A_LOGARITHM)
+
+
+def exact_improvement(z):
+    """h(z) = z Phi(z) + phi(z), to fifty digits."""
+    with mpmath.workdps(80):
+        z = mpmath.mpf(z)
+        return z * mpmath.ncdf(z) + mpmath.npdf(z)
+
+
+@pytest.mark.parametrize(
+    "z",
+    [8, 1, 0, -0.5, -0.999999, -1.000001, -5, -30, -50, -300, -999.99, -1000.01, -2000, -1e5],
+)
+@pytest.mark.parametrize("std", [1.0, 1e-5])
+def test_the_logarithm_is_exact_however_small_the_improvement(z, std):
+    gain = torch.tensor([z * std], dtype=torch.float64)
+    std = torch.tensor([std], dtype=torch.float64)
+    with mpmath.workdps(80):
+        z = mpmath.mpf(gain.item()) / mpmath.mpf(std.item())
+        exact = float(mpmath.log(exact_improvement(z) * mpmath.mpf(std.item())))
+    log = log_expected_improvement(gain, std).item()
+    assert log == pytest.approx(exact, abs=OF_A_LOGARITHM, rel=OF_ITS_SIZE)
+    if exact > math.log(torch.finfo(torch.float64).tiny):
+        improvement = expected_improvement(gain, std).item()
+        # The plain form cancels: its error is relative to phi(z), z^2 times the improvement.
+        assert improvement == pytest.approx(math.exp(exact), rel=ROUNDING * max(1, float(z) ** 2))
+
+
+def test_the_logarithm_of_an_improvement_below_any_float():
+    """Widths and several steps come in as they do where nothing underflows."""
+    front = torch.tensor([[0.5, 0.2], [0.3, 0.6]], dtype=torch.float64)
+    mean = torch.tensor([0.5 + 50 * 0.01], dtype=torch.float64)
+    std = torch.tensor([0.01], dtype=torch.float64)
+    bits = torch.tensor([0.1], dtype=torch.float64)
+    log = expected_hypervolume_improvement(mean, std, bits, front, (0.6, 1.0), log=True).item()
+    with mpmath.workdps(80):
+        exact = sum(
+            mpmath.mpf(width)
+            * std.item()
+            * exact_improvement((mpmath.mpf(height) - mean.item()) / std.item())
+            for width, height in steps_of(front, (0.6, 1.0), 0.1)
+        )
+        exact = float(mpmath.log(exact))
+    assert exact < -750
+    assert log == pytest.approx(exact, rel=OF_A_LOGARITHM)
+
+
+def test_the_logarithm_is_minus_infinity_where_nothing_can_be_gained():
+    front = torch.tensor([[0.3, 0.2]], dtype=torch.float64)
+    mean, std = torch.tensor([0.1, 0.6, 0.1]), torch.tensor([0.1, 0.0, 0.1])
+    bits = torch.tensor([1.0, 0.5, 0.9])
+    logs = expected_hypervolume_improvement(mean, std, bits, front, CORNER, log=True)
+    assert logs[:2].tolist() == [-math.inf, -math.inf]
+    assert logs[2].isfinite()
+
+
+def test_the_logarithm_orders_what_the_improvement_cannot():
+    front = torch.tensor([[0.2, 0.1]], dtype=torch.float64)
+    mean = torch.linspace(0.5, 0.9, 20, dtype=torch.float64)
+    std, bits = torch.full_like(mean, 1e-3), torch.full_like(mean, 0.4)
+    plain = expected_hypervolume_improvement(mean, std, bits, front, CORNER)
+    logs = expected_hypervolume_improvement(mean, std, bits, front, CORNER, log=True)
+    assert (plain == 0).all()
+    assert logs.isfinite().all()
+    assert (logs.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "bits", "message"),
+    [
+        ([0.1, math.nan], [0.1, 0.1], [0.5, 0.5], "mean of candidate 1 is nan"),
+        ([0.1, 0.1], [math.nan, 0.1], [0.5, 0.5], "std of candidate 0 is nan"),
+        ([0.1, 0.1], [0.1, 0.1], [0.5, math.nan], "bits of candidate 1 is nan"),
+        ([0.1, 0.1], [0.1, -0.5], [0.5, 0.5], r"std of candidate 1 is -0\.5; it must not"),
+        ([0.1, 0.1], [0.1], [0.5, 0.5], r"must be of one shape \(n,\), got \(2,\), \(1,\)"),
+        ([[0.1]], [[0.1]], [[0.5]], r"must be of one shape \(n,\), got \(1, 1\)"),
+    ],
+    ids=["nan mean", "nan std", "nan bits", "negative std", "shapes", "matrices"],
+)
+def test_bad_candidates_are_refused(mean, std, bits, message):
+    given = (torch.tensor(values) for values in (mean, std, bits))
+    with pytest.raises(ValueError, match=message):
+        expected_hypervolume_improvement(*given, torch.empty(0, 2), CORNER)

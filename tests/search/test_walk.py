@@ -1,66 +1,20 @@
+import itertools
+
 import pytest
 import torch
 
-from coalora_lib.search import Surrogate, finite_differences, propose
-from coalora_lib.search.walk import neighbours, walk
+from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
+from coalora_lib.search.walk import LEAST_GAIN
 
 CHOICES = torch.tensor([4, 4, 3, 3, 3, 1])
+#: Values of a neighbourhood against values of built rows, in the logarithm.
+OF_A_LOGARITHM = 1e-6
 
 
-def quadratic(rows):
-    """One maximum, at (2, 1, 2, 0, 1, 0)."""
-    return -((rows - torch.tensor([2, 1, 2, 0, 1, 0])) ** 2).sum(1).double()
-
-
-def test_neighbours_stay_inside_and_differ_in_one_coordinate():
-    here = torch.tensor([0, 3, 1, 2, 0, 0])
-    rows, coordinate, change = neighbours(here, CHOICES)
-    assert ((rows >= 0) & (rows < CHOICES)).all()
-    assert ((rows != here).sum(1) == 1).all()
-    assert torch.equal((rows - here).sum(1), change)
-    assert coordinate.tolist() == [0, 1, 2, 2, 3, 4]
-
-
-def test_differences_are_central_inside_and_one_sided_at_bounds():
-    here = torch.tensor([1, 3, 0, 2, 1, 0])
-    slope = finite_differences(quadratic, here, CHOICES)
-    for i in range(6):
-        up, down = here.clone(), here.clone()
-        up[i] += 1
-        down[i] -= 1
-        values = {side: quadratic(row[None])[0] for side, row in (("up", up), ("down", down))}
-        value = quadratic(here[None])[0]
-        if CHOICES[i] == 1:
-            expected = 0.0
-        elif here[i] == 0:
-            expected = values["up"] - value
-        elif here[i] == CHOICES[i] - 1:
-            expected = value - values["down"]
-        else:
-            expected = (values["up"] - values["down"]) / 2
-        assert slope[i] == expected
-
-
-@pytest.mark.parametrize("start", [[0, 0, 0, 2, 2, 0], [3, 3, 0, 0, 0, 0], [2, 1, 2, 0, 1, 0]])
-def test_the_walk_reaches_the_maximum_and_rises_on_the_way(start):
-    end, steps = walk(quadratic, torch.tensor(start), CHOICES, 50)
-    assert end.tolist() == [2, 1, 2, 0, 1, 0]
-    values = [step.acquisition for step in steps]
-    assert values == sorted(values)
-    assert len(steps) == (torch.tensor(start) - end).abs().sum()
-
-
-def test_the_walk_stops_after_its_steps():
-    _, steps = walk(quadratic, torch.tensor([0, 3, 0, 2, 2, 0]), CHOICES, 2)
-    assert len(steps) == 2
-
-
-def scored(count=24):
-    """Configurations whose loss falls and whose bits rise with the sum of the first coordinates."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.stack([torch.randint(int(n), (count,), generator=generator) for n in CHOICES], 1)
-    rows = torch.unique(rows, dim=0)
-    return rows, true_loss(rows)
+def drawn(choices, count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(int(n), (count,), generator=generator) for n in choices], 1)
 
 
 def true_loss(rows):
@@ -71,33 +25,304 @@ def bits_of(rows):
     return 2 + rows[:, 0] + 0.3 * rows[:, 1].double()
 
 
-def test_proposals_are_new_inside_and_moved():
+def scored(count=24):
+    """Distinct configurations; loss falls and bits rise with the first coordinate."""
+    rows = torch.unique(drawn(CHOICES, count), dim=0)
+    return rows, true_loss(rows)
+
+
+class Problem:
+    """Random sensitivities of the layers, as many scored configurations, MeanBits."""
+
+    def __init__(self, seed, layers=3, count=20, kind=Acquisition):
+        generator = torch.Generator().manual_seed(seed)
+        self.choices = torch.tensor(FIELD_SIZES * layers)
+        self.rows = drawn(self.choices, count, seed)
+        weights = torch.rand(self.rows.shape[1], generator=generator, dtype=torch.float64)
+        noise = torch.randn(count, generator=generator, dtype=torch.float64)
+        self.losses = torch.exp(-0.3 * self.rows.double()) @ weights + 0.1 * noise
+        sizes = torch.randint(100, 900, (layers,), generator=generator).tolist()
+        surrogate = Surrogate(self.rows, self.losses, self.choices)
+        self.acquisition = kind(surrogate, self.losses, MeanBits(sizes))
+
+    @property
+    def starts(self):
+        """Front members and configurations that were never scored."""
+        return torch.cat([self.rows[self.acquisition.rows[:3]], drawn(self.choices, 3, 77)])
+
+
+def reference_walk(acquisition, start, max_steps=None):
+    """The walk as :func:`walk` describes it: rows are built, and looked up among the scored.
+
+    Values are in a unit of their own at every step, as underflow would have the reference stop.
+    """
+    seen = set(map(tuple, acquisition.surrogate.configurations.tolist()))
+    choices = acquisition.surrogate.choices.tolist()
+    here, steps = tuple(start.tolist()), []
+    while len(steps) != max_steps:
+        places = [
+            (i, change)
+            for i in range(len(choices))
+            for change in (-1, 1)
+            if 0 <= here[i] + change < choices[i]
+        ]
+        rows = [(*here[:i], here[i] + change, *here[i + 1 :]) for i, change in places]
+        logs = acquisition(torch.tensor([*rows, here]), log=True)
+        unit = logs.max().item()
+        *after, current = (logs - unit).exp().tolist()
+        values = dict(zip(places, after, strict=True))
+        slopes = {}
+        for i in range(len(choices)):
+            sides = [(values[i, c] - current) * c for c in (-1, 1) if (i, c) in values]
+            slopes[i] = sum(sides) / max(len(sides), 1)
+        new = [place for place, row in zip(places, rows, strict=True) if row not in seen]
+        uphill = [
+            (i, change)
+            for i, change in new
+            if slopes[i] * change > 0
+            and (here in seen or values[i, change] > current * (1 + LEAST_GAIN))
+        ]
+        if uphill:
+            i, change = max(uphill, key=lambda place: abs(slopes[place[0]]))
+        elif here in seen and new:
+            i, change = max(new, key=values.get)
+        else:
+            break
+        here = (*here[:i], here[i] + change, *here[i + 1 :])
+        steps.append((i, change, logs[places.index((i, change))].item()))
+    return torch.tensor(here), steps
+
+
+def moves_of(steps):
+    return [(step.coordinate, step.change) for step in steps]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_takes_the_steps_of_a_plain_loop(seed):
+    problem = Problem(seed)
+    ends, trace = walk(problem.acquisition, problem.starts)
+    assert sum(len(steps) for steps in trace) > len(trace)
+    for start, end, steps in zip(problem.starts, ends, trace, strict=True):
+        expected_end, expected = reference_walk(problem.acquisition, start)
+        assert moves_of(steps) == [(i, change) for i, change, _ in expected]
+        assert torch.equal(end, expected_end)
+        logs = [step.log_acquisition for step in steps]
+        assert logs == pytest.approx([log for *_, log in expected], abs=OF_A_LOGARITHM)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_crowded_space_is_walked_as_by_a_plain_loop(seed):
+    """Most neighbours are scored: walks are stuck, go around, or start at a maximum."""
+    choices = torch.tensor([4, 3, 3])
+    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in choices))
+    generator = torch.Generator().manual_seed(seed)
+    rows = grid[torch.randperm(len(grid), generator=generator)[: 10 + 2 * seed]]
+    losses = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+
+    def weighted(rows):
+        return 2 + rows.double() @ torch.tensor([1.0, 0.37, 0.11], dtype=torch.float64)
+
+    acquisition = Acquisition(Surrogate(rows, losses, choices), losses, weighted)
+    ends, trace = walk(acquisition, grid)
+    for start, end, steps in zip(grid, ends, trace, strict=True):
+        expected_end, expected = reference_walk(acquisition, start)
+        assert moves_of(steps) == [(i, change) for i, change, _ in expected]
+        assert torch.equal(end, expected_end)
+
+
+@pytest.mark.parametrize("seed", [4, 12, 19])
+def test_a_walk_leaves_a_scored_maximum_by_its_slopes(seed):
+    """No neighbour is better there, and the best one is not where the slope is largest."""
+    problem = Problem(seed, layers=1, count=150)
+    acquisition = problem.acquisition
+    moves = moves_from(problem.rows, problem.choices)
+    values, current = acquisition.around(problem.rows, moves, log=True)
+    top = torch.full_like(current, -torch.inf).scatter_reduce(0, moves.start, values, "amax")
+    starts = problem.rows[top <= current]
+    assert len(starts) > 0
+    _, trace = walk(acquisition, starts)
+    for start, steps in zip(starts, trace, strict=True):
+        _, expected = reference_walk(acquisition, start)
+        assert moves_of(steps) == [(i, change) for i, change, _ in expected]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_walks_together_go_as_each_alone(seed):
+    problem = Problem(seed)
+    ends, trace = walk(problem.acquisition, problem.starts)
+    for start, end, steps in zip(problem.starts, ends, trace, strict=True):
+        alone, (own,) = walk(problem.acquisition, start[None])
+        assert torch.equal(alone[0], end)
+        assert moves_of(own) == moves_of(steps)
+
+
+def test_the_steps_lead_from_the_start_to_the_end_and_starts_are_left_alone():
+    problem = Problem(0)
+    starts = problem.starts
+    ends, trace = walk(problem.acquisition, starts)
+    assert torch.equal(starts, problem.starts)
+    for start, end, steps in zip(starts, ends, trace, strict=True):
+        here = start.clone()
+        for coordinate, change in moves_of(steps):
+            here[coordinate] += change
+            assert not (problem.rows == here).all(1).any()
+        assert torch.equal(here, end)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_acquisition_rises_after_the_first_step(seed):
+    problem = Problem(seed)
+    ends, trace = walk(problem.acquisition, problem.starts)
+    for end, steps in zip(ends, trace, strict=True):
+        logs = [step.log_acquisition for step in steps]
+        assert all(later > earlier for earlier, later in itertools.pairwise(logs))
+        if steps:
+            reached = problem.acquisition(end[None], log=True).item()
+            assert logs[-1] == pytest.approx(reached, abs=OF_A_LOGARITHM)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_walk_stops_after_its_steps(most):
+    problem = Problem(1)
+    ends, trace = walk(problem.acquisition, problem.starts, most)
+    _, further = walk(problem.acquisition, problem.starts)
+    for steps, all_steps in zip(trace, further, strict=True):
+        assert moves_of(steps) == moves_of(all_steps)[:most]
+    assert max(len(steps) for steps in further) > most
+    assert ((ends - problem.starts).abs().sum(1) <= most).all()
+
+
+def shrunk(by):
+    """The same acquisition times exp(-by), which a float may not hold."""
+
+    class Shrunk(Acquisition):
+        def _improvement(self, mean, std, bits, log):
+            values = super()._improvement(mean, std, bits, True) - by
+            return values if log else values.exp()
+
+    return Shrunk
+
+
+@pytest.mark.parametrize("by", [30, 730, 2000])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_walk_goes_on_where_the_acquisition_underflows(seed, by):
+    """2000 is below any float, 730 among the subnormal ones, 30 below what is called large."""
+    plain, small = Problem(seed), Problem(seed, kind=shrunk(by))
+    ends, trace = walk(plain.acquisition, plain.starts)
+    small_ends, small_trace = walk(small.acquisition, small.starts)
+    if by == 2000:
+        assert (small.acquisition(small.starts) == 0).all()
+    assert torch.equal(small_ends, ends)
+    for steps, small_steps in zip(trace, small_trace, strict=True):
+        assert moves_of(small_steps) == moves_of(steps)
+        logs = [step.log_acquisition - by for step in steps]
+        small_logs = [step.log_acquisition for step in small_steps]
+        assert small_logs == pytest.approx(logs, abs=OF_A_LOGARITHM)
+
+
+def test_a_surrogate_that_is_sure_of_no_gain_is_walked_on():
+    """Everything near the start is dominated by hundreds of standard deviations."""
+
+    class Sure(Acquisition):
+        def _improvement(self, mean, std, bits, log):
+            return super()._improvement(mean + self.front[:, 0].max(), std * 1e-3, bits, log)
+
+    problem = Problem(0, kind=Sure)
+    starts = drawn(problem.choices, 4, 77)
+    assert (problem.acquisition(starts) == 0).all()
+    before = problem.acquisition(starts, log=True)
+    ends, trace = walk(problem.acquisition, starts)
+    assert (problem.acquisition(ends, log=True) > before + 1).all()
+    assert min(len(steps) for steps in trace) > 1
+
+
+def test_proposals_are_new_inside_distinct_and_moved():
     rows, losses = scored()
     found = propose(rows, losses, bits_of, CHOICES, starts=4)
-    assert len(found.configurations) > 0
+    assert len(found.configurations) > 1
+    assert found.configurations.dtype == torch.int64
     assert ((found.configurations >= 0) & (found.configurations < CHOICES)).all()
     everything = [tuple(row) for row in torch.cat([rows, found.configurations]).tolist()]
     assert len(set(everything)) == len(everything)
     assert (found.acquisition > 0).all()
-    assert any(found.trace)
+    assert all(found.trace)
+    alone = Acquisition(Surrogate(rows, losses, CHOICES), losses, bits_of)
+    torch.testing.assert_close(found.acquisition, alone(found.configurations))
+
+
+def test_walks_begin_at_different_members_of_the_front():
+    rows, losses = scored()
+    front = rows[pareto_front(torch.stack([losses, bits_of(rows)], dim=1))]
+    begin = propose(rows, losses, bits_of, CHOICES, starts=3).starts
+    assert len({tuple(row) for row in begin.tolist()}) == 3
+    assert {tuple(row) for row in begin.tolist()} <= {tuple(row) for row in front.tolist()}
+
+
+def test_more_starts_than_members_of_the_front_are_all_of_it():
+    rows, losses = scored()
+    front = pareto_front(torch.stack([losses, bits_of(rows)], dim=1))
+    found = propose(rows, losses, bits_of, CHOICES, starts=1000)
+    assert len(found.starts) == len(found.trace) == len(front)
+    assert len(found.configurations) <= len(front)
 
 
 def test_the_same_seed_proposes_the_same():
     rows, losses = scored()
     first, again = (propose(rows, losses, bits_of, CHOICES, seed=3) for _ in range(2))
     assert torch.equal(first.configurations, again.configurations)
+    assert first.trace == again.trace
+    begins = {
+        tuple(propose(rows, losses, bits_of, CHOICES, starts=1, seed=seed).starts[0].tolist())
+        for seed in range(8)
+    }
+    assert len(begins) > 1
 
 
-def test_the_surrogate_learns_and_is_unsure_elsewhere():
+def test_the_first_walk_is_of_the_surrogate_and_later_ones_believe_it():
+    problem = Problem(2)
+    rows, losses, alone = problem.rows, problem.losses, problem.acquisition
+    found = propose(rows, losses, alone.bits_of, problem.choices, starts=2)
+    end, (steps,) = walk(alone, found.starts[:1])
+    assert torch.equal(found.configurations[0], end[0])
+    assert found.trace[0] == steps
+    believer = alone.surrogate.believing(end)
+    believed = torch.cat([losses, alone.surrogate.predict(end)[0]])
+    end, (steps,) = walk(Acquisition(believer, believed, alone.bits_of), found.starts[1:])
+    assert torch.equal(found.configurations[1], end[0])
+    assert moves_of(found.trace[1]) == moves_of(steps)
+    _, (unbelieving,) = walk(alone, found.starts[1:])
+    assert moves_of(unbelieving) != moves_of(steps)
+
+
+def test_proposals_walk_no_further_than_asked():
     rows, losses = scored()
-    surrogate = Surrogate(rows, losses, CHOICES)
-    mean, std = surrogate.predict(rows)
-    assert (mean - losses).abs().mean() < 0.2 * losses.std()
-    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CHOICES))
-    predicted, _ = surrogate.predict(grid)
-    correlation = torch.corrcoef(torch.stack([predicted, true_loss(grid)]))[0, 1]
-    assert correlation > 0.8
-    assert surrogate.predict(grid)[1].max() > std.max()
+    found = propose(rows, losses, bits_of, CHOICES, starts=4, max_steps=1)
+    assert [len(steps) for steps in found.trace] == [1] * len(found.starts)
+    assert ((found.configurations - found.starts).abs().sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["equal losses", "duplicates", "equal bits", "two"])
+def test_degenerate_sets_are_proposed_from(kind):
+    rows, losses = scored()
+    if kind == "equal losses":
+        losses = torch.full_like(losses, 0.5)
+    if kind == "duplicates":
+        rows, losses = rows.repeat(2, 1), losses.repeat(2)
+    if kind == "two":
+        rows, losses = rows[:2], losses[:2]
+    bits = bits_of if kind != "equal bits" else lambda rows: torch.full((len(rows),), 4.0).double()
+    found = propose(rows, losses, bits, CHOICES)
+    assert len(found.configurations) > 0
+    seen = set(map(tuple, rows.tolist()))
+    assert not seen & set(map(tuple, found.configurations.tolist()))
+    assert found.acquisition.isfinite().all()
+
+
+def test_nothing_is_proposed_where_all_is_scored():
+    rows = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    found = propose(rows, rows.sum(1).double(), lambda rows: 5.0 - rows.sum(1).double(), (2, 3))
+    assert found.configurations.shape == (0, 2)
+    assert found.acquisition.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +331,17 @@ def test_the_surrogate_learns_and_is_unsure_elsewhere():
         (torch.zeros(1, 6), torch.zeros(1), "two scored configurations, got 1"),
         (torch.zeros(2, 6), torch.tensor([0.0, torch.nan]), "loss of configuration 1 is nan"),
         (torch.zeros(2, 5), torch.zeros(2), r"must be \(2, 6\)"),
+        (torch.full((2, 6), 3), torch.zeros(2), "coordinate 2 of configuration 0 is 3; allowed"),
     ],
-    ids=["one", "nan", "width"],
+    ids=["one", "nan", "width", "range"],
 )
-def test_bad_input_is_refused(rows, losses, message):
+def test_bad_sets_are_refused(rows, losses, message):
     with pytest.raises(ValueError, match=message):
         propose(rows.long(), losses, bits_of, CHOICES)
 
 
-def test_starts_must_be_positive():
+@pytest.mark.parametrize("name", ["starts", "max_steps"])
+def test_counts_must_be_positive(name):
     rows, losses = scored()
-    with pytest.raises(ValueError, match="starts=0"):
-        propose(rows, losses, bits_of, CHOICES, starts=0)
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        propose(rows, losses, bits_of, CHOICES, **{name: 0})

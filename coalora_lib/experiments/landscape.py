@@ -1,0 +1,98 @@
+"""A synthetic task loss over configurations whose Pareto front is known."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from coalora_lib.allocation import allocate, error_table
+from coalora_lib.allocation.knapsack import solve
+from coalora_lib.allocation.program import BITS_GRID, undominated
+from coalora_lib.configuration import CHOICES, STRIDES, LayerConfig, MeanBits, bits_table
+
+#: The loss of guessing between two classes, which the synthetic loss saturates at.
+CHANCE = math.log(2)
+#: The loss without any quantization.
+LEAST = 0.2
+#: S where every layer's weights are lost altogether, without interactions.
+STEEPNESS = 6.0
+
+
+class Landscape:
+    """f1(C) of a made-up model: layers differ in size and sensitivity, and act together.
+
+    With rho(c) the relative squared error of Gaussian weights under choice c, measured with the
+    quantizer, and s_i the sensitivity of layer i, pairs of layers (i, j) add up
+
+        S = sum_pairs  s_i rho_i + s_j rho_j + t_ij sqrt(s_i rho_i s_j rho_j),   -1 <= t_ij <= 1
+
+    and the loss saturates, f1 = LEAST + (CHANCE - LEAST) (1 - exp(-S)), so that all layers
+    interact. Since it rises with S, its Pareto front with the mean bits is that of S, a knapsack
+    over pairs of layers, and exactly known. The allocation that starts the search sees the errors
+    and not the sensitivities, as it does on a real model.
+
+    Args:
+        layers: an even number; every third pair is four times as large, as in a transformer.
+        seed: of sensitivities and interactions.
+
+    Attributes:
+        sizes: weights of each layer.
+        bits_of: mean bits of integers.
+    """
+
+    def __init__(self, layers: int, seed: int) -> None:
+        if layers < 2 or layers % 2:
+            raise ValueError(f"layers={layers} must be an even number, at least 2")
+        generator = torch.Generator().manual_seed(seed)
+        self.sizes = [(4 if (layer // 2) % 3 == 2 else 1) * 2**16 for layer in range(layers)]
+        self.bits_of = MeanBits(self.sizes)
+        # What the allocation sees is how much squared weight a layer holds; what counts is that
+        # times how much the loss minds, which it does not see.
+        energy, minds = torch.randn(2, layers, generator=generator, dtype=torch.float64).exp()
+        self.energy = energy * torch.tensor(self.sizes)
+        self.sensitivity = STEEPNESS * energy * minds / (energy * minds).sum()
+        self.interaction = 2 * torch.rand(layers // 2, generator=generator, dtype=torch.float64) - 1
+        weights = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+        self._relative = error_table({"gaussian": weights})[0] / weights.double().square().sum()
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """(n, 5 * layers) integers to (n,) float64 losses."""
+        rows = (indices.reshape(len(indices), -1, len(CHOICES)) * torch.tensor(STRIDES)).sum(-1)
+        own = self.sensitivity * self._relative[rows]
+        pairs = own.reshape(len(own), -1, 2)
+        total = (pairs.sum(2) + self.interaction * pairs.prod(2).sqrt()).sum(1)
+        return self._saturated(total)
+
+    def allocated(self, budget: float) -> list[LayerConfig]:
+        """The least-error configuration within a budget, blind to the sensitivities."""
+        return allocate(self.energy[:, None] * self._relative, self.sizes, budget).configs
+
+    def front(self, budgets: list[float]) -> Tensor:
+        """The best that can be had within each budget: (budgets, 2) of [loss, bits], exact."""
+        costs, weights = [], []
+        unit = math.gcd(*self.sizes)
+        stored = (bits_table() * BITS_GRID).round().long()
+        for pair in range(len(self.interaction)):
+            i, j = 2 * pair, 2 * pair + 1
+            first, second = (self.sensitivity[layer] * self._relative for layer in (i, j))
+            cost = (
+                first[:, None] + second + self.interaction[pair] * (first[:, None] * second).sqrt()
+            )
+            weight = stored[:, None] * (self.sizes[i] // unit) + stored * (self.sizes[j] // unit)
+            kept = undominated(cost.flatten(), weight.flatten())
+            costs.append(cost.flatten()[kept].numpy())
+            weights.append(weight.flatten()[kept].numpy())
+        whole = sum(self.sizes) // unit * BITS_GRID
+        points = []
+        for budget in budgets:
+            picked = solve(costs, weights, math.floor(budget * whole + 1e-6))
+            total = sum(c[p] for c, p in zip(costs, picked, strict=True))
+            used = sum(int(w[p]) for w, p in zip(weights, picked, strict=True))
+            points.append((self._saturated(torch.tensor(total)).item(), used / whole))
+        return torch.tensor(points, dtype=torch.float64)
+
+    @staticmethod
+    def _saturated(total: Tensor) -> Tensor:
+        return LEAST + (CHANCE - LEAST) * -torch.expm1(-total)

@@ -1,0 +1,212 @@
+"""Does the search earn its place? Strategies compared at equal numbers of scored configurations.
+
+Once on a synthetic loss whose Pareto front is known, where many seeds are cheap, and once on a
+model that is trained with each strategy and evaluated on configurations outside every set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+import scipy.stats
+import torch
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
+
+from coalora_lib.configuration import FIELD_SIZES, LayerConfig, random_at_bits, to_indices
+from coalora_lib.experiments.landscape import CHANCE, Landscape
+from coalora_lib.experiments.profiles import spread
+from coalora_lib.experiments.records import (
+    Record,
+    SearchedSet,
+    new_record,
+    result_of,
+    versions,
+    write_record,
+)
+from coalora_lib.experiments.setup import Setup
+from coalora_lib.files import atomic_file
+from coalora_lib.search import hypervolume
+from coalora_lib.training import SearchPlan, evaluate, train
+from coalora_lib.training.alternation import extend, to_flat
+
+#: The reference point of the synthetic comparison: guessing, and more bits than any choice has.
+REFERENCE = (CHANCE, 8.5)
+#: Budgets of the allocated configurations that the synthetic search starts from.
+START = spread(2.25, 7.25, 25)
+#: Budgets at which the synthetic front is computed.
+FRONT = spread(2.1, 7.6, 56)
+#: Scored configurations after which the hypervolume is noted.
+EVERY = 5
+
+#: The arms on a real model: strategy, and segments of the filter; None for no search at all.
+ARMS: dict[str, tuple[str, int | None] | None] = {
+    "frozen": None,
+    "walk": ("walk", 40),
+    "walk, all kept": ("walk", None),
+    "random, all kept": ("random", None),
+    "nsga2": ("nsga2", 40),
+    "local search": ("local search", 40),
+}
+#: Allocated configurations that a model is evaluated on, in bits; no training budget is among them.
+UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
+#: Arbitrary ones, drawn at equally spaced bits.
+ARBITRARY_BITS = spread(2.1, 5.0, 40)
+
+
+class SyntheticRun(BaseModel):
+    """One landscape, every strategy.
+
+    Attributes:
+        layers, seed: of the landscape; the seed is the strategies' too.
+        true: hypervolume of the front; start: of the allocated set that all begin with.
+        found: strategy to the hypervolume after each :data:`EVERY` scored configurations.
+        seconds: strategy to the time its proposals took.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    layers: int
+    seed: int
+    true: float
+    start: float
+    found: dict[str, list[float]]
+    seconds: dict[str, float]
+
+    def closed(self, strategy: str) -> list[float]:
+        """The share of the gap between start and front that is closed, as the budget is spent."""
+        return [(value - self.start) / (self.true - self.start) for value in self.found[strategy]]
+
+
+class SyntheticRecord(BaseModel):
+    """The synthetic comparison, with what made it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan: dict
+    versions: dict[str, str]
+    runs: list[SyntheticRun]
+
+
+def compare_on_landscape(
+    layers: int, seeds: Iterable[int], plan: SearchPlan, strategies: Sequence[str], path: Path
+) -> SyntheticRecord:
+    """Let strategies search the same landscapes; the record is written after each.
+
+    Args:
+        layers: of the made-up model.
+        seeds: one landscape each.
+        plan: sizes of the search; ``proposals`` is the budget of scored configurations.
+        strategies: of :data:`~coalora_lib.search.STRATEGIES`.
+        path: of the record.
+    """
+    sizes = {"layers": layers, "starts": plan.starts, "max_steps": plan.max_steps}
+    record = SyntheticRecord(
+        plan=sizes | {"proposals": plan.proposals}, versions=versions(), runs=[]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in tqdm(seeds, "landscapes", disable=None):
+        record.runs.append(search_landscape(layers, seed, plan, strategies))
+        with atomic_file(path) as partial:
+            partial.write_text(record.model_dump_json(indent=1) + "\n")
+    return record
+
+
+def search_landscape(
+    layers: int, seed: int, plan: SearchPlan, strategies: Sequence[str]
+) -> SyntheticRun:
+    """One landscape, searched by each strategy from the same allocated set."""
+    landscape = Landscape(layers, seed)
+    start = to_flat([landscape.allocated(budget) for budget in START])
+
+    def volume(indices: torch.Tensor, losses: torch.Tensor) -> float:
+        points = torch.stack([losses, landscape.bits_of(indices)], dim=1)
+        return hypervolume(points, REFERENCE)
+
+    losses = landscape(start)
+    run = SyntheticRun(
+        layers=layers,
+        seed=seed,
+        true=hypervolume(landscape.front(FRONT), REFERENCE),
+        start=volume(start, losses),
+        found={},
+        seconds={},
+    )
+    for strategy in strategies:
+        began = time.perf_counter()
+        everything, scores = extend(
+            start,
+            losses,
+            landscape,
+            landscape.bits_of,
+            FIELD_SIZES * layers,
+            replace(plan, strategy=strategy),
+            seed,
+        )
+        run.seconds[strategy] = round(time.perf_counter() - began, 2)
+        counts = range(len(start) + EVERY, len(start) + plan.proposals + 1, EVERY)
+        run.found[strategy] = [round(volume(everything[:n], scores[:n]), 6) for n in counts]
+    return run
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few independent values, with Student's interval: (mean, low, high)."""
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
+    half *= stdev(values) / sqrt(len(values))
+    return mean(values), mean(values) - half, mean(values) + half
+
+
+def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: str) -> Record:
+    """Train with one arm of :data:`ARMS` and evaluate on configurations outside every set.
+
+    The set starts with the configurations allocated at the profile's budgets. All arms have the
+    same steps, and all that search the same budget of scored configurations.
+
+    Args:
+        setup: the shared ground.
+        arm: its name.
+        folder: for the record.
+        experiment: its name; the arm is added.
+
+    Raises:
+        ValueError: the arm is not known.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"arm={arm!r} is not known; allowed: {', '.join(ARMS)}")
+    record = new_record(f"{experiment}-{arm.replace(', ', '-').replace(' ', '-')}", setup)
+    first = [setup.allocated(budget) for budget in setup.run.profile.training_budgets]
+    search = None
+    if ARMS[arm] is not None:
+        strategy, segments = ARMS[arm]
+        search = replace(setup.run.profile.search, strategy=strategy, segments=segments)
+    started = time.perf_counter()
+    model = setup.new_model()
+    history = train(model, setup.train, first, setup.plan, search=search, scoring=setup.scoring)
+    seconds = time.perf_counter() - started
+    record.searches = [SearchedSet.of(found) for found in history.rounds]
+    seen = {row for found in record.searches for row in found.configurations}
+    seen |= {_digits(configuration) for configuration in first}
+    for budget, configuration in unseen_targets(setup):
+        if _digits(configuration) in seen:
+            continue  # a search met it; the others are evaluated on it, so it may not count
+        found = evaluate(model, setup.validation, configuration, batch_size=256)
+        record.results.append(result_of(setup, arm, budget, found, model.bits, seconds))
+    write_record(record, folder)
+    return record
+
+
+def unseen_targets(setup: Setup) -> list[tuple[float | None, list[LayerConfig]]]:
+    """Allocated configurations with their budgets, then arbitrary ones, the same for all arms."""
+    targets = [(budget, setup.allocated(budget)) for budget in UNSEEN_BUDGETS]
+    generator = torch.Generator().manual_seed(2**31 + setup.run.seed)
+    layers = len(setup.weights)
+    return targets + [(None, random_at_bits(layers, b, generator)) for b in ARBITRARY_BITS]
+
+
+def _digits(configuration: Sequence[LayerConfig]) -> str:
+    return "".join(map(str, to_indices(configuration).flatten().tolist()))

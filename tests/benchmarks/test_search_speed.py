@@ -1,0 +1,84 @@
+"""`make benchmarks`: the gradient beside botorch's acquisition, and how a proposal grows."""
+
+import pytest
+import torch
+from botorch.acquisition.multi_objective.analytic import ExpectedHypervolumeImprovement
+from botorch.models import ModelListGP
+from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
+
+from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.search import Acquisition, Surrogate, finite_differences, moves_from, propose
+from tests.benchmarks.timing import timed
+
+
+def problem(layers, scored):
+    """A made-up task: each layer's loss falls with its weights' bits, some layers' far more."""
+    generator = torch.Generator().manual_seed(0)
+    choices = torch.tensor(FIELD_SIZES * layers)
+    columns = [torch.randint(int(n), (scored,), generator=generator) for n in choices]
+    rows = torch.stack(columns, dim=1)
+    weights = torch.rand(layers, generator=generator, dtype=torch.float64).square()
+    losses = torch.exp(-rows[:, :: len(FIELD_SIZES)].double()) @ (weights / weights.sum())
+    return rows, losses, MeanBits([2**16] * layers), choices
+
+
+def botorchs(acquisition, losses):
+    """botorch's closed form: it maximises, and has a model of the bits too."""
+    surrogate = acquisition.surrogate
+    rows, choices = surrogate.configurations, surrogate.choices
+    models = [
+        Surrogate(rows, -values, choices).model for values in (losses, acquisition.bits_of(rows))
+    ]
+    reference = -torch.tensor(acquisition.reference, dtype=torch.float64)
+    form = ExpectedHypervolumeImprovement(
+        ModelListGP(*models),
+        reference.tolist(),
+        NondominatedPartitioning(reference, -acquisition.front),
+    )
+
+    @torch.no_grad()
+    def gradient(here):
+        moves = moves_from(here, choices)
+        rows = torch.cat([moves.applied(here), here])
+        values = form(surrogate.scale(rows)[:, None])
+        return finite_differences(values[:-1], values[-1:], moves, here.shape[1])
+
+    return gradient
+
+
+@pytest.mark.benchmark(group="one finite-difference gradient, 60 scored configurations")
+@pytest.mark.parametrize("layers", [36, 144])
+@pytest.mark.parametrize("way", ["kernel factors", "botorch, one batch"])
+def test_gradient(benchmark, way, layers):
+    rows, losses, bits_of, choices = problem(layers, 60)
+    acquisition = Acquisition(Surrogate(rows, losses, choices), losses, bits_of)
+    here = rows[acquisition.rows[:1]]
+    peer = botorchs(acquisition, losses)
+    benchmark.extra_info["dimension"] = len(choices)
+    benchmark.extra_info["neighbours"] = len(moves_from(here, choices).start)
+    benchmark.extra_info["front"] = len(acquisition.front)
+    if way == "kernel factors":
+        slopes = timed(benchmark, "cpu", acquisition.gradient, here, rounds=100)
+    else:
+        slopes = timed(benchmark, "cpu", peer, here, rounds=10)
+    assert slopes.shape == here.shape
+    assert slopes.abs().max() > 0
+
+
+@pytest.mark.benchmark(group="a whole proposal, to convergence")
+@pytest.mark.parametrize(
+    ("layers", "scored"),
+    [(36, 60), (144, 60), (252, 60), (36, 120), (36, 250), (36, 500)],
+)
+def test_proposal(benchmark, layers, scored):
+    """Five walks from the front, the fit of the surrogate included."""
+    rows, losses, bits_of, choices = problem(layers, scored)
+    rounds = 3 if scored * layers < 60 * 144 else 1
+    found = timed(benchmark, "cpu", propose, rows, losses, bits_of, choices, 5, rounds=rounds)
+    front = Acquisition(Surrogate(rows, losses, choices), losses, bits_of).front
+    benchmark.extra_info["dimension"] = len(choices)
+    benchmark.extra_info["scored"] = scored
+    benchmark.extra_info["front"] = len(front)
+    benchmark.extra_info["starts"] = len(found.starts)
+    benchmark.extra_info["steps"] = [len(steps) for steps in found.trace]
+    assert len(found.configurations) == len(found.starts)

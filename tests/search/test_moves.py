@@ -1,0 +1,158 @@
+import pytest
+import torch
+
+from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.search import (
+    Acquisition,
+    Neighbourhood,
+    Surrogate,
+    finite_differences,
+    moves_from,
+)
+from coalora_lib.search.moves import bits_after
+
+CHOICES = torch.tensor([4, 4, 3, 3, 3, 1, 2])
+#: The kernel as a product of factors against the kernel of built rows.
+AS_BUILT = 1e-10
+
+
+def drawn(choices, count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(int(n), (count,), generator=generator) for n in choices], 1)
+
+
+def uneven(rows):
+    """Any function in which no two moves are alike."""
+    weights = torch.arange(1, rows.shape[1] + 1).double().sqrt()
+    return torch.sin(rows.double() @ weights) + 0.1 * (rows * weights).square().sum(1)
+
+
+def bits_of(rows):
+    return 2 + rows.double() @ torch.linspace(0.1, 1, rows.shape[1], dtype=torch.float64)
+
+
+def problem(choices, scored=20, seed=0):
+    rows = drawn(choices, scored, seed)
+    return Surrogate(rows, uneven(rows), choices), uneven(rows)
+
+
+#: Thirty coordinates as the layers have them, and few of which one has no choice.
+SPACES = [
+    pytest.param(torch.tensor(FIELD_SIZES * 6), id="30 coordinates"),
+    pytest.param(CHOICES, id="one single choice"),
+]
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_moves_are_every_neighbour_inside_once(choices):
+    here = torch.cat([drawn(choices, 3), torch.zeros_like(choices)[None], choices[None] - 1])
+    moves = moves_from(here, choices)
+    rows = moves.applied(here)
+    assert ((rows >= 0) & (rows < choices)).all()
+    listed = list(zip(moves.start.tolist(), map(tuple, rows.tolist()), strict=True))
+    expected = set()
+    for start, row in enumerate(here.tolist()):
+        for i, count in enumerate(choices.tolist()):
+            for value in (row[i] - 1, row[i] + 1):
+                if 0 <= value < count:
+                    expected.add((start, (*row[:i], value, *row[i + 1 :])))
+    assert len(listed) == len(expected)
+    assert set(listed) == expected
+    assert torch.equal((rows - here[moves.start]).sum(1), moves.change)
+    assert set(moves.change.tolist()) == {-1, 1}
+
+
+def test_applied_leaves_the_configurations_alone():
+    here = drawn(CHOICES, 2)
+    before = here.clone()
+    moves_from(here, CHOICES).applied(here)
+    assert torch.equal(here, before)
+
+
+def looped_differences(function, here, choices):
+    """The definition, one coordinate of one configuration at a time."""
+    slopes = torch.zeros(here.shape, dtype=torch.float64)
+    for s, row in enumerate(here):
+        for i, count in enumerate(choices.tolist()):
+            below, above = row.clone(), row.clone()
+            below[i] = max(row[i].item() - 1, 0)
+            above[i] = min(row[i].item() + 1, count - 1)
+            apart = (above[i] - below[i]).item()
+            if apart:
+                low, high = function(torch.stack([below, above])).tolist()
+                slopes[s, i] = (high - low) / apart
+    return slopes
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_differences_are_central_inside_and_one_sided_at_bounds(choices):
+    here = torch.cat([drawn(choices, 3), torch.zeros_like(choices)[None], choices[None] - 1])
+    moves = moves_from(here, choices)
+    slopes = finite_differences(uneven(moves.applied(here)), uneven(here), moves, len(choices))
+    torch.testing.assert_close(slopes, looped_differences(uneven, here, choices))
+    assert (slopes[:, choices == 1] == 0).all()
+    assert (slopes[:, choices > 1] != 0).all()
+
+
+@pytest.mark.parametrize("choices", SPACES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_neighbourhood_predicts_as_the_surrogate_does(choices, seed):
+    surrogate, _ = problem(choices, seed=seed)
+    here = torch.cat([drawn(choices, 3, 9), surrogate.configurations[:2]])
+    moves = moves_from(here, choices)
+    mean, std = Neighbourhood(surrogate).predict(here, moves)
+    built = torch.cat([moves.applied(here), here])
+    expected_mean, expected_std = surrogate.predict(built)
+    assert expected_mean.std() > 0
+    torch.testing.assert_close(mean, expected_mean, atol=AS_BUILT, rtol=AS_BUILT)
+    torch.testing.assert_close(std, expected_std, atol=AS_BUILT, rtol=AS_BUILT)
+
+
+def test_a_neighbourhood_of_a_surrogate_that_believes():
+    surrogate, _ = problem(CHOICES)
+    believer = surrogate.believing(drawn(CHOICES, 2, 5))
+    here = drawn(CHOICES, 3, 9)
+    moves = moves_from(here, CHOICES)
+    mean, std = Neighbourhood(believer).predict(here, moves)
+    expected_mean, expected_std = believer.predict(torch.cat([moves.applied(here), here]))
+    torch.testing.assert_close(mean, expected_mean, atol=AS_BUILT, rtol=AS_BUILT)
+    torch.testing.assert_close(std, expected_std, atol=AS_BUILT, rtol=AS_BUILT)
+
+
+@pytest.mark.parametrize("choices", SPACES)
+def test_the_gradient_of_the_acquisition_is_a_loops(choices):
+    surrogate, losses = problem(choices)
+    acquisition = Acquisition(surrogate, losses, bits_of)
+    here = torch.cat(
+        [acquisition.surrogate.configurations[acquisition.rows[:2]], drawn(choices, 2)]
+    )
+    expected = looped_differences(acquisition, here, choices)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(
+        acquisition.gradient(here), expected, atol=AS_BUILT * acquisition.area, rtol=AS_BUILT
+    )
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["plain", "log"])
+def test_the_acquisition_around_is_that_of_built_rows(log):
+    surrogate, losses = problem(CHOICES)
+    acquisition = Acquisition(surrogate, losses, bits_of)
+    here = drawn(CHOICES, 3, 9)
+    moves = moves_from(here, CHOICES)
+    values, current = acquisition.around(here, moves, log=log)
+    torch.testing.assert_close(values, acquisition(moves.applied(here), log=log))
+    torch.testing.assert_close(current, acquisition(here, log=log))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [MeanBits([10, 200, 35, 7]), lambda rows: rows.float().mean(1)],
+    ids=["MeanBits.after", "plain function"],
+)
+def test_bits_after_moves_are_those_of_built_rows(function):
+    choices = torch.tensor(FIELD_SIZES * 4)
+    here = drawn(choices, 3)
+    moves = moves_from(here, choices)
+    found = bits_after(function, here, moves)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, function(moves.applied(here)).double())
