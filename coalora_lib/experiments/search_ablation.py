@@ -25,6 +25,7 @@ from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
     new_record,
+    read_record,
     result_of,
     versions,
     write_record,
@@ -80,7 +81,9 @@ class SyntheticRun(BaseModel):
 
     def closed(self, strategy: str) -> list[float]:
         """The share of the gap between start and front that is closed, as the budget is spent."""
-        return [(value - self.start) / (self.true - self.start) for value in self.found[strategy]]
+        gap = self.true - self.start
+        # To what the stored volumes hold; plus zero, which makes of a minus zero a zero.
+        return [round((value - self.start) / gap, 4) + 0.0 for value in self.found[strategy]]
 
 
 class SyntheticRecord(BaseModel):
@@ -198,6 +201,43 @@ def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: 
         record.results.append(result_of(setup, arm, budget, found, model.bits, seconds))
     write_record(record, folder)
     return record
+
+
+def unseen_accuracies(folder: str | Path) -> dict[str, dict[int, tuple[float, float]]]:
+    """What the arms' records say, in percent.
+
+    Args:
+        folder: of records, one an arm and seed.
+
+    Returns:
+        Arm to seed to mean accuracy on the allocated and on the arbitrary configurations that
+        all arms of that seed were evaluated on.
+
+    Raises:
+        ValueError: there are no records, or they differ in data, model, code or parameters other
+            than the seed.
+    """
+    records = [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    if not records:
+        raise ValueError(f"{folder} holds no records")
+    grounds = {
+        (r.dataset, r.data_checksum, r.model_checksum, str(r.parameters), str(r.versions))
+        for r in records
+    }
+    if len(grounds) > 1:
+        raise ValueError(f"the records in {folder} differ in data, model, versions or parameters")
+    common: dict[int, set[tuple[float | None, float]]] = {}
+    for record in records:
+        keys = {(result.budget, result.bits) for result in record.results}
+        common[record.seed] = common.get(record.seed, keys) & keys
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for record in records:
+        kept = [r for r in record.results if (r.budget, r.bits) in common[record.seed]]
+        allocated = [100 * r.accuracy for r in kept if r.budget is not None]
+        arbitrary = [100 * r.accuracy for r in kept if r.budget is None]
+        by_seed = found.setdefault(kept[0].method, {})
+        by_seed[record.seed] = (mean(allocated), mean(arbitrary))
+    return found
 
 
 def unseen_targets(setup: Setup) -> list[tuple[float | None, list[LayerConfig]]]:

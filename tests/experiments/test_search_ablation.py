@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from coalora_lib.configuration import LayerConfig, to_indices
+from coalora_lib.experiments.landscape import Landscape
+from coalora_lib.experiments.records import SearchedSet
+from coalora_lib.experiments.search_ablation import (
+    interval,
+    search_landscape,
+    unseen_accuracies,
+)
+from coalora_lib.training import Round, SearchPlan
+
+
+def test_the_landscapes_front_is_the_best_of_all_configurations():
+    landscape = Landscape(2, seed=3)
+    single = to_indices(LayerConfig.space())
+    first, second = torch.cartesian_prod(torch.arange(432), torch.arange(432)).T
+    everything = torch.cat([single[first], single[second]], dim=1)
+    losses, bits = landscape(everything), landscape.bits_of(everything)
+    budgets = [2.2, 3.0, 4.4, 7.0]
+    for budget, (loss, used) in zip(budgets, landscape.front(budgets).tolist(), strict=True):
+        assert used <= budget + 1e-9
+        assert loss == pytest.approx(losses[bits <= budget + 1e-9].min().item(), abs=1e-12)
+
+
+def test_pairs_interact_and_the_loss_stays_below_chance():
+    landscape = Landscape(4, seed=0)
+    coarse, fine = torch.zeros(1, 20).long(), torch.tensor([[3, 3, 2, 0, 0] * 4])
+    one, other, both = fine.clone(), fine.clone(), fine.clone()
+    one[0, :5], other[0, 5:10], both[0, :10] = coarse[0, :5], coarse[0, :5], coarse[0, :10]
+    a, b, ab, none = (landscape(rows).item() for rows in (one, other, both, fine))
+    assert abs((ab - none) - (a - none) - (b - none)) > 1e-4
+    assert landscape(coarse).item() < 0.6932
+
+
+def test_strategies_never_lose_volume_and_stay_below_the_front():
+    plan = SearchPlan(rounds=1, starts=5, max_steps=5, proposals=10)
+    run = search_landscape(4, 0, plan, ["walk", "random"])
+    for strategy in ("walk", "random"):
+        closed = run.closed(strategy)
+        assert len(closed) == 2
+        assert 0 <= closed[0] <= closed[1] <= 1
+    assert run.closed("walk")[-1] > run.closed("random")[-1]
+
+
+def test_the_interval_is_students():
+    middle, low, high = interval([1.0, 2.0, 3.0])
+    assert (middle, high - middle) == pytest.approx((2.0, 4.302653 / 3**0.5), rel=1e-5)
+    assert low == pytest.approx(2 * middle - high)
+
+
+def test_a_search_is_stored_and_read_back():
+    rows = torch.tensor([[0, 3, 1, 2, 0], [1, 1, 1, 1, 1]])
+    losses, bits = torch.rand(2, 2).double()
+    found = Round(rows, losses, bits, 1, torch.tensor([1]))
+    again = SearchedSet.model_validate_json(SearchedSet.of(found).model_dump_json())
+    assert torch.equal(again.indices, rows)
+    torch.testing.assert_close(again.points, torch.stack([losses, bits], 1), rtol=1e-6, atol=0)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no records"):
+        unseen_accuracies(tmp_path)
+
+
+def test_odd_layers_are_refused():
+    with pytest.raises(ValueError, match="layers=3"):
+        Landscape(3, 0)
