@@ -6,4 +6,9 @@ One module an idea; imports run one way::
     configuration <- search <- training
 """
 
+import logging
+
+# PEFT imports it, and on some processors it warns, at import, of an optional package.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

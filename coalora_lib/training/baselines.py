@@ -65,6 +65,9 @@ def qlora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> Pef
             module=quantized,
         )
         quantized.bias = linear.bias
+        # On processors with AVX512-BF16 an evaluation would otherwise repack the weights for good,
+        # with scales rounded to bfloat16, and fail where a row is shorter than a block.
+        quantized.support_avx512bf16_for_cpu = False
         base_model.set_submodule(name, quantized.to(linear.weight.device))
     base_model.is_loaded_in_4bit = True  # how PEFT learns of it
     return attach_lora(base_model, rank, alpha)
