@@ -139,7 +139,7 @@ def propose(
     for name, value in (("starts", starts), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    surrogate = believer = Surrogate(configurations, losses, choices)
+    surrogate = Surrogate(configurations, losses, choices)
     alone = acquisition = Acquisition(surrogate, losses, bits_of)
     generator = torch.Generator().manual_seed(seed)
     drawn = alone.rows[torch.randperm(len(alone.rows), generator=generator)[:starts]]
@@ -147,12 +147,10 @@ def propose(
     for start in tqdm(begin, "search walks", disable=None):
         end, (steps,) = walk(acquisition, start[None], max_steps)
         trace.append(steps)
-        end = _new_end(believer.configurations, end[0], steps)
-        if end is not None:
-            found = torch.cat([found, end[None]])
+        if steps:  # where a step leads was never scored, nor believed
+            found = torch.cat([found, end])
             believed = torch.cat([losses, surrogate.predict(found)[0]])
-            believer = surrogate.believing(found)
-            acquisition = Acquisition(believer, believed, bits_of)
+            acquisition = Acquisition(surrogate.believing(found), believed, bits_of)
     return Proposal(found, alone(found), trace, begin)
 
 
@@ -253,13 +251,3 @@ def _meets_scored(scored: Tensor, here: Tensor, moves: Moves) -> tuple[Tensor, T
     single = change.abs() == 1
     near[walk_row[single], coordinate[single], (change[single] > 0).long()] = True
     return (distance == 0).any(1), near[moves.start, moves.coordinate, (moves.change > 0).long()]
-
-
-def _new_end(scored: Tensor, end: Tensor, steps: list[Step]) -> Tensor | None:
-    """The last configuration of a walk that is not among the scored ones."""
-    end = end.clone()
-    for step in reversed(steps):
-        if not (scored == end).all(1).any():
-            return end
-        end[step.coordinate] -= step.change
-    return None
