@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -134,12 +134,29 @@ def copy_sources(root: Path, target: Path) -> None:
     shutil.copytree(root / "book", target / "book", ignore=unwanted)
 
 
-def refresh_outputs(root: Path, report: Callable[[str], None] = print) -> None:
+def refresh_outputs(
+    root: Path, report: Callable[[str], None] = print, only: Sequence[str] = ()
+) -> None:
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
     This is how the committed outputs are made.
+
+    Args:
+        root: the project's folder.
+        report: is told of each chapter.
+        only: how the names of the wanted chapters begin ("04"); all if empty.
+
+    Raises:
+        ValueError: no chapter begins so.
     """
-    for chapter in chapters(root):
+    listed = chapters(root)
+    for name in only:
+        if not any(chapter.stem.startswith(name) for chapter in listed):
+            names = ", ".join(chapter.stem for chapter in listed)
+            raise ValueError(f"no chapter begins with {name!r}; there are: {names}")
+    for chapter in listed:
+        if only and not chapter.stem.startswith(tuple(only)):
+            continue
         notebook = root / chapter
         synchronise(notebook)
         seconds = run_chapter(notebook, notebook, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated
 
 import typer
@@ -13,8 +14,16 @@ from papermill import PapermillExecutionError
 from coalora_lib import batch
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.options import compare_options
-from coalora_lib.experiments.records import Record, read_record
+from coalora_lib.experiments.records import Record, read_record, record_path
+from coalora_lib.experiments.search_ablation import (
+    ARMS,
+    compare_on_landscape,
+    experiment_name,
+    train_with_strategy,
+)
+from coalora_lib.search import STRATEGIES
 from coalora_lib.tasks import TASKS
+from coalora_lib.training import SearchPlan
 
 app = typer.Typer(
     help="Run and render the CoA-LoRA book.",
@@ -70,10 +79,18 @@ def book(
         typer.echo(f"Record: {path}")
 
 
-@app.command(epilog="Example: coalora outputs && git diff book/")
-def outputs(root: Root = Path()) -> None:
+@app.command(epilog="Example: coalora outputs 04 && git diff book/")
+def outputs(
+    only: Annotated[
+        list[str] | None, typer.Argument(help="How the wanted chapters' names begin; all if none.")
+    ] = None,
+    root: Root = Path(),
+) -> None:
     """Execute every chapter in place: bring the committed notebooks up to their .md."""
-    batch.refresh_outputs(root, typer.echo)
+    try:
+        batch.refresh_outputs(root, typer.echo, only or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command(
@@ -91,6 +108,72 @@ def options(
     size = replace(PROFILES[profile], rank=rank, epochs=epochs)
     record = compare_options(prepare(Run(size, seed, dataset)), results, f"options-rank{rank}")
     typer.echo(summary(record))
+
+
+@app.command(
+    epilog="Example: COALORA_DATA_DIR=~/glue coalora search-ablation --dataset sst2 "
+    "--profile standard --arm walk --arm frozen"
+)
+def search_ablation(
+    profile: ProfileName = "quick",
+    dataset: DatasetName = "embedded",
+    seed: Seed = 0,
+    rank: Annotated[int, typer.Option(help="Rank of every run.", min=1)] = 4,
+    epochs: Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)] = 2.0,
+    arm: Annotated[
+        list[str],
+        typer.Option(help=f"Of {', '.join(ARMS)}; all but local search if none is named."),
+    ] = (),
+    results: Annotated[Path, typer.Option(help="Folder for the records.")] = BUILD / "results",
+) -> None:
+    """Train one model for each way to extend the training set; chapter 4 shows the records.
+
+    An arm whose record is in the folder is not trained again.
+    """
+    arms = [_among(ARMS)(name) for name in arm] or [name for name in ARMS if name != "local search"]
+    search = replace(PROFILES[profile].search, rounds=4)
+    size = replace(PROFILES[profile], rank=rank, epochs=epochs, search=search)
+    size = replace(size, scoring_examples=min(size.scoring_examples, 512))
+    experiment = f"search-rank{rank}"
+    setup = None
+    for name in arms:
+        there = record_path(results, experiment_name(experiment, name), dataset, profile, seed)
+        if there.exists():
+            typer.echo(f"{name}: {there} is there")
+            continue
+        setup = setup or prepare(Run(size, seed, dataset))
+        train_with_strategy(setup, name, results, experiment)
+        typer.echo(f"{name}: {there}")
+
+
+@app.command(epilog="Example: coalora landscape --layers 36 --landscapes 20 --strategy walk")
+def landscape(
+    layers: Annotated[int, typer.Option(help="Of the made-up model; an even number.", min=2)] = 36,
+    landscapes: Annotated[int, typer.Option(help="How many, seeds 100 and up.", min=1)] = 20,
+    proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
+    strategy: Annotated[
+        list[str],
+        typer.Option(help=f"Of {', '.join(STRATEGIES)}; all but local search if none is named."),
+    ] = (),
+    results: Annotated[Path, typer.Option(help="Folder for the record.")] = BUILD / "results",
+) -> None:
+    """Search synthetic losses with a known front; chapter 4 shows the records.
+
+    Landscapes that the record holds are not searched again.
+    """
+    named = [_among(STRATEGIES)(name) for name in strategy]
+    named = named or [name for name in STRATEGIES if name != "local search"]
+    plan = SearchPlan(rounds=1, starts=5, max_steps=30, proposals=proposals)
+    path = results / f"synthetic-{layers}.json"
+    seeds = range(100, 100 + landscapes)
+    try:
+        record = compare_on_landscape(layers, seeds, plan, named, path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for name in named:
+        shares = [100 * run.closed(name)[-1] for run in record.runs]
+        typer.echo(f"{name.ljust(14)}{mean(shares):6.1f} % of the gap closed")
+    typer.echo(f"Record: {path}")
 
 
 @app.command(epilog="Example: coalora render --strict")

@@ -62,18 +62,24 @@ def test_contents_must_exist(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "quik"], "allowed: quick, standard, paper"),
-        (["--dataset", "imdb"], "allowed: embedded, sst2"),
-        (["--seed", "-1"], "greater than or equal to 0"),
+        (["book", "--profile", "quik"], "allowed: quick, standard, paper"),
+        (["book", "--dataset", "imdb"], "allowed: embedded, sst2"),
+        (["book", "--seed", "-1"], "greater than or equal to 0"),
+        (["outputs", "9"], "no chapter begins with '9'; there are: 00_introduction"),
+        (["search-ablation", "--arm", "climb"], "allowed: frozen, walk"),
+        (["landscape", "--strategy", "climb"], "allowed: walk, random, nsga2"),
+        (["landscape", "--layers", "3"], "layers=3 must be an even number"),
     ],
 )
 def test_the_command_line_lists_what_is_allowed(arguments, message):
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["book", *arguments])
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
     assert result.exit_code == 2
     assert message in result.output
 
 
-@pytest.mark.parametrize("command", ["book", "outputs", "render"])
+@pytest.mark.parametrize(
+    "command", ["book", "outputs", "options", "search-ablation", "landscape", "render"]
+)
 def test_help_has_an_example(command):
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"])
     assert result.exit_code == 0

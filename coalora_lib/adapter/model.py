@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class CoaLora(nn.Module):
         self._configuration: list[LayerConfig] | None = None
         self.training_set: list[list[LayerConfig]] = []
         self._indices: Tensor | None = None
+        self._in_place = False
         self._cache = WeightCache(
             dict(zip(names, weights, strict=True)),
             cache_bytes,
@@ -220,10 +222,41 @@ class CoaLora(nn.Module):
             self._cache.get(name, config)
             for name, config in zip(self.layer_names, configuration, strict=True)
         ]
-        for layer, weight in zip(self._layers, weights, strict=True):
-            layer.base_layer.weight = weight
+        indices = to_indices(configuration)
+        if self._in_place:
+            torch._foreach_copy_([layer.base_layer.weight.data for layer in self._layers], weights)
+        else:
+            for layer, weight in zip(self._layers, weights, strict=True):
+                layer.base_layer.weight = weight
+        if self._in_place and self._indices is not None:
+            self._indices.copy_(indices)
+        else:
+            self._indices = indices.to(self.device)
         self._configuration = configuration
-        self._indices = to_indices(configuration).to(self.device)
+
+    @contextmanager
+    def weights_in_place(self) -> Iterator[None]:
+        """While it lasts, a configuration is copied to where the one before it was.
+
+        That costs a copy, and captured CUDA graphs see the new weights. Where passes run under
+        bfloat16 autocast, the copies are bfloat16 at once.
+        """
+        low = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        for layer in self._layers:
+            weight = layer.base_layer.weight
+            lower = low and weight.dtype == torch.float32  # autocast leaves float64 alone
+            copy = weight.detach().to(torch.bfloat16 if lower else weight.dtype, copy=True)
+            layer.base_layer.weight = nn.Parameter(copy, requires_grad=False)
+        self._in_place = True
+        try:
+            yield
+        finally:
+            self._in_place = False
+            if self._configuration is not None:
+                self.set_configuration(self._configuration)
+            else:
+                for layer, weight in zip(self._layers, self._cache.weights.values(), strict=True):
+                    layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def adjustments(self, configuration: Sequence[LayerConfig]) -> Adjustment:
         """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.

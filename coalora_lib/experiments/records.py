@@ -168,12 +168,16 @@ def result_of(
 
 def write_record(record: Record, folder: str | Path) -> Path:
     """Write a record as <experiment>-<dataset>-<profile>-seed<seed>.json, whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{record.experiment}-{record.dataset}-{record.profile}-seed{record.seed}.json"
-    with atomic_file(folder / name) as partial:
+    path = record_path(folder, record.experiment, record.dataset, record.profile, record.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
         partial.write_text(record.model_dump_json(indent=2) + "\n")
-    return folder / name
+    return path
+
+
+def record_path(folder: str | Path, experiment: str, dataset: str, profile: str, seed: int) -> Path:
+    """Where a record stands in a folder."""
+    return Path(folder) / f"{experiment}-{dataset}-{profile}-seed{seed}.json"
 
 
 def read_record(path: str | Path) -> Record:

@@ -50,6 +50,7 @@ ARMS: dict[str, tuple[str, int | None] | None] = {
     "frozen": None,
     "walk": ("walk", 40),
     "walk, all kept": ("walk", None),
+    "random": ("random", 40),
     "random, all kept": ("random", None),
     "nsga2": ("nsga2", 40),
     "local search": ("local search", 40),
@@ -106,14 +107,24 @@ def compare_on_landscape(
         seeds: one landscape each.
         plan: sizes of the search; ``proposals`` is the budget of scored configurations.
         strategies: of :data:`~coalora_lib.search.STRATEGIES`.
-        path: of the record.
+        path: of the record. If there is one, landscapes that it holds are not searched again.
+
+    Raises:
+        ValueError: the record that is there was made with another plan, versions or strategies.
     """
     sizes = {"layers": layers, "starts": plan.starts, "max_steps": plan.max_steps}
     record = SyntheticRecord(
         plan=sizes | {"proposals": plan.proposals}, versions=versions(), runs=[]
     )
+    if path.exists():
+        found = SyntheticRecord.model_validate_json(path.read_text())
+        other = any(sorted(run.found) != sorted(strategies) for run in found.runs)
+        if (found.plan, found.versions) != (record.plan, record.versions) or other:
+            raise ValueError(f"{path} was made with another plan, versions or strategies")
+        record = found
     path.parent.mkdir(parents=True, exist_ok=True)
-    for seed in tqdm(seeds, "landscapes", disable=None):
+    there = {run.seed for run in record.runs}
+    for seed in tqdm([seed for seed in seeds if seed not in there], "landscapes", disable=None):
         record.runs.append(search_landscape(layers, seed, plan, strategies))
         with atomic_file(path) as partial:
             partial.write_text(record.model_dump_json(indent=1) + "\n")
@@ -181,7 +192,7 @@ def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: 
     """
     if arm not in ARMS:
         raise ValueError(f"arm={arm!r} is not known; allowed: {', '.join(ARMS)}")
-    record = new_record(f"{experiment}-{arm.replace(', ', '-').replace(' ', '-')}", setup)
+    record = new_record(experiment_name(experiment, arm), setup)
     first = [setup.allocated(budget) for budget in setup.run.profile.training_budgets]
     search = None
     if ARMS[arm] is not None:
@@ -201,6 +212,11 @@ def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: 
         record.results.append(result_of(setup, arm, budget, found, model.bits, seconds))
     write_record(record, folder)
     return record
+
+
+def experiment_name(experiment: str, arm: str) -> str:
+    """The experiment of an arm's records."""
+    return f"{experiment}-{arm.replace(', ', '-').replace(' ', '-')}"
 
 
 def unseen_accuracies(folder: str | Path) -> dict[str, dict[int, tuple[float, float]]]:

@@ -55,6 +55,7 @@ class Setup:
             batch_size=profile.batch_size,
             configurations_per_step=profile.configurations_per_step,
             learning_rate=profile.learning_rate,
+            cuda_graphs=True,
             seed=self.run.seed,
         )
 

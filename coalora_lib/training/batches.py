@@ -64,8 +64,10 @@ def tokenize_blocks(
     ]
 
 
-def collate(examples: list[dict[str, Tensor]], pad_token: int) -> dict[str, Tensor]:
-    """Stack examples, padded on the right to the longest.
+def collate(
+    examples: list[dict[str, Tensor]], pad_token: int, multiple: int = 1
+) -> dict[str, Tensor]:
+    """Stack examples, padded on the right to the longest, or on to a multiple of some length.
 
     Returns:
         Each (batch, length); labels (batch,), or (batch, length) where every token has one, with
@@ -75,11 +77,12 @@ def collate(examples: list[dict[str, Tensor]], pad_token: int) -> dict[str, Tens
     batch = {}
     for name, first in examples[0].items():
         rows = [example[name] for example in examples]
-        batch[name] = (
-            torch.nn.utils.rnn.pad_sequence(rows, True, padding.get(name, 0))
-            if first.ndim
-            else torch.stack(rows)
-        )
+        if first.ndim == 0:
+            batch[name] = torch.stack(rows)
+            continue
+        fill = padding.get(name, 0)
+        padded = torch.nn.utils.rnn.pad_sequence(rows, True, fill)
+        batch[name] = torch.nn.functional.pad(padded, (0, -padded.shape[1] % multiple), value=fill)
     return batch
 
 
@@ -94,17 +97,24 @@ class ShuffledBatches:
         size: examples in a batch.
         pad_token: see :func:`collate`.
         seed: of the orders.
+        multiple: see :func:`collate`.
 
     Raises:
         ValueError: there are fewer examples than one batch.
     """
 
     def __init__(
-        self, examples: list[dict[str, Tensor]], size: int, pad_token: int, seed: int
+        self,
+        examples: list[dict[str, Tensor]],
+        size: int,
+        pad_token: int,
+        seed: int,
+        multiple: int = 1,
     ) -> None:
         if len(examples) < size:
             raise ValueError(f"{len(examples)} examples do not fill one batch of {size}")
         self.examples, self.size, self.pad_token, self.seed = examples, size, pad_token, seed
+        self.multiple = multiple
         self.seek(0, 0)
 
     def seek(self, epoch: int, position: int) -> None:
@@ -121,7 +131,7 @@ class ShuffledBatches:
 
     def collate(self, rows: list[int]) -> dict[str, Tensor]:
         """The batch of these examples."""
-        return collate([self.examples[row] for row in rows], self.pad_token)
+        return collate([self.examples[row] for row in rows], self.pad_token, self.multiple)
 
     def _order_of(self, epoch: int) -> list[list[int]]:
         mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,10 +22,14 @@ from coalora_lib.configuration import LayerConfig, from_indices, mean_bits
 from coalora_lib.training import checkpoint
 from coalora_lib.training.alternation import Round, SearchPlan, search_round, to_flat
 from coalora_lib.training.batches import ShuffledBatches
+from coalora_lib.training.capture import CapturedPass
 from coalora_lib.training.evaluation import Examples, new_accelerator, pad_token_of
 from coalora_lib.training.losses import distillation_loss
 
 Configuration = Sequence[LayerConfig]
+
+#: Captured batches are padded to a multiple of this many tokens.
+PADDING = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class TrainingPlan:
         max_grad_norm: gradients are clipped to this norm.
         distillation: weight of the teacher's term in the loss, 0 to 1; 0 needs no teacher.
         temperature: both distributions are softened by it in that term.
+        cuda_graphs: capture the passes on a single GPU, for models small enough to wait for
+            launches. Batches are padded to multiples of :data:`PADDING` tokens, so that few
+            shapes are captured. Without effect on a processor and over several processes.
         seed: of the order of examples and configurations, and of dropout.
     """
 
@@ -57,6 +64,7 @@ class TrainingPlan:
     max_grad_norm: float = 1.0
     distillation: float = 0.0
     temperature: float = 2.0
+    cuda_graphs: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -162,7 +170,19 @@ class Trainer:
         self.schedule = get_scheduler(
             plan.schedule, self.optimizer, round(plan.warmup * plan.steps), plan.steps
         )
-        self.batches = ShuffledBatches(examples, plan.batch_size, pad_token_of(model), plan.seed)
+        self._captured = (
+            plan.cuda_graphs
+            and self.accelerator.device.type == "cuda"
+            and self.accelerator.num_processes == 1
+        )
+        self._pass = self._forward_backward
+        self.batches = ShuffledBatches(
+            examples,
+            plan.batch_size,
+            pad_token_of(model),
+            plan.seed,
+            multiple=PADDING if self._captured else 1,
+        )
         self._data = data_digest(examples, self.configurations)
         self.generator = torch.Generator().manual_seed(plan.seed)
         torch.manual_seed(plan.seed + self.accelerator.process_index)
@@ -196,7 +216,7 @@ class Trainer:
             desc="training",
             disable=None if self.accelerator.is_main_process else True,
         )
-        with bar:
+        with bar, self._capturing() if self._captured else nullcontext():
             while True:
                 stretch = self.plan.steps * (len(self.rounds) + 1) // rounds
                 while self.step < stretch:
@@ -218,13 +238,25 @@ class Trainer:
             self.model.training_set = [list(each) for each in self.configurations]
         return History(self.losses, self.configurations or [], self.rounds)
 
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        """While it lasts, passes are captured and replayed."""
+        aware = isinstance(self.model, CoaLora)
+        with self.model.weights_in_place() if aware else nullcontext():
+            self._pass = CapturedPass(self._forward_backward, self.parameters.values())
+            try:
+                yield
+            finally:
+                self._pass = self._forward_backward
+
     def train_step(self) -> float:
         """One optimizer step; its loss."""
         self.model.train()
         count, processes = self.plan.configurations_per_step, self.accelerator.num_processes
         rows = self.batches.next_rows()[self.accelerator.process_index :: processes]
         batch = self._to_device(self.batches.collate(rows))
-        target = self._teach(batch)
+        if self.plan.distillation:
+            batch["target"] = self._teach(batch)
         drawn = self._draw(count)
         losses = []
         for position, index in enumerate(drawn):
@@ -232,9 +264,7 @@ class Trainer:
                 self.model.set_configuration(self.configurations[index])
             waiting = position + 1 < count and processes > 1
             with self.accelerator.no_sync(self._parallel) if waiting else nullcontext():
-                loss = self._loss(batch, target)
-                (loss / count).backward()
-            losses.append(loss.detach())
+                losses.append(self._pass(batch))
         # The mean over processes, so that all of them stop at a NaN of one. Here the GPU is
         # waited for, once a step.
         values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
@@ -242,7 +272,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.parameters.values(), self.plan.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self._captured)
         return sum(values) / count
 
     def _draw(self, count: int) -> list[int | None]:
@@ -250,19 +280,23 @@ class Trainer:
             return [None] * count
         return torch.randint(len(self.configurations), (count,), generator=self.generator).tolist()
 
-    def _loss(self, batch: dict[str, Tensor], target: Tensor | None) -> Tensor:
+    def _forward_backward(self, batch: dict[str, Tensor]) -> Tensor:
+        """One pass under the current configuration: adds to the gradients, returns the loss."""
+        batch = batch.copy()
+        target = batch.pop("target", None)
         with self.accelerator.autocast():
             output = self._parallel(**batch)
-        if target is None:
-            return output.loss
-        share = self.plan.distillation
-        soft = distillation_loss(output.logits, target, batch["labels"], self.plan.temperature)
-        return (1 - share) * output.loss + share * soft
+        loss = output.loss
+        if target is not None:
+            share, heat = self.plan.distillation, self.plan.temperature
+            soft = distillation_loss(output.logits, target, batch["labels"], heat)
+            loss = (1 - share) * loss + share * soft
+        (loss / self.plan.configurations_per_step).backward()
+        return loss.detach()
 
     @torch.no_grad()
-    def _teach(self, batch: dict[str, Tensor]) -> Tensor | None:
-        if not self.plan.distillation:
-            return None
+    def _teach(self, batch: dict[str, Tensor]) -> Tensor:
+        """The teacher's logits."""
         with self.accelerator.autocast():
             return self.teacher(**{k: v for k, v in batch.items() if k != "labels"}).logits
 
@@ -292,7 +326,7 @@ class Trainer:
     def _refuse_non_finite(self, values: list[float], drawn: list[int | None]) -> None:
         for value, index in zip(values, drawn, strict=True):
             if not math.isfinite(value):
-                self.optimizer.zero_grad()
+                self.optimizer.zero_grad(set_to_none=not self._captured)
                 where = f"step {self.step}"
                 if index is not None:
                     bits = mean_bits(self.configurations[index], self.model.sizes)

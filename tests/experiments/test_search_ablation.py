@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from coalora_lib.configuration import LayerConfig, to_indices
 from coalora_lib.experiments.landscape import Landscape
 from coalora_lib.experiments.records import SearchedSet
 from coalora_lib.experiments.search_ablation import (
+    compare_on_landscape,
     interval,
     search_landscape,
     unseen_accuracies,
@@ -67,3 +70,16 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_odd_layers_are_refused():
     with pytest.raises(ValueError, match="layers=3"):
         Landscape(3, 0)
+
+
+def test_a_landscape_record_is_taken_up_where_it_stands(tmp_path):
+    path = tmp_path / "record.json"
+    plan = SearchPlan(rounds=1, starts=2, max_steps=3, proposals=5)
+    first = compare_on_landscape(4, [1], plan, ["random"], path)
+    both = compare_on_landscape(4, [1, 2], plan, ["random"], path)
+    assert [run.seed for run in both.runs] == [1, 2]
+    assert both.runs[0] == first.runs[0]
+    other = replace(plan, proposals=10)
+    for given, strategies in ((other, ["random"]), (plan, ["walk"])):
+        with pytest.raises(ValueError, match="another plan, versions or strategies"):
+            compare_on_landscape(4, [1], given, strategies, path)
