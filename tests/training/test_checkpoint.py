@@ -160,18 +160,18 @@ def started(*arguments):
 
 
 def test_kill_9_at_ten_random_moments(examples, whole, tmp_path):
-    began = time.perf_counter()
-    process = started(examples, tmp_path / "timed", tmp_path / "timed.safetensors")
-    process.join()
-    seconds = time.perf_counter() - began
     moments = random.Random(0)
     folder, result = tmp_path / "killed", tmp_path / "killed.safetensors"
     kills, interrupted = 0, 0
     while kills < 10 or not result.exists():
+        before, began = found(folder), time.perf_counter()
         process = started(examples, folder, result)
         if kills < 10:
-            time.sleep(moments.uniform(0.05, 0.4) * seconds)
-            interrupted += process.is_alive() and len(found(folder)) > 0
+            while process.is_alive() and found(folder) == before:  # until it has made a step
+                time.sleep(1e-3)
+            step = (time.perf_counter() - began) / 2
+            time.sleep(moments.uniform(0, min(step, 0.1)))  # somewhere in the next ones
+            interrupted += process.is_alive()
             process.kill()  # SIGKILL
             kills += 1
         process.join()
