@@ -4,8 +4,10 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from transformers.pytorch_utils import Conv1D
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter.lora import adaptable_layers
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,15 @@ def tiny(kind: str) -> transformers.PreTrainedModel:
 def tiny_bert() -> transformers.BertForSequenceClassification:
     """Two blocks, 12 linear layers inside them, in float64."""
     return tiny("bert").double()
+
+
+def some_means(base) -> dict[str, torch.Tensor]:
+    """Made-up mean inputs of every adaptable layer."""
+    layers = {name: base.get_submodule(name) for name in adaptable_layers(base)}
+    return {
+        name: torch.randn(layer.weight.shape[0 if isinstance(layer, Conv1D) else 1])
+        for name, layer in layers.items()
+    }
 
 
 @pytest.fixture

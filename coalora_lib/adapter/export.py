@@ -1,9 +1,11 @@
 """A configuration's adapter as plain PEFT: nothing of this library is needed to load it.
 
 Once the configuration is fixed, (I + U) L2 is a matrix of L2's shape, so what is left is LoRA. A
-frozen residual term R1 R2 joins as further columns and rows, and L1 v is a bias of ``lora_B``:
+frozen residual term R1 R2 joins as further columns and rows, and L1 v and the correction of the
+mean output are a bias of ``lora_B``:
 
-    lora_A = [(I + U) L2; R2]        lora_B = [L1, (r / alpha) R1]        bias = L1 v
+    lora_A = [(I + U) L2; R2]    lora_B = [L1, (r / alpha) R1]
+    bias = L1 v + (r / alpha) (W - Q) E[x]
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def export_peft_adapter(
     settings.r = rank
     alpha = model.scaling * rank
     settings.lora_alpha = int(alpha) if alpha == int(alpha) else alpha
-    settings.lora_bias = model.settings.configuration_aware and model.settings.output_bias
+    shifted = model.settings.configuration_aware and model.settings.output_bias
+    settings.lora_bias = shifted or model.settings.bias_correction
     settings.inference_mode = True
     state = adapter_state(model, resolved)
     with atomic_folder(folder, "adapter_config.json") as partial:
@@ -89,14 +92,21 @@ def adapter_state(model: CoaLora, configuration: list[LayerConfig]) -> dict[str,
         adjustment = model.adjustments(configuration)
         factors = model.adjusted_factors(adjustment)
         shifts = shifts if adjustment.bias is None else adjustment.bias
+    corrections = [None] * len(model.layer_names)
+    if model.settings.bias_correction:
+        corrections = model.corrections(configuration)
     compact = model.compact_weights(configuration) if model.settings.frozen_rank else {}
     inner = model.model.get_base_model()
-    for name, factor, shift in zip(model.layer_names, factors, shifts, strict=True):
+    for name, factor, shift, correction in zip(
+        model.layer_names, factors, shifts, corrections, strict=True
+    ):
         prefix = f"base_model.model.{name}"
         l1 = state[f"{prefix}.lora_B.weight"]
         l2 = state[f"{prefix}.lora_A.weight"] if factor is None else factor
-        if shift is not None:
-            state[f"{prefix}.lora_B.bias"] = l1 @ shift
+        biases = [l1 @ shift] if shift is not None else []
+        biases += [correction] if correction is not None else []
+        if biases:
+            state[f"{prefix}.lora_B.bias"] = sum(biases)
         if name in compact:
             left, right = compact[name].left, compact[name].right
             if isinstance(inner.get_submodule(name).base_layer, Conv1D):

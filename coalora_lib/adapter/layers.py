@@ -1,4 +1,4 @@
-"""The two pieces a configuration changes in a LoRA layer: the A factor and the frozen weight."""
+"""The pieces a configuration changes in a LoRA layer: its factors and the frozen weight."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ class AdjustedLoraA(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.weight if self.adjusted is None else self.adjusted
         return F.linear(inputs, weight, self.shift)
+
+
+class ShiftedLoraB(nn.Linear):
+    """A LoRA B factor (the paper's L1) with a bias that the configuration decides.
+
+    It takes the place of PEFT's ``lora_B`` and keeps its parameter's name. Without a shift it is
+    that layer exactly.
+
+    Args:
+        factor: PEFT's layer; its weight (out_features, r) is taken over, not copied.
+    """
+
+    def __init__(self, factor: nn.Linear) -> None:
+        super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
+        self.weight = factor.weight
+        self.shift: Tensor | None = None  # of the current configuration, (out_features,)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self.weight, self.shift)
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,8 @@ class WeightCache:
             its size; a limit of 0 holds nothing.
         scheme: the code book.
         residual_rank: k > 0 adds SVD_k(W - Q), frozen, to every quantized weight.
+        mean_inputs: E[x] of each layer, (in,), for :meth:`correction`.
+        transposed: weights are (in, out), as in GPT-2's Conv1D.
     """
 
     def __init__(
@@ -82,14 +103,20 @@ class WeightCache:
         limit: int,
         scheme: str = "nf",
         residual_rank: int = 0,
+        mean_inputs: Mapping[str, Tensor] | None = None,
+        transposed: bool = False,
     ) -> None:
         self.weights = dict(weights)
+        self.mean_inputs = {} if mean_inputs is None else dict(mean_inputs)
+        self.transposed = transposed
         self.limit = limit
         self.scheme = scheme
         self.residual_rank = residual_rank
         self.held = 0
         self._restored: OrderedDict[tuple[str, LayerConfig], nn.Parameter] = OrderedDict()
         self._compact: OrderedDict[tuple[str, LayerConfig], CompactWeight] = OrderedDict()
+        # An output's worth each, small beside the weights, so all are kept.
+        self._corrections: dict[tuple[str, LayerConfig], Tensor] = {}
 
     def get(self, layer: str, config: LayerConfig) -> nn.Parameter:
         """The layer's weight under ``config``, frozen."""
@@ -117,6 +144,18 @@ class WeightCache:
         self._hold(self._compact, key, entry)
         return entry
 
+    def correction(self, layer: str, config: LayerConfig) -> Tensor:
+        """What quantization takes from the mean output, (W - Q) E[x]: (out,)."""
+        key = layer, config
+        if key not in self._corrections:
+            weight = self.weights[layer]
+            lost = weight - self.get(layer, config)
+            if weight.element_size() < 4:
+                lost = weight.float() - self.get(layer, config).float()
+            mean = self.mean_inputs[layer].to(lost)
+            self._corrections[key] = mean @ lost if self.transposed else lost @ mean
+        return self._corrections[key]
+
     def _hold(self, entries: OrderedDict, key: tuple, entry: nn.Parameter | CompactWeight) -> None:
         entries[key] = entry
         self.held += entry.nbytes
@@ -129,6 +168,7 @@ class WeightCache:
         """Let go of everything but the pre-trained weights."""
         self._restored.clear()
         self._compact.clear()
+        self._corrections.clear()
         self.held = 0
 
     def convert(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -137,3 +177,4 @@ class WeightCache:
         if any(converted[layer] is not self.weights[layer] for layer in converted):
             self.clear()
         self.weights = converted
+        self.mean_inputs = {layer: function(mean) for layer, mean in self.mean_inputs.items()}

@@ -19,7 +19,7 @@ from coalora_lib.adapter.encoding import (
     describe_layers,
 )
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
-from coalora_lib.adapter.layers import AdjustedLoraA, CompactWeight, WeightCache
+from coalora_lib.adapter.layers import AdjustedLoraA, CompactWeight, ShiftedLoraB, WeightCache
 from coalora_lib.adapter.lora import adaptable_layers, attach_lora
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.allocation import Device, allocate, error_table
@@ -59,6 +59,7 @@ class CoaLora(nn.Module):
         settings: AdapterSettings,
         errors: Tensor | None = None,
         cache_bytes: int = CACHE_LIMIT,
+        mean_inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         names = adaptable_layers(base_model)
@@ -71,6 +72,7 @@ class CoaLora(nn.Module):
         self._factors = [AdjustedLoraA(layer.lora_A["default"]) for layer in self._layers]
         for layer, factor in zip(self._layers, self._factors, strict=True):
             layer.lora_A["default"] = factor
+            layer.lora_B["default"] = ShiftedLoraB(layer.lora_B["default"])
         weights = [layer.base_layer.weight.detach() for layer in self._layers]
         self.sizes = [weight.numel() for weight in weights]
         self._configuration: list[LayerConfig] | None = None
@@ -82,6 +84,8 @@ class CoaLora(nn.Module):
             cache_bytes,
             settings.scheme,
             settings.frozen_rank,
+            self._checked_means(mean_inputs),
+            transposed=isinstance(self._layers[0].base_layer, Conv1D),
         )
         self._errors = errors
         self.hypernetwork = self._new_hypernetwork() if settings.configuration_aware else None
@@ -106,6 +110,7 @@ class CoaLora(nn.Module):
         errors: Tensor | None = None,
         start_configuration: ConfigurationLike = REFERENCE_BUDGET,
         cache_bytes: int = CACHE_LIMIT,
+        mean_inputs: Mapping[str, Tensor] | None = None,
         **options,
     ) -> CoaLora:
         """Put LoRA on every linear layer inside the model's blocks.
@@ -117,6 +122,8 @@ class CoaLora(nn.Module):
                 is computed when a budget is first asked for.
             start_configuration: whose residual the start "svd" begins from.
             cache_bytes: what the weights of other configurations may take in memory.
+            mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
+                unquantized model on the task's data.
             options: the other fields of :class:`~coalora_lib.adapter.AdapterSettings`.
 
         Raises:
@@ -124,7 +131,7 @@ class CoaLora(nn.Module):
                 known or out of range.
         """
         settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
-        model = cls(base_model, settings, errors, cache_bytes)
+        model = cls(base_model, settings, errors, cache_bytes, mean_inputs)
         if start == "svd":
             model._start_from_residual(model.resolve(start_configuration))
         return model
@@ -167,6 +174,11 @@ class CoaLora(nn.Module):
     def pretrained_weights(self) -> dict[str, Tensor]:
         """The unquantized weight of each adapted layer, by name."""
         return dict(self._cache.weights)
+
+    @property
+    def mean_inputs(self) -> dict[str, Tensor]:
+        """E[x] of each layer by name; empty without bias correction."""
+        return dict(self._cache.mean_inputs)
 
     def resolve(self, configuration: ConfigurationLike) -> list[LayerConfig]:
         """The configuration of every layer that :meth:`set_configuration` would set.
@@ -223,6 +235,7 @@ class CoaLora(nn.Module):
             for name, config in zip(self.layer_names, configuration, strict=True)
         ]
         indices = to_indices(configuration)
+        self._correct(configuration)
         if self._in_place:
             torch._foreach_copy_([layer.base_layer.weight.data for layer in self._layers], weights)
         else:
@@ -247,6 +260,11 @@ class CoaLora(nn.Module):
             lower = low and weight.dtype == torch.float32  # autocast leaves float64 alone
             copy = weight.detach().to(torch.bfloat16 if lower else weight.dtype, copy=True)
             layer.base_layer.weight = nn.Parameter(copy, requires_grad=False)
+            shift = layer.lora_B["default"].shift
+            if self.settings.bias_correction:  # the others' memory is the cache's
+                zeros = layer.lora_B["default"].weight.new_zeros(layer.out_features)
+                shift = zeros if shift is None else shift.clone()
+                layer.lora_B["default"].shift = shift
         self._in_place = True
         try:
             yield
@@ -257,6 +275,18 @@ class CoaLora(nn.Module):
             else:
                 for layer, weight in zip(self._layers, self._cache.weights.values(), strict=True):
                     layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+                    layer.lora_B["default"].shift = None
+
+    def corrections(self, configuration: Sequence[LayerConfig]) -> list[Tensor]:
+        """What bias correction adds to each layer's output, by r / alpha: (out,) each.
+
+        PEFT scales what ``lora_B`` gives, its bias too.
+        """
+        dtype = self._factors[0].weight.dtype
+        return [
+            (self._cache.correction(name, config) / self.scaling).to(dtype)
+            for name, config in zip(self.layer_names, configuration, strict=True)
+        ]
 
     def adjustments(self, configuration: Sequence[LayerConfig]) -> Adjustment:
         """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
@@ -323,9 +353,34 @@ class CoaLora(nn.Module):
         """Read what :meth:`save_pretrained` wrote; see :mod:`.saving`."""
         saved = saving.read(folder)
         base_model = saving.matching_base(saved, base_model)
-        model = cls(base_model, saved.settings, saved.errors, cache_bytes)
+        model = cls(base_model, saved.settings, saved.errors, cache_bytes, saved.mean_inputs)
         saving.restore(saved, model)
         return model
+
+    def _checked_means(
+        self, mean_inputs: Mapping[str, Tensor] | None
+    ) -> Mapping[str, Tensor] | None:
+        """The means if they are wanted and fit."""
+        wanted = self.settings.bias_correction
+        if wanted != (mean_inputs is not None):
+            raise ValueError(
+                f"bias_correction={wanted} {'needs' if wanted else 'has no use for'} mean_inputs"
+            )
+        for name, layer in zip(self.layer_names, self._layers, strict=True) if wanted else ():
+            if name not in mean_inputs or mean_inputs[name].shape != (layer.in_features,):
+                raise ValueError(f"mean_inputs[{name!r}] must be ({layer.in_features},)")
+        return mean_inputs
+
+    def _correct(self, configuration: Sequence[LayerConfig]) -> None:
+        """Hand every layer the correction of its mean output."""
+        if not self.settings.bias_correction:
+            return
+        shifts = self.corrections(configuration)
+        if self._in_place:
+            torch._foreach_copy_([layer.lora_B["default"].shift for layer in self._layers], shifts)
+            return
+        for layer, shift in zip(self._layers, shifts, strict=True):
+            layer.lora_B["default"].shift = shift
 
     def _new_hypernetwork(self) -> HyperNetwork:
         settings, measures = self.settings, None
@@ -372,4 +427,7 @@ class CoaLora(nn.Module):
         super()._apply(fn, *args, **kwargs)
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
+        for layer in self._layers:
+            lora_b = layer.lora_B["default"]
+            lora_b.shift = None if lora_b.shift is None else fn(lora_b.shift)
         return self

@@ -3,7 +3,8 @@
     coalora.json            base model (class, name, checksum, dtype), settings, layers, current
                             configuration, training set, checksum of the weights
     config.json             the base model's configuration
-    coalora.safetensors     LoRA factors, hypernetwork, head; the error table if it was measured
+    coalora.safetensors     LoRA factors, hypernetwork, head; the error table and the layers' mean
+                            inputs if they were measured
     quantized.safetensors   packed weights under the current configuration, if asked for
 
 The base model's weights stay where they are: they are named, and recognised by checksum.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 DESCRIPTION, WEIGHTS, QUANTIZED = "coalora.json", "coalora.safetensors", "quantized.safetensors"
 #: Name of the error table among the tensors; parameters have dots in their names.
 ERRORS = "errors"
+#: What the names of mean inputs begin with; the layer's follows.
+MEANS = "mean_inputs."
 
 
 class Description(BaseModel):
@@ -65,12 +68,14 @@ class Saved:
         description: coalora.json.
         parameters: the trained parameters by name.
         errors: the (layers, 432) error table, or None.
+        mean_inputs: E[x] of each layer by name, or None.
     """
 
     folder: Path
     description: Description
     parameters: dict[str, Tensor]
     errors: Tensor | None
+    mean_inputs: dict[str, Tensor] | None
 
     @property
     def settings(self) -> AdapterSettings:
@@ -96,6 +101,7 @@ def save_pretrained(model: CoaLora, folder: str | Path, quantized: bool = False)
     tensors = {name: p.detach() for name, p in trained_parameters(model).items()}
     if model._errors is not None:
         tensors[ERRORS] = model.errors
+    tensors |= {f"{MEANS}{name}": mean for name, mean in model.mean_inputs.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     configuration = model.configuration
     with atomic_folder(folder, DESCRIPTION) as partial:
@@ -150,7 +156,8 @@ def read(folder: str | Path) -> Saved:
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
     errors = tensors.pop(ERRORS, None)
-    return Saved(folder, description, tensors, errors)
+    means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
+    return Saved(folder, description, tensors, errors, means or None)
 
 
 def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTrainedModel:

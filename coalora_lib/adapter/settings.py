@@ -24,6 +24,9 @@ class AdapterSettings(BaseModel):
         scheme: the code book, "nf" or "int".
         error_features: the encoding also holds the layer's log relative error and the bits of
             layer and model (:class:`~coalora_lib.adapter.encoding.ContinuousMeasures`).
+        bias_correction: every layer's output gets back what quantization takes from its mean,
+            (W - Q) E[x] (Nagel et al. 2019, arXiv 1906.04721, section 4.2); E[x] is measured on
+            data, see :func:`~coalora_lib.training.mean_inputs`.
         learned_scale, output_bias: see :class:`~coalora_lib.adapter.HyperNetwork`.
         width, hidden: of each embedding, and of the hidden layer.
     """
@@ -37,6 +40,7 @@ class AdapterSettings(BaseModel):
     configuration_aware: bool = True
     scheme: Literal["nf", "int"] = "nf"
     error_features: bool = False
+    bias_correction: bool = False
     learned_scale: bool = False
     output_bias: bool = False
     width: int = Field(8, ge=1)

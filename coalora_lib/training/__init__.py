@@ -1,5 +1,6 @@
 """Training over a set of configurations with the search between, baselines, evaluation."""
 
+from coalora_lib.training.activations import mean_inputs
 from coalora_lib.training.alternation import Round, SearchPlan
 from coalora_lib.training.batches import tokenize, tokenize_blocks
 from coalora_lib.training.evaluation import Evaluation, evaluate
@@ -14,6 +15,7 @@ __all__ = [
     "TrainingPlan",
     "evaluate",
     "fisher_importance",
+    "mean_inputs",
     "tokenize",
     "tokenize_blocks",
     "train",

@@ -10,7 +10,7 @@ from torch import nn
 from coalora_lib.adapter import CoaLora
 from coalora_lib.configuration import random_configuration
 from coalora_lib.quantization import load_quantized, quantize
-from tests.conftest import tiny
+from tests.conftest import some_means, tiny
 
 #: Float32 logits of about 1 through two blocks.
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -18,7 +18,10 @@ TOLERANCE = {"atol": 1e-5, "rtol": 0}
 
 def attached(kind, **options):
     """A model as after training: every trained part filled with something."""
-    model = CoaLora.attach(tiny(kind), rank=4, alpha=8, **options)
+    base = tiny(kind)
+    if options.get("bias_correction"):
+        options["mean_inputs"] = some_means(base)
+    model = CoaLora.attach(base, rank=4, alpha=8, **options)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
             nn.init.normal_(parameter, std=0.1)
@@ -52,8 +55,9 @@ def quantized_base(kind, configuration, names):
         {"start": "residual", "residual_rank": 3},
         {"output_bias": True, "learned_scale": True, "error_features": True},
         {"configuration_aware": False},
+        {"bias_correction": True, "output_bias": True},
     ],
-    ids=["plain", "residual", "options", "shared"],
+    ids=["plain", "residual", "options", "shared", "correction"],
 )
 def test_plain_peft_gives_the_same_logits(tmp_path, kind, options):
     model = attached(kind, **options)
