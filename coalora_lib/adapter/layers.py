@@ -14,44 +14,31 @@ from coalora_lib.decomposition import truncated_svd
 from coalora_lib.quantization import QuantizedTensor, quantize
 
 
-class AdjustedLoraA(nn.Linear):
-    """A LoRA A factor (the paper's L2) that may stand in for an adjusted one: (I + U) A x + v.
+class AdjustedFactor(nn.Linear):
+    """A LoRA factor that may stand in for another one, and have a bias.
 
-    It takes the place of PEFT's ``lora_A`` and keeps its parameter's name. Without an adjustment
-    it is that layer exactly.
+    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and keeps its
+    parameter's name. Without an adjustment and a shift it is that layer exactly.
 
     Args:
-        factor: PEFT's layer; its weight (r, in_features) is taken over, not copied.
+        factor: PEFT's layer; its weight is taken over, not copied.
+
+    Attributes:
+        adjusted: what the current configuration has instead of the weight, of its shape: of L2,
+            (I + U) L2.
+        shift: the bias under the current configuration, (out_features,): of L2, v; of L1, the
+            correction of the mean output.
     """
 
     def __init__(self, factor: nn.Linear) -> None:
         super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
         self.weight = factor.weight
-        self.adjusted: Tensor | None = None  # (I + U) A of the current configuration, (r, in)
-        self.shift: Tensor | None = None  # v of the current configuration, (r,)
+        self.adjusted: Tensor | None = None
+        self.shift: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.weight if self.adjusted is None else self.adjusted
         return F.linear(inputs, weight, self.shift)
-
-
-class ShiftedLoraB(nn.Linear):
-    """A LoRA B factor (the paper's L1) with a bias that the configuration decides.
-
-    It takes the place of PEFT's ``lora_B`` and keeps its parameter's name. Without a shift it is
-    that layer exactly.
-
-    Args:
-        factor: PEFT's layer; its weight (out_features, r) is taken over, not copied.
-    """
-
-    def __init__(self, factor: nn.Linear) -> None:
-        super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
-        self.weight = factor.weight
-        self.shift: Tensor | None = None  # of the current configuration, (out_features,)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.linear(inputs, self.weight, self.shift)
 
 
 @dataclass(frozen=True)

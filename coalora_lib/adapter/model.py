@@ -19,7 +19,7 @@ from coalora_lib.adapter.encoding import (
     describe_layers,
 )
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
-from coalora_lib.adapter.layers import AdjustedLoraA, CompactWeight, ShiftedLoraB, WeightCache
+from coalora_lib.adapter.layers import AdjustedFactor, CompactWeight, WeightCache
 from coalora_lib.adapter.lora import adaptable_layers, attach_lora
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.allocation import Device, allocate, error_table
@@ -69,10 +69,10 @@ class CoaLora(nn.Module):
         self.layer_names = names
         self.model = attach_lora(base_model, settings.rank, settings.alpha)
         self._layers = [base_model.get_submodule(name) for name in names]
-        self._factors = [AdjustedLoraA(layer.lora_A["default"]) for layer in self._layers]
+        self._factors = [AdjustedFactor(layer.lora_A["default"]) for layer in self._layers]
         for layer, factor in zip(self._layers, self._factors, strict=True):
             layer.lora_A["default"] = factor
-            layer.lora_B["default"] = ShiftedLoraB(layer.lora_B["default"])
+            layer.lora_B["default"] = AdjustedFactor(layer.lora_B["default"])
         weights = [layer.base_layer.weight.detach() for layer in self._layers]
         self.sizes = [weight.numel() for weight in weights]
         self._configuration: list[LayerConfig] | None = None

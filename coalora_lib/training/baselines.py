@@ -8,7 +8,7 @@ or on one configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft import PeftModel
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.adapter import AdapterSettings, CoaLora
+from coalora_lib.adapter.layers import AdjustedFactor
 from coalora_lib.adapter.lora import adaptable_layers, attach_lora
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.configuration import CHOICES, LayerConfig
 from coalora_lib.decomposition import lowrank_plus_quantized
 
 
@@ -120,6 +122,52 @@ def lq_lora(
         layer.lora_B["default"].weight.copy_(parts.l1 / scale)
         layer.lora_A["default"].weight.copy_(parts.l2 / scale)
     return model
+
+
+class BitWidthLora(CoaLora):
+    """Every layer keeps an adapter for each bit width, and the configuration picks one of them.
+
+    As in LLM-QFA (Yi et al. 2025, "One QuantLLM for ALL", arXiv 2405.20202), where the weights' bits
+    are what a configuration chooses: of our five fields it reads the first. It stores as many
+    times LoRA's factors as there are bit widths. A baseline: it is trained and evaluated, not
+    exported.
+
+    Args:
+        base_model: taken over and changed.
+        rank, alpha: of each of the adapters.
+        errors: the (layers, 432) error table, where the caller has it.
+    """
+
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        rank: int = 16,
+        alpha: float = 16,
+        errors: Tensor | None = None,
+    ) -> None:
+        settings = AdapterSettings(rank=rank, alpha=alpha, configuration_aware=False)
+        super().__init__(base_model, settings, errors)
+        widths = len(CHOICES["weight_bits"])
+        self.banks = nn.ModuleDict()
+        for place, factors in self._places():
+            self.banks[place] = nn.ParameterList(
+                nn.Parameter(factor.weight.detach().repeat(widths, 1, 1)) for factor in factors
+            )
+            for factor in factors:
+                factor.weight.requires_grad_(False)
+
+    def _places(self) -> Iterator[tuple[str, list[AdjustedFactor]]]:
+        for place in ("lora_A", "lora_B"):
+            yield place, [getattr(layer, place)["default"] for layer in self._layers]
+
+    def _adapt(self, *_) -> None:
+        """Hand every layer the factors for its bits, before the transformers model's forward."""
+        if self._indices is None:
+            return
+        for place, factors in self._places():
+            picked = self._indices[:, :1].unbind()
+            for factor, bank, row in zip(factors, self.banks[place], picked, strict=True):
+                factor.adjusted = bank.index_select(0, row)[0]
 
 
 def full_fine_tuning(base_model: PreTrainedModel) -> PreTrainedModel:
