@@ -4,6 +4,7 @@ PROFILE ?= quick
 DATASET ?= embedded
 SEED    ?= 0
 JOBS    ?= 2
+SEEDS   ?= 3
 # What a run of the benchmarks is stored under: cpu, or gpu on a machine that has one.
 MACHINE ?= cpu
 
@@ -12,12 +13,13 @@ BIN  := $(VENV)/bin
 # Written last, so that an installation cut short is taken up again.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help book test lint outputs benchmarks clean
+.PHONY: help book test lint outputs experiments benchmarks clean
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
 	@echo "make test      lint, pairing, unit tests, notebook outputs, strict build of the book"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
+	@echo "make experiments  the runs behind chapter 5's tables  [PROFILE=standard] [DATASET=sst2] [SEEDS=3] [JOBS=2: runs at a time]"
 	@echo "make benchmarks  time each fast path beside its peer, for chapter 6  [MACHINE=cpu|gpu]"
 	@echo "make clean     remove what was built; .venv stays"
 
@@ -36,6 +38,12 @@ lint: $(INSTALLED)
 
 outputs: $(INSTALLED)
 	$(BIN)/coalora outputs
+
+experiments: PROFILE := standard
+experiments: DATASET := sst2
+experiments: $(INSTALLED)
+	$(BIN)/coalora experiments --profile $(PROFILE) --dataset $(DATASET) --seeds $(SEEDS) \
+	  --jobs $(JOBS) --results book/results/$(DATASET)
 
 benchmarks: $(INSTALLED)
 	mkdir -p book/results/benchmarks

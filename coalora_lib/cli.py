@@ -10,10 +10,13 @@ from typing import Annotated
 
 import typer
 from papermill import PapermillExecutionError
+from tqdm import tqdm
 
 from coalora_lib import batch
 from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.experiments.comparison import METHODS, all_jobs, job_of, path_of, run_job
 from coalora_lib.experiments.options import compare_options
+from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.records import Record, read_record, record_path
 from coalora_lib.experiments.search_ablation import (
     ARMS,
@@ -22,7 +25,7 @@ from coalora_lib.experiments.search_ablation import (
     train_with_strategy,
 )
 from coalora_lib.search import STRATEGIES
-from coalora_lib.tasks import TASKS
+from coalora_lib.tasks import TASKS, checkpoint_checksum, data_checksum
 from coalora_lib.training import SearchPlan
 
 app = typer.Typer(
@@ -174,6 +177,70 @@ def landscape(
         shares = [100 * run.closed(name)[-1] for run in record.runs]
         typer.echo(f"{name.ljust(14)}{mean(shares):6.1f} % of the gap closed")
     typer.echo(f"Record: {path}")
+
+
+@app.command(
+    epilog="Example: COALORA_DATA_DIR=~/glue coalora experiments --dataset sst2 "
+    "--profile standard --seeds 3 --jobs 12"
+)
+def experiments(
+    profile: ProfileName = "quick",
+    dataset: DatasetName = "embedded",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 1,
+    rank: Annotated[list[int], typer.Option(help="Ranks of LoRA.", min=1)] = (4, 8, 16),
+    method: Annotated[
+        list[str], typer.Option(help=f"Of {'; '.join(METHODS)}. All if none is named.")
+    ] = (),
+    jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
+    results: Annotated[Path, typer.Option(help="Folder for the records.")] = BUILD / "results",
+) -> None:
+    """Run the comparison of chapter 5; a run whose record is in the folder is not made again."""
+    run = Run(PROFILES[profile], 0, dataset)
+    try:
+        wanted = all_jobs(run.profile, rank, range(seeds), method or list(METHODS))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    there = sum(path_of(job, run, results).exists() for job in wanted)
+    typer.echo(f"{len(wanted)} runs, {there} of them are there")
+    bar = tqdm(total=len(wanted), initial=there, desc="runs", disable=None)
+    with bar:
+        for _, path in run_all(wanted, run, results, jobs):
+            bar.update()
+            tqdm.write(str(path))
+
+
+@app.command(
+    epilog="Example: COALORA_DATA_DIR=~/glue coalora reproduce "
+    "book/results/sst2/coa-lora-rank4-sst2-standard-seed0.json"
+)
+def reproduce(
+    path: Annotated[Path, typer.Argument(help="A record of the comparison.")],
+    results: Annotated[Path, typer.Option(help="Folder for the new record.")] = BUILD / "results",
+) -> None:
+    """Make a record again from what it says of itself, and print both accuracies.
+
+    On a processor they are the same; on a GPU they differ as two runs of one seed do.
+    """
+    try:
+        stored = read_record(path)
+        job, run = job_of(stored)
+    except (FileNotFoundError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    setup = prepare(run)
+    for name, value in (
+        ("data", data_checksum(setup.splits)),
+        ("model", checkpoint_checksum(run.profile.model)),
+    ):
+        if value != getattr(stored, f"{name}_checksum"):
+            raise typer.BadParameter(f"the {name} is not what {path} was made from")
+    made = read_record(run_job(setup, job, results))
+    typer.echo(f"{job.method}, rank {job.rank}, seed {job.seed}: stored, now, in percent")
+    for before, after in zip(stored.results, made.results, strict=True):
+        kind = "arbitrary" if before.budget is None else "allocated"
+        typer.echo(
+            f"{before.bits:6.3f} bits, {kind}: {100 * before.accuracy:.2f}, "
+            f"{100 * after.accuracy:.2f}"
+        )
 
 
 @app.command(epilog="Example: coalora render --strict")

@@ -13,7 +13,7 @@ from coalora_lib.configuration import random_configuration
 from coalora_lib.experiments.records import (
     Record,
     new_record,
-    read_record,
+    read_records,
     result_of,
     write_record,
 )
@@ -83,12 +83,7 @@ def option_table(folder: str | Path) -> tuple[tuple[str, ...], list[tuple[str, .
     Raises:
         ValueError: there are no records, or they differ in more than the seed.
     """
-    records = [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not records:
-        raise ValueError(f"{folder} holds no records")
-    grounds = {(r.dataset, r.data_checksum, r.model_checksum, str(r.parameters)) for r in records}
-    if len(grounds) > 1:
-        raise ValueError(f"the records in {folder} differ in data, model or parameters")
+    records = read_records(folder)
     budgets = sorted({r.budget for r in records[0].results if r.budget is not None})
     methods = list(dict.fromkeys(result.method for result in records[0].results))
     rows = []

@@ -9,7 +9,9 @@ from coalora_lib.training import SearchPlan
 
 
 def spread(low: float, high: float, count: int) -> tuple[float, ...]:
-    """``count`` budgets at equal distances, both ends included."""
+    """``count`` budgets at equal distances, both ends included; one alone is the middle."""
+    if count == 1:
+        return ((low + high) / 2,)
     return tuple(low + (high - low) * i / (count - 1) for i in range(count))
 
 
@@ -52,7 +54,7 @@ class Profile:
     training_budgets: tuple[float, ...]
     random_configurations: int
     search: SearchPlan
-    budgets: tuple[float, ...] = (2.5, 3.0, 3.5, 4.0)
+    budgets: tuple[float, ...] = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
 
 
 PROFILES: dict[str, Profile] = {
@@ -76,6 +78,7 @@ PROFILES: dict[str, Profile] = {
             training_budgets=spread(2.25, 5.0, 6),
             random_configurations=3,
             search=SearchPlan(rounds=2, starts=3, max_steps=30, proposals=6),
+            budgets=(2.5, 3.0, 3.5, 4.0),
         ),
         Profile(
             name="standard",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -45,6 +49,7 @@ class Result(BaseModel):
         seconds: wall time of the training behind the number, search included; a run that serves
             several budgets is listed with its whole time at each.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
+        correct: which examples are right, in their order: :func:`pack`'s text.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,6 +63,19 @@ class Result(BaseModel):
     seconds: float
     steps: int
     passes: int
+    correct: str | None = None
+
+    @property
+    def correctness(self) -> np.ndarray:
+        """(examples,) bool.
+
+        Raises:
+            ValueError: the record does not say which examples are right.
+        """
+        if self.correct is None:
+            raise ValueError(f"{self.method} at {self.bits:g} bits: no correctness per example")
+        bits = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
+        return np.unpackbits(bits, count=self.examples).astype(bool)
 
 
 class SearchedSet(BaseModel):
@@ -101,7 +119,15 @@ class SearchedSet(BaseModel):
 
 
 class Record(BaseModel):
-    """A run: where it came from, how it was made, what it found; its searches, if it had any."""
+    """A run: where it came from, how it was made, what it found; its searches, if it had any.
+
+    Attributes:
+        code: :func:`code_digest` of the library that made it.
+        phases: wall seconds of "preparation", "training", "search" and "evaluation".
+        peak_memory: bytes that torch held on the GPU at most; None on a processor.
+        stored: numbers that the run adds to the pre-trained weights: factors and networks, not
+            heads; all weights for full fine-tuning.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -120,6 +146,15 @@ class Record(BaseModel):
     git_commit: str | None
     results: list[Result]
     searches: list[SearchedSet] = []
+    code: str | None = None
+    phases: dict[str, float] = {}
+    peak_memory: int | None = None
+    stored: int | None = None
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA factors."""
+        return self.parameters["rank"]
 
 
 def new_record(experiment: str, setup: Setup) -> Record:
@@ -139,6 +174,7 @@ def new_record(experiment: str, setup: Setup) -> Record:
         device=device_name(),
         versions=versions(),
         git_commit=git_commit(),
+        code=code_digest(),
         results=[],
     )
 
@@ -163,6 +199,7 @@ def result_of(
         seconds=round(seconds, 2),
         steps=plan.steps,
         passes=plan.steps * plan.configurations_per_step,
+        correct=pack(evaluation.correct),
     )
 
 
@@ -191,6 +228,60 @@ def read_record(path: str | Path) -> Record:
         return Record.model_validate_json(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not a record: {error}") from None
+
+
+def read_records(
+    folder: str | Path, varying: Sequence[str] = (), mixed: bool = False
+) -> list[Record]:
+    """All records of a folder, made on the same ground.
+
+    Args:
+        folder: of records.
+        varying: parameters that may differ ("rank"); the seed always may.
+        mixed: take them as they are, whatever they differ in.
+
+    Raises:
+        ValueError: there are none, or two differ in data, model, profile, parameters, versions or
+            the library's code; the first two such files are named.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"{folder} holds no records")
+    records = [read_record(path) for path in paths]
+    for path, record in zip(paths, records, strict=True) if not mixed else ():
+        for name, ground in _ground(record, varying).items():
+            if ground != _ground(records[0], varying)[name]:
+                raise ValueError(
+                    f"the records in {folder} differ in {name}: {paths[0].name} and {path.name}"
+                )
+    return records
+
+
+def _ground(record: Record, varying: Sequence[str]) -> dict[str, Any]:
+    kept = {name: value for name, value in record.parameters.items() if name not in varying}
+    return {
+        "data": (record.dataset, record.data_checksum),
+        "model": (record.model, record.model_checksum),
+        "profile": record.profile,
+        "parameters": kept,
+        "versions": record.versions,
+        "code": record.code,
+    }
+
+
+def pack(correct: Tensor) -> str:
+    """(examples,) bool as text: eight examples a byte, in base 64."""
+    return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
+
+
+def code_digest() -> str:
+    """sha256 over the library's own files: which code made a record, committed or not."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def provenance(run: Run, splits: TaskSplits | None = None) -> str:

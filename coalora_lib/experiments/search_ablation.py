@@ -9,11 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-import scipy.stats
 import torch
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
@@ -25,7 +23,7 @@ from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
     new_record,
-    read_record,
+    read_records,
     result_of,
     versions,
     write_record,
@@ -168,13 +166,6 @@ def search_landscape(
     return run
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of a few independent values, with Student's interval: (mean, low, high)."""
-    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
-    half *= stdev(values) / sqrt(len(values))
-    return mean(values), mean(values) - half, mean(values) + half
-
-
 def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: str) -> Record:
     """Train with one arm of :data:`ARMS` and evaluate on configurations outside every set.
 
@@ -233,15 +224,7 @@ def unseen_accuracies(folder: str | Path) -> dict[str, dict[int, tuple[float, fl
         ValueError: there are no records, or they differ in data, model, code or parameters other
             than the seed.
     """
-    records = [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
-    if not records:
-        raise ValueError(f"{folder} holds no records")
-    grounds = {
-        (r.dataset, r.data_checksum, r.model_checksum, str(r.parameters), str(r.versions))
-        for r in records
-    }
-    if len(grounds) > 1:
-        raise ValueError(f"the records in {folder} differ in data, model, versions or parameters")
+    records = read_records(folder)
     common: dict[int, set[tuple[float | None, float]]] = {}
     for record in records:
         keys = {(result.budget, result.bits) for result in record.results}

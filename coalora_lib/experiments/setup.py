@@ -12,11 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table
-from coalora_lib.configuration import LayerConfig, random_configuration
+from coalora_lib.configuration import LayerConfig, random_at_bits
 from coalora_lib.experiments.chapter import Run
+from coalora_lib.experiments.profiles import spread
 from coalora_lib.tasks import TASKS, TaskSplits, load_classifier, load_task
-from coalora_lib.training import TrainingPlan, tokenize
+from coalora_lib.training import TrainingPlan, mean_inputs, tokenize
 from coalora_lib.training.evaluation import Examples
+
+#: Training examples that the layers' mean inputs are measured on.
+MEAN_EXAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Setup:
     weights: dict[str, Tensor] = field(repr=False)
     errors: Tensor = field(repr=False)
     _allocated: dict[float, list[LayerConfig]] = field(default_factory=dict, repr=False)
+    _means: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def sizes(self) -> list[int]:
@@ -83,13 +88,25 @@ class Setup:
             self._allocated[budget] = allocate(self.errors, self.sizes, budget).configs
         return self._allocated[budget]
 
+    @property
+    def mean_inputs(self) -> dict[str, Tensor]:
+        """E[x] of each layer of the pre-trained model, on the first training examples."""
+        if not self._means:
+            layers, seen = list(self.weights), self.train[:MEAN_EXAMPLES]
+            self._means.update(mean_inputs(self.new_base(), layers, seen))
+        return dict(self._means)
+
     def training_set(self) -> list[list[LayerConfig]]:
-        """The first set of configurations: allocated at the profile's budgets, and random ones."""
+        """The first set of configurations: allocated at the profile's budgets, and random ones.
+
+        The random ones are drawn at bits from one end of the budgets to the other.
+        """
         profile = self.run.profile
         generator = torch.Generator().manual_seed(self.run.seed)
+        ends = profile.training_budgets[0], profile.training_budgets[-1]
         return [self.allocated(budget) for budget in profile.training_budgets] + [
-            random_configuration(len(self.weights), generator)
-            for _ in range(profile.random_configurations)
+            random_at_bits(len(self.weights), bits, generator)
+            for bits in spread(*ends, profile.random_configurations)
         ]
 
 

@@ -127,8 +127,8 @@ def lq_lora(
 class BitWidthLora(CoaLora):
     """Every layer keeps an adapter for each bit width, and the configuration picks one of them.
 
-    As in LLM-QFA (Yi et al. 2025, "One QuantLLM for ALL", arXiv 2405.20202), where the weights' bits
-    are what a configuration chooses: of our five fields it reads the first. It stores as many
+    As in LLM-QFA (Yi et al. 2025, "One QuantLLM for ALL", arXiv 2405.20202), where the bits
+    are all that a configuration chooses: of our five fields it reads the first. It stores as many
     times LoRA's factors as there are bit widths. A baseline: it is trained and evaluated, not
     exported.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -86,11 +87,13 @@ class History:
         losses: of each step, averaged over its configurations.
         configurations: the training set at the end.
         rounds: the searches, in order.
+        search_seconds: wall time that they took, since the run was started or resumed.
     """
 
     losses: list[float]
     configurations: list[Configuration]
     rounds: list[Round]
+    search_seconds: float = 0.0
 
 
 def train(
@@ -157,6 +160,7 @@ class Trainer:
         self.step = 0
         self.losses: list[float] = []
         self.rounds: list[Round] = []
+        self.search_seconds = 0.0
         self.configurations = None if configurations is None else list(configurations)
         self.model = model.to(self.accelerator.device)
         self.teacher = None if teacher is None else teacher.to(self.accelerator.device).eval()
@@ -236,7 +240,7 @@ class Trainer:
             self.accelerator.unwrap_model(self._parallel, keep_fp32_wrapper=False)
         if isinstance(self.model, CoaLora) and self.configurations is not None:
             self.model.training_set = [list(each) for each in self.configurations]
-        return History(self.losses, self.configurations or [], self.rounds)
+        return History(self.losses, self.configurations or [], self.rounds, self.search_seconds)
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:
@@ -302,6 +306,7 @@ class Trainer:
 
     def _search(self) -> None:
         """One search round, made by the main process for all."""
+        started = time.perf_counter()
         found = [None]
         if self.accelerator.is_main_process:
             seed = self.plan.seed + len(self.rounds)
@@ -312,6 +317,7 @@ class Trainer:
         self.rounds.append(found[0])
         kept = found[0].configurations[found[0].kept]
         self.configurations = [from_indices(row) for row in kept]
+        self.search_seconds += time.perf_counter() - started
 
     def random_states(self) -> list[dict[str, Tensor]]:
         """torch's random states, of each process."""

@@ -8,7 +8,6 @@ from coalora_lib.experiments.landscape import Landscape
 from coalora_lib.experiments.records import SearchedSet
 from coalora_lib.experiments.search_ablation import (
     compare_on_landscape,
-    interval,
     search_landscape,
     unseen_accuracies,
 )
@@ -45,12 +44,6 @@ def test_strategies_never_lose_volume_and_stay_below_the_front():
         assert len(closed) == 2
         assert 0 <= closed[0] <= closed[1] <= 1
     assert run.closed("walk")[-1] > run.closed("random")[-1]
-
-
-def test_the_interval_is_students():
-    middle, low, high = interval([1.0, 2.0, 3.0])
-    assert (middle, high - middle) == pytest.approx((2.0, 4.302653 / 3**0.5), rel=1e-5)
-    assert low == pytest.approx(2 * middle - high)
 
 
 def test_a_search_is_stored_and_read_back():

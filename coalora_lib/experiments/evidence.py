@@ -1,0 +1,128 @@
+"""What the records of the comparison say: accuracies, leads with intervals, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+import numpy as np
+import torch
+
+from coalora_lib.experiments.comparison import METHODS
+from coalora_lib.experiments.records import Record, Result
+from coalora_lib.experiments.statistics import paired_bootstrap
+from coalora_lib.search import hypervolume
+
+#: The hypervolume's reference point: the error of guessing one of two classes, and more bits than
+#: any budget has.
+REFERENCE = (0.5, 6.5)
+#: The fewest bits that a configuration can have, for the hypervolume's unit.
+FEWEST_BITS = 2.0
+
+
+class Evidence:
+    """The records of the comparison, by method, rank and seed.
+
+    Args:
+        records: from :func:`~coalora_lib.experiments.records.read_records`.
+
+    Attributes:
+        ranks: that the records have.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records: dict[tuple[str, int], dict[int, list[Record]]] = {}
+        for record in records:
+            method = record.results[0].method
+            rank = record.rank if METHODS[method].has_rank else 0
+            by_seed = self._records.setdefault((method, rank), {})
+            by_seed.setdefault(record.seed, []).append(record)
+        self.ranks = sorted({rank for _, rank in self._records} - {0})
+
+    def methods(self, rank: int) -> list[str]:
+        """The methods that there are records of, in the order of :data:`METHODS`."""
+        return [name for name in METHODS if self._key(name, rank) in self._records]
+
+    def seeds(self, method: str, rank: int) -> list[int]:
+        """The seeds of a method's records."""
+        return sorted(self._records[self._key(method, rank)])
+
+    def correctness(
+        self,
+        method: str,
+        rank: int,
+        budgets: Sequence[float] | None,
+        seeds: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """(seeds, examples): how often each example is right, over configurations.
+
+        Args:
+            method, rank: whose.
+            budgets: over the allocated configurations of these; None for the arbitrary ones, and
+                for a method that knows no configurations.
+            seeds: all by default.
+
+        Raises:
+            ValueError: a seed has no result for one of the budgets.
+        """
+        rows = []
+        for seed in self.seeds(method, rank) if seeds is None else seeds:
+            results = self._results(method, rank, seed)
+            chosen = [r for r in results if r.budget is None]
+            if budgets is not None:
+                chosen = [r for r in results if r.budget in budgets]
+                missing = set(budgets) - {r.budget for r in chosen}
+                if missing:
+                    raise ValueError(
+                        f"{method}, rank {rank}, seed {seed}: no result at {min(missing):g} bits"
+                    )
+            rows.append(np.mean([r.correctness for r in chosen], axis=0))
+        return np.stack(rows)
+
+    def accuracy(
+        self, method: str, rank: int, budgets: Sequence[float] | None
+    ) -> tuple[float, float]:
+        """Mean over seeds and standard deviation between them, in percent."""
+        by_seed = 100 * self.correctness(method, rank, budgets).mean(1)
+        return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
+
+    def lead(
+        self, first: str, second: str, rank: int, budgets: Sequence[float] | None
+    ) -> tuple[float, float, float]:
+        """By how many points the first method is ahead: mean, and a 95 % interval.
+
+        Paired over the seeds that both have, and over examples.
+        """
+        seeds = sorted(set(self.seeds(first, rank)) & set(self.seeds(second, rank)))
+        pair = (self.correctness(name, rank, budgets, seeds) for name in (first, second))
+        return tuple(100 * value for value in paired_bootstrap(*pair))
+
+    def hypervolume(self, method: str, rank: int, budgets: Sequence[float]) -> float:
+        """Share of the plane of error and bits that a method dominates, mean over seeds.
+
+        The plane reaches from no error at 2 bits to :data:`REFERENCE`; the points are the
+        accuracies at these budgets. 1 would be no error at 2 bits.
+        """
+        unit = REFERENCE[0] * (REFERENCE[1] - FEWEST_BITS)
+        volumes = []
+        for seed in self.seeds(method, rank):
+            results = [r for r in self._results(method, rank, seed) if r.budget in budgets]
+            points = torch.tensor([[1 - r.accuracy, r.bits] for r in results], dtype=torch.float64)
+            volumes.append(hypervolume(points, REFERENCE) / unit)
+        return mean(volumes)
+
+    def cost(self, method: str, rank: int) -> tuple[int, float, int]:
+        """To serve all budgets once: runs, seconds of preparation, training and search, numbers
+        stored beside the pre-trained weights; means over seeds."""
+        by_seed = self._records[self._key(method, rank)].values()
+        phases = ("preparation", "training", "search")
+        seconds = mean(sum(r.phases[p] for r in records for p in phases) for records in by_seed)
+        runs = max(len(records) for records in by_seed)
+        return runs, seconds, round(mean(sum(r.stored for r in records) for records in by_seed))
+
+    def _key(self, method: str, rank: int) -> tuple[str, int]:
+        return method, rank if METHODS[method].has_rank else 0
+
+    def _results(self, method: str, rank: int, seed: int) -> list[Result]:
+        records = self._records[self._key(method, rank)][seed]
+        return [result for record in records for result in record.results]

@@ -1,0 +1,75 @@
+"""Many runs at a time: small models leave most of a GPU idle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import lru_cache
+from multiprocessing import Queue, get_context
+from pathlib import Path
+
+import torch
+
+from coalora_lib.experiments.chapter import Run
+from coalora_lib.experiments.comparison import Job, path_of, run_job
+from coalora_lib.experiments.profiles import Profile
+from coalora_lib.experiments.setup import Setup, prepare
+
+
+def run_all(
+    jobs: Sequence[Job], run: Run, folder: str | Path, processes: int
+) -> Iterator[tuple[Job, Path]]:
+    """Run what has no record yet, and say what is done as it is done.
+
+    Processes share the GPUs evenly. A job that fails does not stop the others; its error is raised
+    at the end.
+
+    Args:
+        jobs: from :func:`~coalora_lib.experiments.comparison.all_jobs`.
+        run: profile and data set; rank and seed are the jobs' own.
+        folder: for the records.
+        processes: how many runs at a time.
+
+    Yields:
+        Job and record.
+
+    Raises:
+        RuntimeError: jobs failed; the first one is named, its error is the cause.
+    """
+    open_jobs = [job for job in jobs if not path_of(job, run, folder).exists()]
+    context = get_context("spawn")
+    devices = context.Queue()
+    for number in range(processes):
+        devices.put(number % max(1, torch.cuda.device_count()))
+    failed: list[tuple[Job, BaseException]] = []
+    with ProcessPoolExecutor(processes, context, _begin, (devices, processes)) as pool:
+        waiting: dict[Future, Job] = {
+            pool.submit(_run_one, job, run, str(folder)): job for job in open_jobs
+        }
+        for done in as_completed(waiting):
+            if done.exception() is None:
+                yield waiting[done], done.result()
+            else:
+                failed.append((waiting[done], done.exception()))
+    if failed:
+        job, error = failed[0]
+        raise RuntimeError(f"{len(failed)} of {len(open_jobs)} runs failed; first {job}") from error
+
+
+def _begin(devices: Queue, processes: int) -> None:
+    """In each process, before it touches a GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+def _run_one(job: Job, run: Run, folder: str) -> Path:
+    setup = _prepared(replace(run.profile, rank=0), job.seed, run.dataset)
+    return run_job(replace(setup, run=replace(run, seed=job.seed)), job, folder)
+
+
+@lru_cache(maxsize=1)  # jobs come seed by seed
+def _prepared(profile: Profile, seed: int, dataset: str) -> Setup:
+    return prepare(Run(profile, seed, dataset))

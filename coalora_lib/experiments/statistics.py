@@ -1,0 +1,53 @@
+"""How sure a mean or a difference is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import mean, stdev
+
+import numpy as np
+import scipy.stats
+
+RESAMPLES = 10_000
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few independent values, with Student's interval: (mean, low, high)."""
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
+    half *= stdev(values) / sqrt(len(values))
+    return mean(values), mean(values) - half, mean(values) + half
+
+
+def paired_bootstrap(
+    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """How much better the first of two methods is, over seeds and examples: (mean, low, high).
+
+    Seeds and examples are drawn anew, with replacement, and independently of each other; both
+    methods keep the same draws (Efron and Tibshirani 1993, percentile interval). An example that
+    both get right, or both wrong, under every seed adds nothing to the spread.
+
+    Args:
+        first, second: (seeds, examples) correctness, averaged over configurations; the same seeds
+            and examples in both.
+        confidence: of the interval.
+        seed: of the draws.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(
+            f"first is {first.shape} and second {second.shape}; both must be (seeds, examples)"
+        )
+    difference = np.asarray(first, dtype=float) - second
+    seeds, examples = difference.shape
+    generator = np.random.default_rng(seed)
+    # How often each is drawn: a mean over a draw is a product with the counts.
+    by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+    by_example = generator.multinomial(examples, np.full(examples, 1 / examples), RESAMPLES)
+    means = np.einsum("rs,se,re->r", by_seed, difference, by_example / examples, optimize=True)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(difference.mean()), float(low), float(high)

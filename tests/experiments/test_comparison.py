@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.experiments.comparison import (
+    ARBITRARY_BITS,
+    METHODS,
+    Job,
+    all_jobs,
+    path_of,
+    run_job,
+)
+from coalora_lib.experiments.pool import run_all
+from coalora_lib.experiments.records import pack, read_record, read_records, write_record
+
+PROFILE = replace(
+    PROFILES["quick"],
+    dtype="float32",
+    train_examples=16,
+    validation_examples=8,
+    scoring_examples=8,
+    batch_size=8,
+    training_budgets=(2.5, 4.0),
+    random_configurations=1,
+    budgets=(3.0, 4.0),
+    search=replace(PROFILES["quick"].search, starts=1, max_steps=2, proposals=1),
+)
+RUN = Run(PROFILE, 0)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return prepare(RUN)
+
+
+def test_jobs_are_one_a_budget_where_the_method_needs_it():
+    jobs = all_jobs(PROFILE, [4], [0, 1], ["CoA-LoRA", "LQ-LoRA", "full fine-tuning"])
+    assert len(jobs) == 2 * (1 + 2 + 1)
+    assert len({path_of(job, RUN, "x") for job in jobs}) == len(jobs)
+    assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
+    with pytest.raises(ValueError, match="method='LoRA' is not known; allowed: CoA-LoRA; CoA"):
+        all_jobs(PROFILE, [4], [0], ["LoRA"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_its_targets(method, setup, tmp_path):
+    (job, *_) = all_jobs(PROFILE, [4], [0], [method])
+    record = read_record(run_job(setup, job, tmp_path))
+    budgets = [result.budget for result in record.results]
+    kind = METHODS[method].trains_on
+    if kind == "set":
+        assert budgets == [3.0, 4.0] + [None] * len(ARBITRARY_BITS)
+        assert len(record.searches) == 1
+    else:
+        assert budgets == [3.0 if kind == "budget" else None]
+    assert record.rank == 4
+    assert record.parameters["rank"] == 4
+    assert set(record.phases) == {"preparation", "training", "search", "evaluation"}
+    assert record.stored > 0
+    for result in record.results:
+        assert result.correctness.mean() == pytest.approx(result.accuracy)
+        assert result.passes == setup.plan.steps
+
+
+def test_bit_widths_are_counted(setup, tmp_path):
+    stored = {
+        name: read_record(run_job(setup, Job(name, 4, 0), tmp_path)).stored
+        for name in ("Shared-LoRA", "LoRA by bit width")
+    }
+    assert stored["LoRA by bit width"] == 4 * stored["Shared-LoRA"]
+
+
+def test_the_pool_makes_what_is_missing_and_goes_on_after_a_failure(tmp_path, monkeypatch):
+    jobs = [Job("Shared-LoRA", 4, 0), Job("QLoRA", 4, 0, 3.0)]
+    done = list(run_all(jobs[:1], RUN, tmp_path, 1))
+    assert [job for job, _ in done] == jobs[:1]
+    before = done[0][1].stat().st_mtime_ns
+    broken = Job("QLoRA", 4, 0, 1.0)  # no configuration has so few bits
+    rest = run_all([broken, *jobs], RUN, tmp_path, 1)
+    assert next(rest)[0] == jobs[1]
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed; first .*budget=1\.0"):
+        next(rest)
+    assert done[0][1].stat().st_mtime_ns == before
+
+
+def test_correctness_is_packed_and_unpacked(setup, tmp_path):
+    record = read_record(run_job(setup, Job("QLoRA", 4, 0, 3.0), tmp_path))
+    for count in (1, 8, 13):
+        right = torch.rand(count) < 0.5
+        update = {"correct": pack(right), "examples": count}
+        result = record.results[0].model_copy(update=update)
+        assert np.array_equal(result.correctness, right.numpy())
+    with pytest.raises(ValueError, match="no correctness per example"):
+        _ = record.results[0].model_copy(update={"correct": None}).correctness
+
+
+def test_records_of_other_code_are_refused_unless_told(setup, tmp_path):
+    record = read_record(run_job(setup, Job("QLoRA", 4, 0, 3.0), tmp_path))
+    write_record(record.model_copy(update={"seed": 1, "code": "other"}), tmp_path)
+    with pytest.raises(ValueError, match="differ in code: qlora-rank4-3bits-embedded"):
+        read_records(tmp_path)
+    assert len(read_records(tmp_path, mixed=True)) == 2
+    parameters = record.parameters | {"rank": 8}
+    write_record(record.model_copy(update={"seed": 1, "parameters": parameters}), tmp_path)
+    with pytest.raises(ValueError, match="differ in parameters"):
+        read_records(tmp_path)
+    assert len(read_records(tmp_path, varying=["rank"])) == 2
