@@ -19,6 +19,7 @@ from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.records import Record, read_record, record_path
 from coalora_lib.experiments.search_ablation import (
+    ALLOCATION,
     ARMS,
     compare_on_landscape,
     experiment_name,
@@ -35,12 +36,16 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 BUILD = Path("_build")
+#: What `coalora landscape` compares.
+COMPARED = [*STRATEGIES, ALLOCATION]
 
 
 def _among(allowed):
     def check(value: str) -> str:
         if value not in allowed:
-            raise typer.BadParameter(f"{value!r} is not known; allowed: {', '.join(allowed)}")
+            listed = "; ".join(allowed) if any("," in name for name in allowed) else None
+            listed = listed or ", ".join(allowed)
+            raise typer.BadParameter(f"{value!r} is not known; allowed: {listed}")
         return value
 
     return check
@@ -125,7 +130,7 @@ def search_ablation(
     epochs: Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)] = 2.0,
     arm: Annotated[
         list[str],
-        typer.Option(help=f"Of {', '.join(ARMS)}; all but local search if none is named."),
+        typer.Option(help=f"Of {'; '.join(ARMS)}. All but local search if none is named."),
     ] = (),
     results: Annotated[Path, typer.Option(help="Folder for the records.")] = BUILD / "results",
 ) -> None:
@@ -156,7 +161,9 @@ def landscape(
     proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
     strategy: Annotated[
         list[str],
-        typer.Option(help=f"Of {', '.join(STRATEGIES)}; all but local search if none is named."),
+        typer.Option(
+            help=f"Of {', '.join(COMPARED)}; all but local search, which is slow, if none is named."
+        ),
     ] = (),
     results: Annotated[Path, typer.Option(help="Folder for the record.")] = BUILD / "results",
 ) -> None:
@@ -164,8 +171,8 @@ def landscape(
 
     Landscapes that the record holds are not searched again.
     """
-    named = [_among(STRATEGIES)(name) for name in strategy]
-    named = named or [name for name in STRATEGIES if name != "local search"]
+    named = [_among(COMPARED)(name) for name in strategy]
+    named = named or [name for name in COMPARED if name != "local search"]
     plan = SearchPlan(rounds=1, starts=5, max_steps=30, proposals=proposals)
     path = results / f"synthetic-{layers}.json"
     seeds = range(100, 100 + landscapes)

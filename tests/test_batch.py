@@ -66,7 +66,7 @@ def test_contents_must_exist(tmp_path):
         (["book", "--dataset", "imdb"], "allowed: embedded, sst2"),
         (["book", "--seed", "-1"], "greater than or equal to 0"),
         (["outputs", "9"], "no chapter begins with '9'; there are: 00_introduction"),
-        (["search-ablation", "--arm", "climb"], "allowed: frozen, walk"),
+        (["search-ablation", "--arm", "climb"], "allowed: frozen; walk; walk, all kept"),
         (["landscape", "--strategy", "climb"], "allowed: walk, random, nsga2"),
         (["landscape", "--layers", "3"], "layers=3 must be an even number"),
     ],

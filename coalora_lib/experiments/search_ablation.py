@@ -37,9 +37,11 @@ from coalora_lib.training.alternation import extend, to_flat
 #: The reference point of the synthetic comparison: guessing, and more bits than any choice has.
 REFERENCE = (CHANCE, 8.5)
 #: Budgets of the allocated configurations that the synthetic search starts from.
-START = spread(2.25, 7.25, 25)
+START = spread(2.1, 7.6, 25)
 #: Budgets at which the synthetic front is computed.
-FRONT = spread(2.1, 7.6, 56)
+FRONT = spread(2.1, 7.6, 111)
+#: What the synthetic comparison calls the allocation at further budgets between those.
+ALLOCATION = "allocation"
 #: Scored configurations after which the hypervolume is noted.
 EVERY = 5
 
@@ -104,7 +106,7 @@ def compare_on_landscape(
         layers: of the made-up model.
         seeds: one landscape each.
         plan: sizes of the search; ``proposals`` is the budget of scored configurations.
-        strategies: of :data:`~coalora_lib.search.STRATEGIES`.
+        strategies: of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`.
         path: of the record. If there is one, landscapes that it holds are not searched again.
 
     Raises:
@@ -132,7 +134,11 @@ def compare_on_landscape(
 def search_landscape(
     layers: int, seed: int, plan: SearchPlan, strategies: Sequence[str]
 ) -> SyntheticRun:
-    """One landscape, searched by each strategy from the same allocated set."""
+    """One landscape, searched by each strategy from the same allocated set.
+
+    :data:`ALLOCATION` is no search: it scores what the allocation, blind to the sensitivities,
+    finds at further budgets, and says what density alone is worth.
+    """
     landscape = Landscape(layers, seed)
     start = to_flat([landscape.allocated(budget) for budget in START])
 
@@ -151,19 +157,34 @@ def search_landscape(
     )
     for strategy in strategies:
         began = time.perf_counter()
-        everything, scores = extend(
-            start,
-            losses,
-            landscape,
-            landscape.bits_of,
-            FIELD_SIZES * layers,
-            replace(plan, strategy=strategy),
-            seed,
-        )
+        if strategy == ALLOCATION:
+            more = to_flat([landscape.allocated(budget) for budget in between(plan.proposals)])
+            everything = torch.cat([start, more])
+            scores = landscape(everything)
+        else:
+            everything, scores = extend(
+                start,
+                losses,
+                landscape,
+                landscape.bits_of,
+                FIELD_SIZES * layers,
+                replace(plan, strategy=strategy),
+                seed,
+                # Layers have no kinds here: what is alike is a field.
+                torch.arange(len(FIELD_SIZES)).repeat(layers),
+            )
         run.seconds[strategy] = round(time.perf_counter() - began, 2)
         counts = range(len(start) + EVERY, len(start) + plan.proposals + 1, EVERY)
         run.found[strategy] = [round(volume(everything[:n], scores[:n]), 6) for n in counts]
     return run
+
+
+def between(count: int) -> list[float]:
+    """So many budgets over the range of :data:`START`, none of them in it, in mixed order."""
+    step = (START[-1] - START[0]) / count
+    budgets = [START[0] + step * (i + 0.5) for i in range(count)]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return [budgets[i] for i in order.tolist()]
 
 
 def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: str) -> Record:

@@ -1,7 +1,7 @@
 """What the walk is compared with: other ways to say which configurations to score next.
 
 A strategy takes the scored set and returns up to ``count`` new configurations. All see the same:
-integers, losses, and the function for bits.
+integers, losses, the function for bits, and which coordinates are alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from coalora_lib.search.moves import Bits
 from coalora_lib.search.surrogate import Surrogate
 from coalora_lib.search.walk import Acquisition, propose
 
-Strategy = Callable[[Tensor, Tensor, Bits, Sequence[int], int, int | None, int], Tensor]
+Groups = Sequence[int] | Tensor | None
+Strategy = Callable[[Tensor, Tensor, Bits, Sequence[int], int, int | None, int, Groups], Tensor]
 
 
 def walk_proposals(
@@ -31,9 +32,11 @@ def walk_proposals(
     count: int,
     max_steps: int | None = None,
     seed: int = 0,
+    groups: Groups = None,
 ) -> Tensor:
     """The method of this book: :func:`~coalora_lib.search.propose` with ``count`` starts."""
-    return propose(configurations, losses, bits_of, choices, count, max_steps, seed).configurations
+    found = propose(configurations, losses, bits_of, choices, count, max_steps, seed, groups)
+    return found.configurations
 
 
 def random_proposals(
@@ -44,6 +47,7 @@ def random_proposals(
     count: int,
     max_steps: int | None = None,
     seed: int = 0,
+    groups: Groups = None,
 ) -> Tensor:
     """Configurations drawn uniformly, as in the paper's ablation; the scores are not used."""
     generator = torch.Generator().manual_seed(seed)
@@ -59,6 +63,7 @@ def nsga2_proposals(
     count: int,
     max_steps: int | None = None,
     seed: int = 0,
+    groups: Groups = None,
 ) -> Tensor:
     """Offspring of one generation of NSGA-II (Deb et al. 2002) from the scored set, by pymoo.
 
@@ -106,12 +111,13 @@ def local_search_proposals(
     count: int,
     max_steps: int | None = None,
     seed: int = 0,
+    groups: Groups = None,
 ) -> Tensor:
     """botorch's discrete local search on the same acquisition, from the front, one at a time.
 
     ``max_steps`` is not used: it climbs until no neighbour is better.
     """
-    surrogate = Surrogate(configurations, losses, choices)
+    surrogate = Surrogate(configurations, losses, choices, groups)
     ours = Acquisition(surrogate, losses, bits_of)
     theirs = BotorchAcquisition(ours)
     grid = [torch.arange(int(n)).double() / max(int(n) - 1, 1) for n in choices]

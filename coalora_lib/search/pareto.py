@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ def pareto_front(points: Tensor) -> Tensor:
         ValueError: the shape is not (n, 2), or a value is NaN.
     """
     _check(points)
+    points = points.double()
     # A stable sort by bits after one by loss is a sort by (bits, loss).
     order = points[:, 0].argsort(stable=True)
     order = order[points[order, 1].argsort(stable=True)]
@@ -47,6 +50,9 @@ def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
     Args:
         points: (n, 2) of [loss, bits]; those beyond the reference add nothing.
         reference: (loss, bits).
+
+    Raises:
+        ValueError: the shape is not (n, 2), or a value is NaN.
     """
     losses, edges = staircase(points, reference)
     return float(((reference[0] - losses) * edges.diff())[1:].sum())
@@ -59,7 +65,13 @@ def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, T
         losses: (m + 1,) float64, the height of each step; the first is the reference loss.
         edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m bits in
             ascending order, the reference bits.
+
+    Raises:
+        ValueError: the shape is not (n, 2), or a value is NaN.
     """
+    _check(points)
+    if any(math.isnan(value) for value in reference):
+        raise ValueError(f"reference={reference} holds a NaN")
     inside = points[(points[:, 0] < reference[0]) & (points[:, 1] < reference[1])].double()
     front = inside[pareto_front(inside)]
     losses = torch.cat([front.new_tensor([reference[0]]), front[:, 0]])
@@ -81,11 +93,14 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
         (kept,) int64 row numbers, ascending.
 
     Raises:
-        ValueError: no points, fewer than one segment, or a NaN.
+        ValueError: no points, segments is no positive integer, or a value is not finite.
     """
     _check(points)
-    if segments < 1 or len(points) == 0:
+    if segments != segments or segments != int(segments) or segments < 1 or len(points) == 0:
         raise ValueError(f"{len(points)} points cannot be cut into {segments} segments")
+    if not points.isfinite().all():
+        row = int((~points.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"point {row} is {points[row].tolist()}: it has no place in a segment")
     bits = points[:, 1].double()
     low, high = bits.min(), bits.max()
     width = (high - low).clamp(min=torch.finfo(bits.dtype).tiny)

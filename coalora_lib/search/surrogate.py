@@ -14,6 +14,7 @@ from botorch.models.transforms import Standardize
 from botorch.optim.fit import fit_gpytorch_mll_scipy
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import RBFKernel
+from gpytorch.kernels.rbf_kernel import postprocess_rbf
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
@@ -26,14 +27,15 @@ SHORTEST = 0.1
 class Surrogate:
     """A GP from a configuration's integers to its loss, fitted when it is made.
 
-    The integers are scaled to [0, 1] by their ranges, the losses standardized. The kernel is RBF
-    with one length scale a coordinate,
+    The integers are scaled to [0, 1] by their ranges, the losses standardized. The kernel is RBF,
 
         k(x, x') = prod_i exp(-(x_i - x'_i)^2 / (2 l_i^2)),
 
-    and the median of a length scale's prior grows with the square root of the number of
-    coordinates (Hvarfner et al. 2024, arXiv 2402.02229). Without that, 180 coordinates make every
-    point a stranger to every other and the posterior flat.
+    with one length scale for each group of coordinates: a few dozen losses cannot tell hundreds of
+    length scales apart, and a fit that tries is too sure of itself. The median of a length scale's
+    prior grows with the square root of the number of coordinates (Hvarfner et al. 2024,
+    arXiv 2402.02229). Without that, 180 coordinates make every point a stranger to every other and
+    the posterior flat.
 
     The model is botorch's; the fit is botorch's too, with the gradient of the marginal likelihood
     written down (:func:`map_closure`). Predictions come from one Cholesky factor.
@@ -42,36 +44,46 @@ class Surrogate:
         configurations: (n, d) integer indices, n >= 2.
         losses: (n,) finite.
         choices: (d,) number of values of each coordinate.
+        groups: (d,) integers from 0; coordinates with the same one share a length scale. By
+            default each has its own.
 
     Attributes:
         model: the fitted botorch model; its inputs are :meth:`scale` of the integers.
         configurations: (n, d) int64, what it was fitted to.
         choices: (d,) int64.
         length_scales: (d,) float64, as parts of the coordinates' ranges.
+        noise: fitted standard deviation of a score around the loss that is predicted, in its unit.
 
     Raises:
-        ValueError: shapes disagree, fewer than two configurations, an index outside its
-            coordinate's range, or a loss that is not finite.
+        ValueError: shapes disagree, fewer than two configurations, what is no integer or an index
+            outside its coordinate's range, a loss that is not finite, or a group that is skipped.
     """
 
     def __init__(
-        self, configurations: Tensor, losses: Tensor, choices: Sequence[int] | Tensor
+        self,
+        configurations: Tensor,
+        losses: Tensor,
+        choices: Sequence[int] | Tensor,
+        groups: Sequence[int] | Tensor | None = None,
     ) -> None:
         self.choices = torch.as_tensor(choices)
         self._ranges = (self.choices - 1).clamp(min=1).double()
-        _check(configurations, losses, self.choices)
+        groups = torch.arange(len(self.choices)) if groups is None else torch.as_tensor(groups)
+        _check(configurations, losses, self.choices, groups)
         self.configurations = configurations.long()
+        losses = losses.detach()
         self.model = SingleTaskGP(
             self.scale(self.configurations),
             losses.double()[:, None],
-            covar_module=dimension_scaled_kernel(len(self.choices)),
+            covar_module=dimension_scaled_kernel(groups),
             outcome_transform=Standardize(1),
         )
         _fit(self.model)
-        self.length_scales = self.model.covar_module.lengthscale.detach()[0]
+        self.length_scales = self.model.covar_module.lengthscale.detach()[0, groups]
         self._center = self.model.mean_module.constant.item()
         self._offset = self.model.outcome_transform.means.item()
         self._unit = self.model.outcome_transform.stdvs.item()
+        self.noise = self.model.likelihood.noise.item() ** 0.5 * self._unit
         self._condition(self.model.train_targets - self._center)
 
     def _condition(self, residuals: Tensor) -> None:
@@ -151,13 +163,33 @@ class Surrogate:
         return torch.exp(-0.5 * distance.square())
 
 
-def dimension_scaled_kernel(dimension: int) -> RBFKernel:
-    """RBF with one length scale a coordinate; log l ~ N(sqrt(2) + log(d) / 2, 3)."""
-    prior = LogNormalPrior(math.sqrt(2) + 0.5 * math.log(dimension), math.sqrt(3))
+class GroupedRBFKernel(RBFKernel):
+    """RBF whose coordinates share length scales by group.
+
+    Args:
+        groups: (d,) int64 from 0.
+        options: for gpytorch's RBFKernel.
+    """
+
+    groups: Tensor
+
+    def __init__(self, groups: Tensor, **options) -> None:
+        super().__init__(ard_num_dims=int(groups.max()) + 1, **options)
+        self.ard_num_dims = len(groups)  # what gpytorch compares its inputs with
+        self.register_buffer("groups", groups)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params):
+        """The kernel matrix of (..., n, d) and (..., m, d) points."""
+        scales = self.lengthscale[..., self.groups]
+        distance = self.covar_dist(x1 / scales, x2 / scales, square_dist=True, diag=diag, **params)
+        return postprocess_rbf(distance)
+
+
+def dimension_scaled_kernel(groups: Tensor) -> GroupedRBFKernel:
+    """RBF with one length scale a group; log l ~ N(sqrt(2) + log(d) / 2, 3), d coordinates."""
+    prior = LogNormalPrior(math.sqrt(2) + 0.5 * math.log(len(groups)), math.sqrt(3))
     constraint = GreaterThan(SHORTEST, transform=None, initial_value=prior.mode)
-    return RBFKernel(
-        ard_num_dims=dimension, lengthscale_prior=prior, lengthscale_constraint=constraint
-    )
+    return GroupedRBFKernel(groups, lengthscale_prior=prior, lengthscale_constraint=constraint)
 
 
 def _fit(model: SingleTaskGP) -> None:
@@ -181,7 +213,8 @@ def map_closure(
         dloss/dl_i = sum_pq W_pq K_pq (x_pi - x_qi)^2 / l_i^3,    dloss/ds = tr W,
 
     and with V = W * K the sum over pairs is 2 (sum_p (V 1)_p x_pi^2 - x_i^T V x_i): one product
-    for all coordinates, where automatic differentiation handles d matrices of n x n.
+    for all coordinates, where automatic differentiation handles d matrices of n x n. The slope of
+    a group's length scale is the sum over its coordinates.
 
     Args:
         likelihood: of a :class:`Surrogate`'s model, in training mode.
@@ -201,7 +234,8 @@ def map_closure(
     @torch.no_grad()
     def closure() -> tuple[Tensor, list[Tensor]]:
         # The constraints are bounds, not transforms: the raw parameters are the values.
-        scales, variance = kernel.raw_lengthscale[0], noise.raw_noise[0]
+        shared, variance = kernel.raw_lengthscale[0], noise.raw_noise[0]
+        scales = shared[kernel.groups]
         scaled = points / scales
         gram = scaled @ scaled.T
         norms = gram.diagonal()
@@ -213,12 +247,13 @@ def map_closure(
         fit = 0.5 * (residual @ weights + n * math.log(2 * math.pi)) + factor.diagonal().log().sum()
         chances = sum(
             prior.log_prob(value).sum()
-            for prior, value in zip(priors, (scales, variance), strict=True)
+            for prior, value in zip(priors, (shared, variance), strict=True)
         )
         slope = 0.5 * (inverse - weights[:, None] * weights)
         pairs = slope * covariance
         spread = 2 * (pairs.sum(1) @ squares - (points * (pairs @ points)).sum(0))
-        by_scale = spread / scales**3 - _log_normal_slope(priors[0], scales)
+        by_scale = torch.zeros_like(shared).index_add(0, kernel.groups, spread / scales**3)
+        by_scale -= _log_normal_slope(priors[0], shared)
         by_noise = slope.trace() - _log_normal_slope(priors[1], variance)
         gradients = {
             noise.raw_noise: by_noise[None],
@@ -237,14 +272,22 @@ def _log_normal_slope(prior: LogNormalPrior, value: Tensor) -> Tensor:
     return -(1 + (value.log() - prior.loc) / prior.scale**2) / value
 
 
-def _check(configurations: Tensor, losses: Tensor, choices: Tensor) -> None:
-    if configurations.ndim != 2 or configurations.shape != (len(losses), len(choices)):
+def _check(configurations: Tensor, losses: Tensor, choices: Tensor, groups: Tensor) -> None:
+    if losses.ndim != 1 or configurations.shape != (len(losses), len(choices)):
         raise ValueError(
-            f"configurations must be ({len(losses)}, {len(choices)}), "
-            f"got {tuple(configurations.shape)}"
+            f"configurations must be ({len(losses)}, {len(choices)}) and losses one for each, got "
+            f"{tuple(configurations.shape)} and {tuple(losses.shape)}"
         )
     if len(losses) < 2:
         raise ValueError(f"a Gaussian process needs two scored configurations, got {len(losses)}")
+    if not len(choices):
+        raise ValueError("choices is empty: there is no coordinate to search")
+    if (fractions := configurations != configurations.nan_to_num(0.5).floor()).any():
+        row, column = fractions.nonzero()[0].tolist()
+        raise ValueError(
+            f"coordinate {column} of configuration {row} is {configurations[row, column]:g}, "
+            "which is no integer"
+        )
     outside = (configurations < 0) | (configurations >= choices)
     if outside.any():
         row, column = outside.nonzero()[0].tolist()
@@ -255,3 +298,7 @@ def _check(configurations: Tensor, losses: Tensor, choices: Tensor) -> None:
     if not torch.isfinite(losses).all():
         row = int((~torch.isfinite(losses)).nonzero()[0])
         raise ValueError(f"the loss of configuration {row} is {losses[row]}")
+    if groups.shape != choices.shape or not torch.equal(
+        groups.unique(), torch.arange(len(groups.unique()))
+    ):
+        raise ValueError(f"groups must be {len(choices)} integers from 0 with none left out")

@@ -116,6 +116,7 @@ def propose(
     starts: int = 5,
     max_steps: int | None = None,
     seed: int = 0,
+    groups: Sequence[int] | Tensor | None = None,
 ) -> Proposal:
     """Propose configurations worth scoring: fit the surrogate, walk uphill from the front.
 
@@ -132,14 +133,15 @@ def propose(
             front where it is smaller).
         max_steps: T, the longest walk; by default until no move improves.
         seed: of the draw of the starts.
+        groups: coordinates that share a length scale, see :class:`Surrogate`.
 
     Raises:
-        ValueError: as :class:`Surrogate`, or starts or max_steps is not positive.
+        ValueError: as :class:`Surrogate`, or starts or max_steps is no positive integer.
     """
     for name, value in (("starts", starts), ("max_steps", max_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    surrogate = Surrogate(configurations, losses, choices)
+        if value is not None and (value != int(value) or value < 1):
+            raise ValueError(f"{name}={value} must be an integer, at least 1")
+    surrogate = Surrogate(configurations, losses, choices, groups)
     alone = acquisition = Acquisition(surrogate, losses, bits_of)
     generator = torch.Generator().manual_seed(seed)
     drawn = alone.rows[torch.randperm(len(alone.rows), generator=generator)[:starts]]
@@ -160,9 +162,10 @@ def walk(
     """Move the coordinate with the largest finite difference by one, while that improves.
 
     All walks take their steps together. Of the moves that go uphill by the finite difference and
-    do raise the acquisition, each walk takes the one with the largest difference, and stops when
-    there is none. Scored configurations are not stepped on, for nothing is learned by proposing
-    one again; a walk that starts on one always takes a first step, the best there is.
+    do raise the acquisition, each walk takes the one with the largest difference; where the
+    differences see none (both neighbours of a coordinate may be better), the best move that raises
+    it; and it stops when no move does. Scored configurations are not stepped on, for nothing is
+    learned by proposing one again; a walk that stands on one moves in any case.
 
     Args:
         acquisition: what to climb.
@@ -201,11 +204,12 @@ def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, 
     slope = slopes[moves.start, moves.coordinate]
     on_scored, to_scored = _meets_scored(acquisition.surrogate.configurations, here, moves)
     rises = values > current[moves.start] * (1 + LEAST_GAIN)
-    usable = ~to_scored & (slope * moves.change > 0) & (rises | on_scored[moves.start])
-    stuck = on_scored.clone()
-    stuck[moves.start[usable]] = False
+    allowed = ~to_scored & (rises | on_scored[moves.start])
+    usable = allowed & (slope * moves.change > 0)
+    unseen = torch.ones_like(on_scored)  # by the differences
+    unseen[moves.start[usable]] = False
     rank = torch.where(usable, slope.abs(), -torch.inf)
-    rank = torch.where(stuck[moves.start] & ~to_scored, values, rank)
+    rank = torch.where(unseen[moves.start] & allowed, values, rank)
     table = torch.full((len(here), 2 * here.shape[1]), -torch.inf, dtype=rank.dtype)
     table[moves.start, 2 * moves.coordinate + (moves.change > 0)] = rank
     best, place = table.max(1)

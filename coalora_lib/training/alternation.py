@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter import CoaLora, describe_layers
 from coalora_lib.configuration import (
     CHOICES,
     FIELD_SIZES,
@@ -86,6 +86,7 @@ def search_round(
         FIELD_SIZES * len(model.layer_names),
         search,
         seed,
+        like_coordinates(model.layer_names),
     )
     points = torch.stack([losses, bits_of(everything)], dim=1)
     kept = torch.arange(len(points))
@@ -102,6 +103,7 @@ def extend(
     choices: Sequence[int],
     search: SearchPlan,
     seed: int,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Propose and score configurations in turn until the plan's budget is spent.
 
@@ -111,6 +113,7 @@ def extend(
         bits_of, choices: as :func:`~coalora_lib.search.propose`.
         search: strategy, budget and sizes.
         seed: of the strategy.
+        groups: coordinates that share a length scale.
 
     Returns:
         The set and its losses with what was proposed behind; fewer than the budget if the
@@ -126,12 +129,23 @@ def extend(
             min(search.starts, wanted - len(configurations)),
             search.max_steps,
             seed + len(configurations),
+            groups,
         )
         if len(proposed) == 0:
             break
         configurations = torch.cat([configurations, proposed])
         losses = torch.cat([losses, score(proposed)])
     return configurations, losses
+
+
+def like_coordinates(layer_names: Sequence[str]) -> Tensor:
+    """Coordinates of the same field in layers of the same module type: (5 * layers,) groups.
+
+    The loss minds a field of all query layers about as quickly as of one of them; tied so, a
+    handful of length scales is fitted instead of hundreds.
+    """
+    kinds = describe_layers(layer_names).type_index
+    return (kinds[:, None] * len(FIELD_SIZES) + torch.arange(len(FIELD_SIZES))).flatten()
 
 
 def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:

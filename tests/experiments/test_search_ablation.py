@@ -7,6 +7,9 @@ from coalora_lib.configuration import LayerConfig, to_indices
 from coalora_lib.experiments.landscape import Landscape
 from coalora_lib.experiments.records import SearchedSet
 from coalora_lib.experiments.search_ablation import (
+    ALLOCATION,
+    START,
+    between,
     compare_on_landscape,
     search_landscape,
     unseen_accuracies,
@@ -63,6 +66,16 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_odd_layers_are_refused():
     with pytest.raises(ValueError, match="layers=3"):
         Landscape(3, 0)
+
+
+def test_the_allocation_at_further_budgets_is_scored_too():
+    budgets = between(7)
+    assert len(set(budgets)) == 7
+    assert START[0] < min(budgets) < max(budgets) < START[-1]
+    plan = SearchPlan(rounds=1, starts=5, max_steps=5, proposals=20)
+    closed = search_landscape(4, 0, plan, [ALLOCATION]).closed(ALLOCATION)
+    assert len(closed) == 4
+    assert 0 <= closed[0] <= closed[-1] <= 1
 
 
 def test_a_landscape_record_is_taken_up_where_it_stands(tmp_path):

@@ -73,3 +73,29 @@ def test_bad_points_are_refused():
         pareto_front(torch.ones(3))
     with pytest.raises(ValueError, match="0 points"):
         segment_pareto_filter(torch.empty(0, 2))
+
+
+@pytest.mark.parametrize("reference", [(torch.nan, 1.0), (1.0, torch.nan)])
+def test_a_reference_that_is_no_number_is_refused(reference):
+    with pytest.raises(ValueError, match="holds a NaN"):
+        hypervolume(torch.tensor([[0.5, 0.5]]), reference)
+
+
+def test_volumes_of_points_with_nan_are_refused():
+    with pytest.raises(ValueError, match="point 1 is"):
+        hypervolume(torch.tensor([[0.5, 0.5], [torch.nan, 0.6]]), (1.0, 1.0))
+
+
+def test_integer_points_are_ranked():
+    assert pareto_front(torch.tensor([[3, 1], [2, 2], [2, 3]])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("segments", [0, 2.5, float("nan")])
+def test_segments_are_a_positive_integer(segments):
+    with pytest.raises(ValueError, match="cannot be cut into"):
+        segment_pareto_filter(torch.tensor([[0.5, 0.5]]), segments)
+
+
+def test_a_point_without_a_segment_is_refused():
+    with pytest.raises(ValueError, match=r"point 0 is .* no place in a segment"):
+        segment_pareto_filter(torch.tensor([[torch.inf, 1.0], [0.5, 2.0]]))

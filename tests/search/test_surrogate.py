@@ -34,12 +34,14 @@ def noisy(rows, seed=0):
     return true_loss(rows) + 0.05 * torch.randn(len(rows), generator=generator)
 
 
-def model_of(rows, losses, choices):
+def model_of(rows, losses, choices, groups=None):
     """The botorch model of a surrogate before the fit."""
     return SingleTaskGP(
         rows / (choices - 1).clamp(min=1).double(),
         losses.double()[:, None],
-        covar_module=dimension_scaled_kernel(len(choices)),
+        covar_module=dimension_scaled_kernel(
+            torch.arange(len(choices)) if groups is None else groups
+        ),
         outcome_transform=Standardize(1),
     )
 
@@ -56,10 +58,12 @@ def loss_of(model):
 
 @pytest.mark.parametrize("dimension", [6, 30])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_closures_gradient_is_automatic_differentiations(dimension, seed):
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_closures_gradient_is_automatic_differentiations(dimension, seed, alike):
     choices = CHOICES.repeat(dimension // 6)
     rows = drawn(choices, 15, seed)
-    likelihood = likelihood_of(model_of(rows, noisy(rows), choices))
+    groups = torch.arange(dimension) % 3 if alike else None
+    likelihood = likelihood_of(model_of(rows, noisy(rows), choices, groups))
     parameters = dict(likelihood.named_parameters())
     generator = torch.Generator().manual_seed(seed)
 
@@ -96,10 +100,14 @@ def test_the_fit_is_as_good_as_botorchs(dimension, seed):
 
 
 @pytest.mark.parametrize("dimension", [6, 30])
-def test_predictions_are_the_posterior_of_the_model(dimension):
+@pytest.mark.parametrize("alike", [False, True])
+def test_predictions_are_the_posterior_of_the_model(dimension, alike):
     choices = CHOICES.repeat(dimension // 6)
     rows = drawn(choices, 20)
-    surrogate = Surrogate(rows, noisy(rows), choices)
+    groups = torch.arange(dimension) % 6 if alike else None
+    surrogate = Surrogate(rows, noisy(rows), choices, groups)
+    assert len(surrogate.length_scales) == dimension
+    assert len(surrogate.length_scales.unique()) <= (6 if alike else dimension)
     asked = torch.cat([drawn(choices, 30, 1), rows])
     mean, std = surrogate.predict(asked)
     with torch.no_grad():
@@ -235,9 +243,12 @@ def test_losses_of_any_unit_are_predicted_in_it():
         (torch.zeros(1, 6), torch.zeros(1), "two scored configurations, got 1"),
         (torch.zeros(2, 6), torch.tensor([0.0, math.nan]), "loss of configuration 1 is nan"),
         (torch.zeros(2, 6), torch.tensor([math.inf, 0.0]), "loss of configuration 0 is inf"),
-        (torch.zeros(2, 5), torch.zeros(2), r"must be \(2, 6\), got \(2, 5\)"),
-        (torch.zeros(3, 6), torch.zeros(2), r"must be \(2, 6\), got \(3, 6\)"),
-        (torch.zeros(12), torch.zeros(2), r"must be \(2, 6\), got \(12,\)"),
+        (torch.zeros(2, 5), torch.zeros(2), r"must be \(2, 6\) and .*, got \(2, 5\)"),
+        (torch.zeros(3, 6), torch.zeros(2), r"must be \(2, 6\) and .*, got \(3, 6\)"),
+        (torch.zeros(12), torch.zeros(2), r"must be \(2, 6\) and .*, got \(12,\)"),
+        (torch.zeros(2, 6), torch.zeros(2, 1), r"and losses one for each, got .* \(2, 1\)"),
+        (torch.full((2, 6), 0.5), torch.zeros(2), "0 is 0.5, which is no integer"),
+        (torch.full((2, 6), math.nan), torch.zeros(2), "0 is nan, which is no integer"),
         (
             torch.tensor([[0] * 6, [0, 0, 3, 0, 0, 0]]),
             torch.zeros(2),
@@ -249,8 +260,18 @@ def test_losses_of_any_unit_are_predicted_in_it():
             "coordinate 1 of configuration 0 is -1; allowed: 0 to 3",
         ),
     ],
-    ids=["one", "nan", "infinite", "width", "length", "flat", "above", "below"],
+    ids=[
+        *("one", "nan", "infinite", "width", "length", "flat", "column", "fraction", "no-number"),
+        *("above", "below"),
+    ],
 )
 def test_bad_sets_are_refused(rows, losses, message):
     with pytest.raises(ValueError, match=message):
-        Surrogate(rows.long(), losses, CHOICES)
+        Surrogate(rows, losses, CHOICES)
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 2], [0, 1, 1, 3, 3, 0], [-1, 0, 1, 2, 3, 4]])
+def test_groups_that_do_not_fit_are_refused(groups):
+    rows = drawn(CHOICES, 5)
+    with pytest.raises(ValueError, match="groups must be 6 integers from 0 with none left out"):
+        Surrogate(rows, noisy(rows), CHOICES, groups)

@@ -76,16 +76,12 @@ def reference_walk(acquisition, start, max_steps=None):
             sides = [(values[i, c] - current) * c for c in (-1, 1) if (i, c) in values]
             slopes[i] = sum(sides) / max(len(sides), 1)
         new = [place for place, row in zip(places, rows, strict=True) if row not in seen]
-        uphill = [
-            (i, change)
-            for i, change in new
-            if slopes[i] * change > 0
-            and (here in seen or values[i, change] > current * (1 + LEAST_GAIN))
-        ]
+        allowed = [p for p in new if here in seen or values[p] > current * (1 + LEAST_GAIN)]
+        uphill = [(i, change) for i, change in allowed if slopes[i] * change > 0]
         if uphill:
             i, change = max(uphill, key=lambda place: abs(slopes[place[0]]))
-        elif here in seen and new:
-            i, change = max(new, key=values.get)
+        elif allowed:
+            i, change = max(allowed, key=values.get)
         else:
             break
         here = (*here[:i], here[i] + change, *here[i + 1 :])
@@ -343,5 +339,19 @@ def test_bad_sets_are_refused(rows, losses, message):
 @pytest.mark.parametrize("name", ["starts", "max_steps"])
 def test_counts_must_be_positive(name):
     rows, losses = scored()
-    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name}=0 must be an integer, at least 1"):
         propose(rows, losses, bits_of, CHOICES, **{name: 0})
+
+
+def test_a_walk_does_not_stop_between_two_equal_neighbours():
+    rows, losses = torch.tensor([[2, 3, 0], [4, 3, 1]]), torch.tensor([2.0, 2.0])
+
+    def bits(rows):
+        return 2.0 + rows[:, 0] + rows[:, 2].double()
+
+    found = propose(rows, losses, bits, [7, 7, 7])
+    acquisition = Acquisition(Surrogate(rows, losses, [7, 7, 7]), losses, bits)
+    (end,) = found.configurations[:1]
+    moves = moves_from(end[None], acquisition.surrogate.choices)
+    values, (here,) = acquisition.around(end[None], moves)
+    assert (values <= here * (1 + LEAST_GAIN)).all()

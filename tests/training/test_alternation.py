@@ -3,7 +3,7 @@ import torch
 
 from coalora_lib.search import STRATEGIES
 from coalora_lib.training import SearchPlan
-from coalora_lib.training.alternation import extend
+from coalora_lib.training.alternation import extend, like_coordinates
 
 CHOICES = (4, 4, 3, 3, 3)
 
@@ -112,3 +112,23 @@ def test_a_plan_of_nothing_is_refused(name):
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(ValueError, match="strategy='greedy' is not known; allowed: walk, random"):
         SearchPlan(2, 2, strategy="greedy")
+
+
+def test_coordinates_are_alike_by_field_and_module_type():
+    names = [f"encoder.layer.{block}.{kind}" for block in (0, 1) for kind in ("query", "dense")]
+    groups = like_coordinates(names).tolist()
+    assert groups == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2
+
+
+def test_what_is_alike_reaches_the_strategy(monkeypatch):
+    met = []
+
+    def note(configurations, losses, bits, choices, count, max_steps, seed, groups):
+        met.append(groups)
+        return configurations[:0]
+
+    monkeypatch.setitem(STRATEGIES, "walk", note)
+    plan = SearchPlan(rounds=2, starts=1, proposals=1)
+    groups = torch.zeros(len(CHOICES), dtype=torch.int64)
+    extend(*scored(), loss_of, bits_of, CHOICES, plan, 0, groups)
+    assert met == [groups]
