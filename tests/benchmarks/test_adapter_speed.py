@@ -1,6 +1,7 @@
 """`make benchmarks`: what the configuration costs a training step, and what a switch costs."""
 
 import time
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -122,6 +123,22 @@ def test_training_step(benchmark, device, way):
     benchmark.extra_info["device"] = device
     benchmark.pedantic(step, setup=step_of_ours, rounds=60, warmup_rounds=5, iterations=1)
     benchmark.extra_info["ours_seconds"] = sorted(seconds[5:])
+
+
+@pytest.mark.benchmark(group="a step of MiniLM, 2 configurations, 128 phrases of 16 tokens")
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("way", ["launched", "captured"])
+def test_captured_step(benchmark, device, way):
+    """What CUDA graphs save where a model is small."""
+    model = CoaLora.attach(load_classifier()[0].to(device), 16)
+    chosen = configurations(len(model.layer_names), 4)
+    phrases = [
+        {name: t[:16] if t.ndim else t for name, t in row.items()} for row in sentences("cpu", 256)
+    ]
+    several = TrainingPlan(10_000, 128, configurations_per_step=2, cuda_graphs=way == "captured")
+    trainer = Trainer(model, phrases, chosen, several)
+    with trainer._capturing() if way == "captured" else nullcontext():
+        timed(benchmark, device, trainer.train_step, rounds=60)
 
 
 @pytest.mark.benchmark(group="all adapters of a configuration, RoBERTa-large's shapes, r = 64")
