@@ -16,9 +16,9 @@ from torch import nn
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import HEADS
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.configuration import LayerConfig, mean_bits, random_at_bits
+from coalora_lib.configuration import LayerConfig, mean_bits
 from coalora_lib.experiments.chapter import Run
-from coalora_lib.experiments.profiles import Profile, spread
+from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
@@ -33,8 +33,6 @@ from coalora_lib.training.baselines import BitWidthLora, full_fine_tuning, lora,
 
 #: Bits of a parameter in float32.
 UNQUANTIZED = 32.0
-#: Arbitrary configurations that every one-run method is evaluated on, drawn at these bits.
-ARBITRARY_BITS = spread(2.1, 5.0, 40)
 
 Configuration = list[LayerConfig]
 
@@ -223,9 +221,8 @@ def targets(setup: Setup, job: Job) -> Iterator[tuple[float | None, Configuratio
     for budget in setup.run.profile.budgets if job.budget is None else (job.budget,):
         yield budget, setup.allocated(budget)
     if kind == "set":
-        generator = torch.Generator().manual_seed(2**31 + setup.run.seed)
-        for bits in ARBITRARY_BITS:
-            yield None, random_at_bits(len(setup.weights), bits, generator)
+        for configuration in setup.arbitrary():
+            yield None, configuration
 
 
 def stored_numbers(model: nn.Module) -> int:

@@ -78,6 +78,11 @@ class Result(BaseModel):
         return np.unpackbits(bits, count=self.examples).astype(bool)
 
 
+def digits(configurations: Tensor) -> list[str]:
+    """(n, 5 * layers) integers as text, a digit for each."""
+    return ["".join(map(str, row)) for row in configurations.tolist()]
+
+
 class SearchedSet(BaseModel):
     """What one search between two stretches of training saw and did.
 
@@ -100,7 +105,7 @@ class SearchedSet(BaseModel):
     def of(cls, found: Round) -> SearchedSet:
         """From what the training loop keeps; losses and bits to seven digits."""
         return cls(
-            configurations=["".join(map(str, row)) for row in found.configurations.tolist()],
+            configurations=digits(found.configurations),
             losses=[float(f"{loss:.7g}") for loss in found.losses.tolist()],
             bits=[float(f"{bits:.7g}") for bits in found.bits.tolist()],
             proposed=found.proposed,

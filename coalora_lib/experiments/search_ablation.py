@@ -16,12 +16,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from coalora_lib.configuration import FIELD_SIZES, LayerConfig, random_at_bits, to_indices
+from coalora_lib.configuration import FIELD_SIZES, LayerConfig
 from coalora_lib.experiments.landscape import CHANCE, Landscape
 from coalora_lib.experiments.profiles import spread
 from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
+    digits,
     new_record,
     read_records,
     result_of,
@@ -30,7 +31,7 @@ from coalora_lib.experiments.records import (
 )
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.files import atomic_file
-from coalora_lib.search import hypervolume
+from coalora_lib.search import ScoredSet, hypervolume
 from coalora_lib.training import SearchPlan, evaluate, train
 from coalora_lib.training.alternation import extend, to_flat
 
@@ -57,8 +58,6 @@ ARMS: dict[str, tuple[str, int | None] | None] = {
 }
 #: Allocated configurations that a model is evaluated on, in bits; no training budget is among them.
 UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
-#: Arbitrary ones, drawn at equally spaced bits.
-ARBITRARY_BITS = spread(2.1, 5.0, 40)
 
 
 class SyntheticRun(BaseModel):
@@ -146,12 +145,14 @@ def search_landscape(
         points = torch.stack([losses, landscape.bits_of(indices)], dim=1)
         return hypervolume(points, REFERENCE)
 
-    losses = landscape(start)
+    # Layers have no kinds here: what is alike is a field.
+    alike = torch.arange(len(FIELD_SIZES)).repeat(layers)
+    scored = ScoredSet(start, landscape(start), landscape.bits_of, FIELD_SIZES * layers, alike)
     run = SyntheticRun(
         layers=layers,
         seed=seed,
         true=hypervolume(landscape.front(FRONT), REFERENCE),
-        start=volume(start, losses),
+        start=volume(start, scored.losses),
         found={},
         seconds={},
     )
@@ -159,23 +160,14 @@ def search_landscape(
         began = time.perf_counter()
         if strategy == ALLOCATION:
             more = to_flat([landscape.allocated(budget) for budget in between(plan.proposals)])
-            everything = torch.cat([start, more])
-            scores = landscape(everything)
+            ended = scored.extended(more, landscape(more))
         else:
-            everything, scores = extend(
-                start,
-                losses,
-                landscape,
-                landscape.bits_of,
-                FIELD_SIZES * layers,
-                replace(plan, strategy=strategy),
-                seed,
-                # Layers have no kinds here: what is alike is a field.
-                torch.arange(len(FIELD_SIZES)).repeat(layers),
-            )
+            ended = extend(scored, landscape, replace(plan, strategy=strategy), seed)
         run.seconds[strategy] = round(time.perf_counter() - began, 2)
         counts = range(len(start) + EVERY, len(start) + plan.proposals + 1, EVERY)
-        run.found[strategy] = [round(volume(everything[:n], scores[:n]), 6) for n in counts]
+        run.found[strategy] = [
+            round(volume(ended.configurations[:n], ended.losses[:n]), 6) for n in counts
+        ]
     return run
 
 
@@ -216,9 +208,9 @@ def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: 
     seconds = time.perf_counter() - started
     record.searches = [SearchedSet.of(found) for found in history.rounds]
     seen = {row for found in record.searches for row in found.configurations}
-    seen |= {_digits(configuration) for configuration in first}
+    seen |= set(digits(to_flat(first)))
     for budget, configuration in unseen_targets(setup):
-        if _digits(configuration) in seen:
+        if seen & set(digits(to_flat([configuration]))):
             continue  # a search met it; the others are evaluated on it, so it may not count
         found = evaluate(model, setup.validation, configuration, batch_size=256)
         record.results.append(result_of(setup, arm, budget, found, model.bits, seconds))
@@ -263,10 +255,4 @@ def unseen_accuracies(folder: str | Path) -> dict[str, dict[int, tuple[float, fl
 def unseen_targets(setup: Setup) -> list[tuple[float | None, list[LayerConfig]]]:
     """Allocated configurations with their budgets, then arbitrary ones, the same for all arms."""
     targets = [(budget, setup.allocated(budget)) for budget in UNSEEN_BUDGETS]
-    generator = torch.Generator().manual_seed(2**31 + setup.run.seed)
-    layers = len(setup.weights)
-    return targets + [(None, random_at_bits(layers, b, generator)) for b in ARBITRARY_BITS]
-
-
-def _digits(configuration: Sequence[LayerConfig]) -> str:
-    return "".join(map(str, to_indices(configuration).flatten().tolist()))
+    return targets + [(None, configuration) for configuration in setup.arbitrary()]

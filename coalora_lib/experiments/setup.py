@@ -19,6 +19,8 @@ from coalora_lib.tasks import TASKS, TaskSplits, load_classifier, load_task
 from coalora_lib.training import TrainingPlan, mean_inputs, tokenize
 from coalora_lib.training.evaluation import Examples
 
+#: Bits that arbitrary configurations are drawn at.
+ARBITRARY_BITS = spread(2.1, 5.0, 40)
 #: Training examples that the layers' mean inputs are measured on.
 MEAN_EXAMPLES = 512
 
@@ -108,6 +110,14 @@ class Setup:
             random_at_bits(len(self.weights), bits, generator)
             for bits in spread(*ends, profile.random_configurations)
         ]
+
+    def arbitrary(self) -> list[list[LayerConfig]]:
+        """Random configurations to evaluate on, the same for all methods, at equally spaced bits.
+
+        They are drawn apart from the training set's.
+        """
+        generator = torch.Generator().manual_seed(2**31 + self.run.seed)
+        return [random_at_bits(len(self.weights), bits, generator) for bits in ARBITRARY_BITS]
 
 
 def prepare(run: Run) -> Setup:

@@ -1,7 +1,7 @@
 """The Pareto search over configurations: integers and numbers only, nothing of models."""
 
 from coalora_lib.search.acquisition import expected_hypervolume_improvement
-from coalora_lib.search.alternatives import STRATEGIES
+from coalora_lib.search.alternatives import STRATEGIES, ScoredSet
 from coalora_lib.search.moves import Bits, Moves, Neighbourhood, finite_differences, moves_from
 from coalora_lib.search.pareto import (
     hypervolume,
@@ -19,6 +19,7 @@ __all__ = [
     "Moves",
     "Neighbourhood",
     "Proposal",
+    "ScoredSet",
     "Surrogate",
     "expected_hypervolume_improvement",
     "finite_differences",

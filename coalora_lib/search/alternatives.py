@@ -1,12 +1,12 @@
 """What the walk is compared with: other ways to say which configurations to score next.
 
-A strategy takes the scored set and returns up to ``count`` new configurations. All see the same:
-integers, losses, the function for bits, and which coordinates are alike.
+A strategy takes a :class:`ScoredSet` and returns up to ``count`` new configurations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,50 +20,63 @@ from coalora_lib.search.moves import Bits
 from coalora_lib.search.surrogate import Surrogate
 from coalora_lib.search.walk import Acquisition, propose
 
-Groups = Sequence[int] | Tensor | None
-Strategy = Callable[[Tensor, Tensor, Bits, Sequence[int], int, int | None, int, Groups], Tensor]
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """What a strategy sees; arguments as :func:`~coalora_lib.search.propose`.
+
+    Attributes:
+        configurations: (n, d) integers; losses: (n,) their scores.
+        bits_of: mean bits of (k, d) integers.
+        choices: (d,) number of values of each coordinate.
+        groups: (d,) coordinates that are alike; None if none are.
+    """
+
+    configurations: Tensor
+    losses: Tensor
+    bits_of: Bits
+    choices: Sequence[int]
+    groups: Sequence[int] | Tensor | None = None
+
+    def extended(self, configurations: Tensor, losses: Tensor) -> ScoredSet:
+        """The set with further scored configurations behind."""
+        return replace(
+            self,
+            configurations=torch.cat([self.configurations, configurations]),
+            losses=torch.cat([self.losses, losses]),
+        )
+
+
+Strategy = Callable[[ScoredSet, int, int | None, int], Tensor]
 
 
 def walk_proposals(
-    configurations: Tensor,
-    losses: Tensor,
-    bits_of: Bits,
-    choices: Sequence[int],
-    count: int,
-    max_steps: int | None = None,
-    seed: int = 0,
-    groups: Groups = None,
+    scored: ScoredSet, count: int, max_steps: int | None = None, seed: int = 0
 ) -> Tensor:
     """The method of this book: :func:`~coalora_lib.search.propose` with ``count`` starts."""
-    found = propose(configurations, losses, bits_of, choices, count, max_steps, seed, groups)
-    return found.configurations
+    return propose(
+        scored.configurations,
+        scored.losses,
+        scored.bits_of,
+        scored.choices,
+        count,
+        max_steps,
+        seed,
+        scored.groups,
+    ).configurations
 
 
 def random_proposals(
-    configurations: Tensor,
-    losses: Tensor,
-    bits_of: Bits,
-    choices: Sequence[int],
-    count: int,
-    max_steps: int | None = None,
-    seed: int = 0,
-    groups: Groups = None,
+    scored: ScoredSet, count: int, max_steps: int | None = None, seed: int = 0
 ) -> Tensor:
     """Configurations drawn uniformly, as in the paper's ablation; the scores are not used."""
     generator = torch.Generator().manual_seed(seed)
-    columns = [torch.randint(int(n), (4 * count,), generator=generator) for n in choices]
-    return new_rows(configurations, torch.stack(columns, dim=1), count)
+    columns = [torch.randint(int(n), (4 * count,), generator=generator) for n in scored.choices]
+    return new_rows(scored.configurations, torch.stack(columns, dim=1), count)
 
 
 def nsga2_proposals(
-    configurations: Tensor,
-    losses: Tensor,
-    bits_of: Bits,
-    choices: Sequence[int],
-    count: int,
-    max_steps: int | None = None,
-    seed: int = 0,
-    groups: Groups = None,
+    scored: ScoredSet, count: int, max_steps: int | None = None, seed: int = 0
 ) -> Tensor:
     """Offspring of one generation of NSGA-II (Deb et al. 2002) from the scored set, by pymoo.
 
@@ -80,9 +93,10 @@ def nsga2_proposals(
     from pymoo.problems.static import StaticProblem
 
     # pymoo drops duplicates, but not from the objectives.
-    population, first = np.unique(configurations.numpy(), axis=0, return_index=True)
-    objectives = torch.stack([losses.double(), bits_of(configurations)], dim=1)[first].numpy()
-    highest = np.asarray(choices) - 1
+    population, first = np.unique(scored.configurations.numpy(), axis=0, return_index=True)
+    bits = scored.bits_of(scored.configurations)
+    objectives = torch.stack([scored.losses.double(), bits], dim=1)[first].numpy()
+    highest = np.asarray(scored.choices) - 1
     problem = Problem(n_var=len(highest), n_obj=2, xl=0, xu=np.maximum(highest, 1), vtype=int)
     rounded = RoundingRepair()
     algorithm = NSGA2(
@@ -93,35 +107,29 @@ def nsga2_proposals(
         mutation=PM(eta=3.0, vtype=float, repair=rounded),
     )
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
-    scored = algorithm.ask()
-    Evaluator().eval(StaticProblem(problem, F=objectives), scored)
-    algorithm.tell(infills=scored)
+    parents = algorithm.ask()
+    Evaluator().eval(StaticProblem(problem, F=objectives), parents)
+    algorithm.tell(infills=parents)
     offspring = algorithm.ask()
     if offspring is None:  # it found nothing that is new
-        return configurations[:0]
+        return scored.configurations[:0]
     rows = np.minimum(offspring.get("X").astype(np.int64), highest)
-    return new_rows(configurations, torch.from_numpy(rows), count)
+    return new_rows(scored.configurations, torch.from_numpy(rows), count)
 
 
 def local_search_proposals(
-    configurations: Tensor,
-    losses: Tensor,
-    bits_of: Bits,
-    choices: Sequence[int],
-    count: int,
-    max_steps: int | None = None,
-    seed: int = 0,
-    groups: Groups = None,
+    scored: ScoredSet, count: int, max_steps: int | None = None, seed: int = 0
 ) -> Tensor:
     """botorch's discrete local search on the same acquisition, from the front, one at a time.
 
     ``max_steps`` is not used: it climbs until no neighbour is better.
     """
-    surrogate = Surrogate(configurations, losses, choices, groups)
-    ours = Acquisition(surrogate, losses, bits_of)
+    choices = scored.choices
+    surrogate = Surrogate(scored.configurations, scored.losses, choices, scored.groups)
+    ours = Acquisition(surrogate, scored.losses, scored.bits_of)
     theirs = BotorchAcquisition(ours)
     grid = [torch.arange(int(n)).double() / max(int(n) - 1, 1) for n in choices]
-    avoided = surrogate.scale(configurations)
+    avoided = surrogate.scale(scored.configurations)
     generator = torch.Generator().manual_seed(seed)
     drawn = ours.rows[torch.randperm(len(ours.rows), generator=generator)[:count]]
     found = []
@@ -137,7 +145,7 @@ def local_search_proposals(
         )
         avoided = torch.cat([avoided, best])
         found.append((best[0] * (torch.as_tensor(choices) - 1)).round().long())
-    return new_rows(configurations, torch.stack(found), count)
+    return new_rows(scored.configurations, torch.stack(found), count)
 
 
 class BotorchAcquisition(AcquisitionFunction):

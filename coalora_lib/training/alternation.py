@@ -18,7 +18,7 @@ from coalora_lib.configuration import (
     from_indices,
     to_indices,
 )
-from coalora_lib.search import STRATEGIES, Bits, segment_pareto_filter
+from coalora_lib.search import STRATEGIES, ScoredSet, segment_pareto_filter
 from coalora_lib.training.evaluation import Examples, evaluate
 
 
@@ -77,18 +77,16 @@ def search_round(
     model: CoaLora, current: Tensor, search: SearchPlan, scoring: Examples, seed: int
 ) -> Round:
     """Score the set with the current adapters, propose and score in turn, filter."""
-    bits_of = MeanBits(model.sizes)
-    everything, losses = extend(
+    scored = ScoredSet(
         current,
         score(model, current, scoring),
-        lambda proposed: score(model, proposed, scoring),
-        bits_of,
+        MeanBits(model.sizes),
         FIELD_SIZES * len(model.layer_names),
-        search,
-        seed,
         like_coordinates(model.layer_names),
     )
-    points = torch.stack([losses, bits_of(everything)], dim=1)
+    scored = extend(scored, lambda proposed: score(model, proposed, scoring), search, seed)
+    everything = scored.configurations
+    points = torch.stack([scored.losses, scored.bits_of(everything)], dim=1)
     kept = torch.arange(len(points))
     if search.segments is not None:
         kept = segment_pareto_filter(points, search.segments)
@@ -96,46 +94,29 @@ def search_round(
 
 
 def extend(
-    configurations: Tensor,
-    losses: Tensor,
-    score: Callable[[Tensor], Tensor],
-    bits_of: Bits,
-    choices: Sequence[int],
-    search: SearchPlan,
-    seed: int,
-    groups: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    scored: ScoredSet, score: Callable[[Tensor], Tensor], search: SearchPlan, seed: int
+) -> ScoredSet:
     """Propose and score configurations in turn until the plan's budget is spent.
 
     Args:
-        configurations, losses: the scored set, (n, d) and (n,).
+        scored: the set to begin with.
         score: the loss of (k, d) proposals, (k,).
-        bits_of, choices: as :func:`~coalora_lib.search.propose`.
         search: strategy, budget and sizes.
         seed: of the strategy.
-        groups: coordinates that share a length scale.
 
     Returns:
-        The set and its losses with what was proposed behind; fewer than the budget if the
-        strategy has no more to propose.
+        The set with what was proposed behind; fewer than the budget if the strategy has no more to
+        propose.
     """
-    wanted = len(configurations) + search.proposals
-    while len(configurations) < wanted:
+    wanted = len(scored.losses) + search.proposals
+    while (count := len(scored.losses)) < wanted:
         proposed = STRATEGIES[search.strategy](
-            configurations,
-            losses,
-            bits_of,
-            choices,
-            min(search.starts, wanted - len(configurations)),
-            search.max_steps,
-            seed + len(configurations),
-            groups,
+            scored, min(search.starts, wanted - count), search.max_steps, seed + count
         )
         if len(proposed) == 0:
             break
-        configurations = torch.cat([configurations, proposed])
-        losses = torch.cat([losses, score(proposed)])
-    return configurations, losses
+        scored = scored.extended(proposed, score(proposed))
+    return scored
 
 
 def like_coordinates(layer_names: Sequence[str]) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.comparison import (
-    ARBITRARY_BITS,
     METHODS,
     Job,
     all_jobs,
@@ -15,6 +14,7 @@ from coalora_lib.experiments.comparison import (
 )
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.records import pack, read_record, read_records, write_record
+from coalora_lib.experiments.setup import ARBITRARY_BITS
 
 PROFILE = replace(
     PROFILES["quick"],

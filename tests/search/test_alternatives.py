@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
-from coalora_lib.search import STRATEGIES, Acquisition, Surrogate, moves_from, propose
+from coalora_lib.search import STRATEGIES, Acquisition, ScoredSet, Surrogate, moves_from, propose
 from coalora_lib.search.alternatives import BotorchAcquisition, new_rows
 
 CHOICES = torch.tensor(FIELD_SIZES * 2)
@@ -24,7 +24,7 @@ def scored(count=12, seed=0):
 def test_proposals_are_new_inside_and_no_more_than_asked(name, count):
     rows, losses = scored()
     before = rows.clone()
-    found = STRATEGIES[name](rows, losses, BITS, CHOICES.tolist(), count)
+    found = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), count)
     assert torch.equal(rows, before)
     assert found.dtype == torch.int64
     assert 0 < len(found) <= count
@@ -37,9 +37,9 @@ def test_proposals_are_new_inside_and_no_more_than_asked(name, count):
 def test_the_same_seed_proposes_the_same(name):
     rows, losses = scored()
     torch.manual_seed(5)
-    first = STRATEGIES[name](rows, losses, BITS, CHOICES.tolist(), 3, seed=2)
+    first = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, seed=2)
     torch.manual_seed(6)
-    again = STRATEGIES[name](rows, losses, BITS, CHOICES.tolist(), 3, seed=2)
+    again = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, seed=2)
     assert torch.equal(first, again)
 
 
@@ -47,21 +47,22 @@ def test_the_same_seed_proposes_the_same(name):
 def test_another_seed_proposes_others(name):
     rows, losses = scored()
     first, other = (
-        STRATEGIES[name](rows, losses, BITS, CHOICES.tolist(), 3, seed=seed) for seed in (2, 3)
+        STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, seed=seed)
+        for seed in (2, 3)
     )
     assert not torch.equal(first, other)
 
 
 def test_the_walks_strategy_is_propose():
     rows, losses = scored()
-    found = STRATEGIES["walk"](rows, losses, BITS, CHOICES.tolist(), 3, 2, 1)
+    found = STRATEGIES["walk"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, 2, 1)
     expected = propose(rows, losses, BITS, CHOICES, 3, 2, 1).configurations
     assert torch.equal(found, expected)
 
 
 def test_random_proposals_are_uniform():
     rows, losses = scored()
-    found = STRATEGIES["random"](rows, losses, BITS, CHOICES.tolist(), 2000)
+    found = STRATEGIES["random"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 2000)
     assert len(found) == 2000
     for column, count in zip(found.T, CHOICES.tolist(), strict=True):
         share = column.bincount(minlength=count) / len(found)
@@ -76,7 +77,7 @@ def test_a_coordinate_with_one_choice_stays(name):
     def bits(rows):
         return BITS(rows[:, :-1])
 
-    found = STRATEGIES[name](rows, losses, bits, [*CHOICES.tolist(), 1], 4)
+    found = STRATEGIES[name](ScoredSet(rows, losses, bits, [*CHOICES.tolist(), 1]), 4)
     assert len(found) > 0
     assert (found[:, -1] == 0).all()
 
@@ -84,7 +85,7 @@ def test_a_coordinate_with_one_choice_stays(name):
 def test_botorch_sees_our_acquisition():
     rows, losses = scored()
     ours = Acquisition(Surrogate(rows, losses, CHOICES), losses, BITS)
-    asked = STRATEGIES["random"](rows, losses, BITS, CHOICES.tolist(), 50)
+    asked = STRATEGIES["random"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 50)
     with torch.no_grad():
         theirs = BotorchAcquisition(ours)(ours.surrogate.scale(asked)[:, None])
     assert theirs.max() > 0
@@ -95,7 +96,9 @@ def test_botorch_sees_our_acquisition():
 def test_local_search_ends_where_no_step_is_better(seed):
     """Of the neighbours that were neither scored nor found before."""
     rows, losses = scored(seed=seed)
-    found = STRATEGIES["local search"](rows, losses, BITS, CHOICES.tolist(), 4, seed=seed)
+    found = STRATEGIES["local search"](
+        ScoredSet(rows, losses, BITS, CHOICES.tolist()), 4, seed=seed
+    )
     acquisition = Acquisition(Surrogate(rows, losses, CHOICES), losses, BITS)
     taken = set(map(tuple, rows.tolist()))
     for row in found:
@@ -111,7 +114,7 @@ def test_local_search_does_not_end_on_what_is_scored():
     for seed in range(4):
         rows, losses = scored(seed=seed)
         acquisition = Acquisition(Surrogate(rows, losses, CHOICES), losses, BITS)
-        found = STRATEGIES["local search"](rows, losses, BITS, CHOICES.tolist(), 3)
+        found = STRATEGIES["local search"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3)
         assert len(found) == min(3, len(acquisition.rows))
 
 
@@ -125,7 +128,7 @@ def test_degenerate_sets_are_proposed_from(name, kind):
         rows, losses = rows[:2], losses[:2]
     if kind == "duplicates":
         rows, losses = rows.repeat(2, 1), losses.repeat(2)
-    found = STRATEGIES[name](rows, losses, BITS, CHOICES.tolist(), 3)
+    found = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3)
     assert 0 < len(found) <= 3
     assert not set(map(tuple, rows.tolist())) & set(map(tuple, found.tolist()))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from coalora_lib.search import STRATEGIES
+from coalora_lib.search import STRATEGIES, ScoredSet
 from coalora_lib.training import SearchPlan
 from coalora_lib.training.alternation import extend, like_coordinates
 
@@ -32,7 +32,8 @@ def extended(strategy, proposals=7, starts=3, seed=1):
         asked.append(rows)
         return loss_of(rows)
 
-    return *extend(*scored(), score, bits_of, CHOICES, plan, seed), asked
+    found = extend(ScoredSet(*scored(), bits_of, CHOICES), score, plan, seed)
+    return found.configurations, found.losses, asked
 
 
 @pytest.mark.parametrize("strategy", ["walk", "random"])
@@ -58,9 +59,8 @@ def test_the_surrogate_is_fitted_anew_with_what_was_scored():
     """The second call of the strategy sees the first one's scores."""
     everything, losses, asked = extended("walk", proposals=4, starts=2)
     first = len(everything) - 4 + len(asked[0])
-    again = STRATEGIES["walk"](
-        everything[:first], losses[:first], bits_of, CHOICES, len(asked[1]), None, 1 + first
-    )
+    known = ScoredSet(everything[:first], losses[:first], bits_of, CHOICES)
+    again = STRATEGIES["walk"](known, len(asked[1]), None, 1 + first)
     assert torch.equal(again, asked[1])
 
 
@@ -80,25 +80,17 @@ def test_it_ends_where_there_is_no_more_to_propose(strategy):
     def score(rows):
         raise AssertionError(f"asked to score {rows}")
 
-    everything, all_losses = extend(
-        rows, losses, score, lambda rows: 2 + rows[:, 0].double(), (2,), plan, 0
-    )
-    assert torch.equal(everything, rows)
-    assert torch.equal(all_losses, losses)
+    known = ScoredSet(rows, losses, lambda rows: 2 + rows[:, 0].double(), (2,))
+    found = extend(known, score, plan, 0)
+    assert torch.equal(found.configurations, rows)
+    assert torch.equal(found.losses, losses)
 
 
 def test_it_ends_once_all_of_a_small_space_is_scored():
     plan = SearchPlan(rounds=2, starts=2, proposals=50, strategy="walk")
     rows = torch.tensor([[0, 0], [1, 2]])
-    everything, _ = extend(
-        rows,
-        rows.sum(1).double(),
-        lambda rows: rows.sum(1).double(),
-        lambda rows: 5.0 - rows.sum(1).double(),
-        (2, 3),
-        plan,
-        0,
-    )
+    known = ScoredSet(rows, rows.sum(1).double(), lambda rows: 5.0 - rows.sum(1).double(), (2, 3))
+    everything = extend(known, lambda rows: rows.sum(1).double(), plan, 0).configurations
     assert len(rows) < len(everything) <= 6
     assert len(torch.unique(everything, dim=0)) == len(everything)
 
@@ -123,12 +115,12 @@ def test_coordinates_are_alike_by_field_and_module_type():
 def test_what_is_alike_reaches_the_strategy(monkeypatch):
     met = []
 
-    def note(configurations, losses, bits, choices, count, max_steps, seed, groups):
-        met.append(groups)
-        return configurations[:0]
+    def note(known, count, max_steps, seed):
+        met.append(known.groups)
+        return known.configurations[:0]
 
     monkeypatch.setitem(STRATEGIES, "walk", note)
     plan = SearchPlan(rounds=2, starts=1, proposals=1)
     groups = torch.zeros(len(CHOICES), dtype=torch.int64)
-    extend(*scored(), loss_of, bits_of, CHOICES, plan, 0, groups)
+    extend(ScoredSet(*scored(), bits_of, CHOICES, groups), loss_of, plan, 0)
     assert met == [groups]
