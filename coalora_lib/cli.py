@@ -21,13 +21,15 @@ from coalora_lib.experiments.records import Record, read_record, record_path
 from coalora_lib.experiments.search_ablation import (
     ALLOCATION,
     ARMS,
+    FIRST_SEED,
+    ablation_size,
     compare_on_landscape,
     experiment_name,
+    synthetic_plan,
     train_with_strategy,
 )
 from coalora_lib.search import STRATEGIES
 from coalora_lib.tasks import TASKS, checkpoint_checksum, data_checksum
-from coalora_lib.training import SearchPlan
 
 app = typer.Typer(
     help="Run and render the CoA-LoRA book.",
@@ -43,9 +45,8 @@ COMPARED = [*STRATEGIES, ALLOCATION]
 def _among(allowed):
     def check(value: str) -> str:
         if value not in allowed:
-            listed = "; ".join(allowed) if any("," in name for name in allowed) else None
-            listed = listed or ", ".join(allowed)
-            raise typer.BadParameter(f"{value!r} is not known; allowed: {listed}")
+            between = "; " if any("," in name for name in allowed) else ", "
+            raise typer.BadParameter(f"{value!r} is not known; allowed: {between.join(allowed)}")
         return value
 
     return check
@@ -58,6 +59,7 @@ DatasetName = Annotated[
     typer.Option(help="Data of the experiments.", callback=_among(["embedded", *TASKS])),
 ]
 Jobs = Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)]
+Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 
 
@@ -110,7 +112,7 @@ def options(
     seed: Seed = 0,
     rank: Annotated[int, typer.Option(help="Total rank of every run.", min=2)] = 4,
     epochs: Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)] = 1.0,
-    results: Annotated[Path, typer.Option(help="Folder for the record.")] = BUILD / "results",
+    results: Results = BUILD / "results",
 ) -> None:
     """Train one model for each option of the adapter; chapter 3 shows the records."""
     size = replace(PROFILES[profile], rank=rank, epochs=epochs)
@@ -132,16 +134,14 @@ def search_ablation(
         list[str],
         typer.Option(help=f"Of {'; '.join(ARMS)}. All but local search if none is named."),
     ] = (),
-    results: Annotated[Path, typer.Option(help="Folder for the records.")] = BUILD / "results",
+    results: Results = BUILD / "results",
 ) -> None:
     """Train one model for each way to extend the training set; chapter 4 shows the records.
 
     An arm whose record is in the folder is not trained again.
     """
     arms = [_among(ARMS)(name) for name in arm] or [name for name in ARMS if name != "local search"]
-    search = replace(PROFILES[profile].search, rounds=4)
-    size = replace(PROFILES[profile], rank=rank, epochs=epochs, search=search)
-    size = replace(size, scoring_examples=min(size.scoring_examples, 512))
+    size = ablation_size(PROFILES[profile], rank, epochs)
     experiment = f"search-rank{rank}"
     setup = None
     for name in arms:
@@ -157,7 +157,9 @@ def search_ablation(
 @app.command(epilog="Example: coalora landscape --layers 36 --landscapes 20 --strategy walk")
 def landscape(
     layers: Annotated[int, typer.Option(help="Of the made-up model; an even number.", min=2)] = 36,
-    landscapes: Annotated[int, typer.Option(help="How many, seeds 100 and up.", min=1)] = 20,
+    landscapes: Annotated[
+        int, typer.Option(help=f"How many, seeds {FIRST_SEED} and up.", min=1)
+    ] = 20,
     proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
     strategy: Annotated[
         list[str],
@@ -165,7 +167,7 @@ def landscape(
             help=f"Of {', '.join(COMPARED)}; all but local search, which is slow, if none is named."
         ),
     ] = (),
-    results: Annotated[Path, typer.Option(help="Folder for the record.")] = BUILD / "results",
+    results: Results = BUILD / "results",
 ) -> None:
     """Search synthetic losses with a known front; chapter 4 shows the records.
 
@@ -173,9 +175,9 @@ def landscape(
     """
     named = [_among(COMPARED)(name) for name in strategy]
     named = named or [name for name in COMPARED if name != "local search"]
-    plan = SearchPlan(rounds=1, starts=5, max_steps=30, proposals=proposals)
+    plan = synthetic_plan(proposals)
     path = results / f"synthetic-{layers}.json"
-    seeds = range(100, 100 + landscapes)
+    seeds = range(FIRST_SEED, FIRST_SEED + landscapes)
     try:
         record = compare_on_landscape(layers, seeds, plan, named, path)
     except ValueError as error:
@@ -199,7 +201,7 @@ def experiments(
         list[str], typer.Option(help=f"Of {'; '.join(METHODS)}. All if none is named.")
     ] = (),
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
-    results: Annotated[Path, typer.Option(help="Folder for the records.")] = BUILD / "results",
+    results: Results = BUILD / "results",
 ) -> None:
     """Run the comparison of chapter 5; a run whose record is in the folder is not made again."""
     run = Run(PROFILES[profile], 0, dataset)
@@ -222,7 +224,7 @@ def experiments(
 )
 def reproduce(
     path: Annotated[Path, typer.Argument(help="A record of the comparison.")],
-    results: Annotated[Path, typer.Option(help="Folder for the new record.")] = BUILD / "results",
+    results: Results = BUILD / "results",
 ) -> None:
     """Make a record again from what it says of itself, and print both accuracies.
 

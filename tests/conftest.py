@@ -81,6 +81,16 @@ def some_means(base) -> dict[str, torch.Tensor]:
     }
 
 
+#: What makes a profile as small as one that does all a run does.
+SMALLEST = {
+    "train_examples": 16,
+    "validation_examples": 8,
+    "scoring_examples": 8,
+    "training_budgets": (2.5, 4.0),
+    "random_configurations": 1,
+}
+
+
 @pytest.fixture
 def base_model():
     return tiny_bert()

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -136,9 +137,8 @@ class WeightCache:
         key = layer, config
         if key not in self._corrections:
             weight = self.weights[layer]
-            lost = weight - self.get(layer, config)
-            if weight.element_size() < 4:
-                lost = weight.float() - self.get(layer, config).float()
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            lost = weight.to(wide) - self.get(layer, config).to(wide)
             mean = self.mean_inputs[layer].to(lost)
             self._corrections[key] = mean @ lost if self.transposed else lost @ mean
         return self._corrections[key]

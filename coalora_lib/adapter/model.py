@@ -69,10 +69,11 @@ class CoaLora(nn.Module):
         self.layer_names = names
         self.model = attach_lora(base_model, settings.rank, settings.alpha)
         self._layers = [base_model.get_submodule(name) for name in names]
-        self._factors = [AdjustedFactor(layer.lora_A["default"]) for layer in self._layers]
-        for layer, factor in zip(self._layers, self._factors, strict=True):
-            layer.lora_A["default"] = factor
-            layer.lora_B["default"] = AdjustedFactor(layer.lora_B["default"])
+        for layer in self._layers:
+            for place in (layer.lora_A, layer.lora_B):
+                place["default"] = AdjustedFactor(place["default"])
+        self._factors = [layer.lora_A["default"] for layer in self._layers]
+        self._outputs = [layer.lora_B["default"] for layer in self._layers]
         weights = [layer.base_layer.weight.detach() for layer in self._layers]
         self.sizes = [weight.numel() for weight in weights]
         self._configuration: list[LayerConfig] | None = None
@@ -260,11 +261,9 @@ class CoaLora(nn.Module):
             lower = low and weight.dtype == torch.float32  # autocast leaves float64 alone
             copy = weight.detach().to(torch.bfloat16 if lower else weight.dtype, copy=True)
             layer.base_layer.weight = nn.Parameter(copy, requires_grad=False)
-            shift = layer.lora_B["default"].shift
-            if self.settings.bias_correction:  # the others' memory is the cache's
-                zeros = layer.lora_B["default"].weight.new_zeros(layer.out_features)
-                shift = zeros if shift is None else shift.clone()
-                layer.lora_B["default"].shift = shift
+        for output in self._outputs if self.settings.bias_correction else ():
+            zeros = output.weight.new_zeros(output.out_features)
+            output.shift = zeros if output.shift is None else output.shift.clone()
         self._in_place = True
         try:
             yield
@@ -275,18 +274,20 @@ class CoaLora(nn.Module):
             else:
                 for layer, weight in zip(self._layers, self._cache.weights.values(), strict=True):
                     layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
-                    layer.lora_B["default"].shift = None
+                for output in self._outputs:
+                    output.shift = None
 
     def corrections(self, configuration: Sequence[LayerConfig]) -> list[Tensor]:
         """What bias correction adds to each layer's output, by r / alpha: (out,) each.
 
         PEFT scales what ``lora_B`` gives, its bias too.
         """
-        dtype = self._factors[0].weight.dtype
-        return [
-            (self._cache.correction(name, config) / self.scaling).to(dtype)
+        lost = [
+            self._cache.correction(name, config)
             for name, config in zip(self.layer_names, configuration, strict=True)
         ]
+        dtype = self._outputs[0].weight.dtype
+        return [each.to(dtype) for each in torch._foreach_div(lost, self.scaling)]
 
     def adjustments(self, configuration: Sequence[LayerConfig]) -> Adjustment:
         """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
@@ -377,10 +378,10 @@ class CoaLora(nn.Module):
             return
         shifts = self.corrections(configuration)
         if self._in_place:
-            torch._foreach_copy_([layer.lora_B["default"].shift for layer in self._layers], shifts)
+            torch._foreach_copy_([output.shift for output in self._outputs], shifts)
             return
-        for layer, shift in zip(self._layers, shifts, strict=True):
-            layer.lora_B["default"].shift = shift
+        for output, shift in zip(self._outputs, shifts, strict=True):
+            output.shift = shift
 
     def _new_hypernetwork(self) -> HyperNetwork:
         settings, measures = self.settings, None
@@ -427,7 +428,6 @@ class CoaLora(nn.Module):
         super()._apply(fn, *args, **kwargs)
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
-        for layer in self._layers:
-            lora_b = layer.lora_B["default"]
-            lora_b.shift = None if lora_b.shift is None else fn(lora_b.shift)
+        for output in self._outputs:
+            output.shift = None if output.shift is None else fn(output.shift)
         return self

@@ -40,9 +40,9 @@ def run_all(
     """
     open_jobs = [job for job in jobs if not path_of(job, run, folder).exists()]
     context = get_context("spawn")
-    devices = context.Queue()
+    devices, visible = context.Queue(), visible_gpus()
     for number in range(processes):
-        devices.put(number % max(1, torch.cuda.device_count()))
+        devices.put(visible[number % len(visible)])
     failed: list[tuple[Job, BaseException]] = []
     with ProcessPoolExecutor(processes, context, _begin, (devices, processes)) as pool:
         waiting: dict[Future, Job] = {
@@ -58,9 +58,18 @@ def run_all(
         raise RuntimeError(f"{len(failed)} of {len(open_jobs)} runs failed; first {job}") from error
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; [""] without any."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    if named == [""]:
+        named = [str(number) for number in range(count)]
+    return named[:count] or [""]
+
+
 def _begin(devices: Queue, processes: int) -> None:
     """In each process, before it touches a GPU."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from coalora_lib.configuration import FIELD_SIZES, LayerConfig
 from coalora_lib.experiments.landscape import CHANCE, Landscape
-from coalora_lib.experiments.profiles import spread
+from coalora_lib.experiments.profiles import Profile, spread
 from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
@@ -43,6 +43,8 @@ START = spread(2.1, 7.6, 25)
 FRONT = spread(2.1, 7.6, 111)
 #: What the synthetic comparison calls the allocation at further budgets between those.
 ALLOCATION = "allocation"
+#: Seed of the first landscape that is reported on; those before it served for tuning.
+FIRST_SEED = 100
 #: Scored configurations after which the hypervolume is noted.
 EVERY = 5
 
@@ -94,6 +96,22 @@ class SyntheticRecord(BaseModel):
     plan: dict
     versions: dict[str, str]
     runs: list[SyntheticRun]
+
+
+def synthetic_plan(proposals: int) -> SearchPlan:
+    """The sizes of the synthetic search, with a budget of scored configurations."""
+    return SearchPlan(rounds=1, starts=5, max_steps=30, proposals=proposals)
+
+
+def ablation_size(profile: Profile, rank: int, epochs: float) -> Profile:
+    """A profile as the ablation on a model runs it: searches between quarters of the training."""
+    return replace(
+        profile,
+        rank=rank,
+        epochs=epochs,
+        scoring_examples=min(profile.scoring_examples, 512),
+        search=replace(profile.search, rounds=4),
+    )
 
 
 def compare_on_landscape(

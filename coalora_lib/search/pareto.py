@@ -96,7 +96,7 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
         ValueError: no points, segments is no positive integer, or a value is not finite.
     """
     _check(points)
-    if segments != segments or segments != int(segments) or segments < 1 or len(points) == 0:
+    if not float(segments).is_integer() or segments < 1 or len(points) == 0:
         raise ValueError(f"{len(points)} points cannot be cut into {segments} segments")
     if not points.isfinite().all():
         row = int((~points.isfinite()).any(1).nonzero()[0])

@@ -139,7 +139,7 @@ def propose(
         ValueError: as :class:`Surrogate`, or starts or max_steps is no positive integer.
     """
     for name, value in (("starts", starts), ("max_steps", max_steps)):
-        if value is not None and (value != int(value) or value < 1):
+        if value is not None and (not float(value).is_integer() or value < 1):
             raise ValueError(f"{name}={value} must be an integer, at least 1")
     surrogate = Surrogate(configurations, losses, choices, groups)
     alone = acquisition = Acquisition(surrogate, losses, bits_of)

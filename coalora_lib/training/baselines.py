@@ -8,7 +8,7 @@ or on one configuration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import PeftModel
@@ -149,22 +149,21 @@ class BitWidthLora(CoaLora):
         super().__init__(base_model, settings, errors)
         widths = len(CHOICES["weight_bits"])
         self.banks = nn.ModuleDict()
-        for place, factors in self._places():
+        for place, factors in self._places().items():
             self.banks[place] = nn.ParameterList(
                 nn.Parameter(factor.weight.detach().repeat(widths, 1, 1)) for factor in factors
             )
             for factor in factors:
                 factor.weight.requires_grad_(False)
 
-    def _places(self) -> Iterator[tuple[str, list[AdjustedFactor]]]:
-        for place in ("lora_A", "lora_B"):
-            yield place, [getattr(layer, place)["default"] for layer in self._layers]
+    def _places(self) -> dict[str, list[AdjustedFactor]]:
+        return {"lora_A": self._factors, "lora_B": self._outputs}
 
     def _adapt(self, *_) -> None:
         """Hand every layer the factors for its bits, before the transformers model's forward."""
         if self._indices is None:
             return
-        for place, factors in self._places():
+        for place, factors in self._places().items():
             picked = self._indices[:, :1].unbind()
             for factor, bank, row in zip(factors, self.banks[place], picked, strict=True):
                 factor.adjusted = bank.index_select(0, row)[0]

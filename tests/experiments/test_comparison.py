@@ -12,19 +12,16 @@ from coalora_lib.experiments.comparison import (
     path_of,
     run_job,
 )
-from coalora_lib.experiments.pool import run_all
+from coalora_lib.experiments.pool import run_all, visible_gpus
 from coalora_lib.experiments.records import pack, read_record, read_records, write_record
 from coalora_lib.experiments.setup import ARBITRARY_BITS
+from tests.conftest import SMALLEST
 
 PROFILE = replace(
     PROFILES["quick"],
     dtype="float32",
-    train_examples=16,
-    validation_examples=8,
-    scoring_examples=8,
+    **SMALLEST,
     batch_size=8,
-    training_budgets=(2.5, 4.0),
-    random_configurations=1,
     budgets=(3.0, 4.0),
     search=replace(PROFILES["quick"].search, starts=1, max_steps=2, proposals=1),
 )
@@ -108,3 +105,15 @@ def test_records_of_other_code_are_refused_unless_told(setup, tmp_path):
     with pytest.raises(ValueError, match="differ in parameters"):
         read_records(tmp_path)
     assert len(read_records(tmp_path, varying=["rank"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("2,5", 2, ["2", "5"]), (None, 0, [""]), ("", 0, [""])],
+)
+def test_the_pool_keeps_to_the_gpus_it_is_given(named, count, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert visible_gpus() == expected

@@ -6,6 +6,7 @@ import pytest
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.options import ARBITRARY, compare_options, option_table, options
 from coalora_lib.experiments.records import read_record, write_record
+from tests.conftest import SMALLEST
 
 STORED = Path(__file__).parents[2] / "book" / "results" / "options"
 
@@ -14,11 +15,7 @@ def test_every_option_runs_and_is_recorded(tmp_path):
     profile = replace(
         PROFILES["quick"],
         rank=4,
-        train_examples=16,
-        validation_examples=8,
-        scoring_examples=8,
-        training_budgets=(2.5, 4.0),
-        random_configurations=1,
+        **SMALLEST,
         budgets=(3.0,),
     )
     compare_options(prepare(Run(profile, 0)), tmp_path)

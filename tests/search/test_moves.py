@@ -10,15 +10,11 @@ from coalora_lib.search import (
     moves_from,
 )
 from coalora_lib.search.moves import bits_after
+from tests.search.toy import drawn
 
 CHOICES = torch.tensor([4, 4, 3, 3, 3, 1, 2])
 #: The kernel as a product of factors against the kernel of built rows.
 AS_BUILT = 1e-10
-
-
-def drawn(choices, count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randint(int(n), (count,), generator=generator) for n in choices], 1)
 
 
 def uneven(rows):

@@ -10,23 +10,14 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 
 from coalora_lib.search import Surrogate
 from coalora_lib.search.surrogate import SHORTEST, dimension_scaled_kernel, map_closure
+from tests.search.toy import CHOICES, drawn, true_loss
 
-CHOICES = torch.tensor([4, 4, 3, 3, 3, 1])
 #: One Cholesky factor against botorch's own algebra.
 AS_BOTORCH = 1e-9
 #: Two Cholesky factors of matrices that differ in a row.
 OF_ANOTHER_FACTOR = 1e-8
 #: L-BFGS-B stops where a step gains little; the loss is by the number of points.
 OF_THE_FIT = 1e-2
-
-
-def drawn(choices, count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randint(int(n), (count,), generator=generator) for n in choices], 1)
-
-
-def true_loss(rows):
-    return torch.exp(-0.5 * rows[:, 0].double()) + 0.05 * rows[:, 2]
 
 
 def noisy(rows, seed=0):

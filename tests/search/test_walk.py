@@ -6,19 +6,10 @@ import torch
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
 from coalora_lib.search.walk import LEAST_GAIN
+from tests.search.toy import CHOICES, drawn, true_loss
 
-CHOICES = torch.tensor([4, 4, 3, 3, 3, 1])
 #: Values of a neighbourhood against values of built rows, in the logarithm.
 OF_A_LOGARITHM = 1e-6
-
-
-def drawn(choices, count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randint(int(n), (count,), generator=generator) for n in choices], 1)
-
-
-def true_loss(rows):
-    return torch.exp(-0.5 * rows[:, 0].double()) + 0.05 * rows[:, 2]
 
 
 def bits_of(rows):
