@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from coalora_lib import batch
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.comparison import METHODS, all_jobs, job_of, path_of, run_job
+from coalora_lib.experiments.comparison import all_jobs, job_of, path_of, run_job
+from coalora_lib.experiments.methods import ABLATIONS, EVERY_METHOD, METHODS
 from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.records import Record, read_record, record_path
@@ -198,15 +199,18 @@ def experiments(
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 1,
     rank: Annotated[list[int], typer.Option(help="Ranks of LoRA.", min=1)] = (4, 8, 16),
     method: Annotated[
-        list[str], typer.Option(help=f"Of {'; '.join(METHODS)}. All if none is named.")
+        list[str],
+        typer.Option(help=f"Of {'; '.join(EVERY_METHOD)}. All but the ablations if none is named."),
     ] = (),
+    ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
     """Run the comparison of chapter 5; a run whose record is in the folder is not made again."""
     run = Run(PROFILES[profile], 0, dataset)
     try:
-        wanted = all_jobs(run.profile, rank, range(seeds), method or list(METHODS))
+        named = method or list(ABLATIONS if ablations else METHODS)
+        wanted = all_jobs(run.profile, rank, range(seeds), named)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     there = sum(path_of(job, run, results).exists() for job in wanted)

@@ -1,13 +1,12 @@
-"""One run for all configurations against a run for each: the methods, and how they are run."""
+"""One run for all configurations against a run for each: which runs, and how one is made."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -16,8 +15,9 @@ from torch import nn
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import HEADS
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.configuration import LayerConfig, mean_bits
+from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments.chapter import Run
+from coalora_lib.experiments.methods import EVERY_METHOD, TEACHER, Configuration, Method
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.records import (
     Record,
@@ -28,71 +28,11 @@ from coalora_lib.experiments.records import (
     write_record,
 )
 from coalora_lib.experiments.setup import Setup
-from coalora_lib.training import evaluate, train
-from coalora_lib.training.baselines import BitWidthLora, full_fine_tuning, lora, lq_lora
+from coalora_lib.training import TrainingPlan, train
+from coalora_lib.training.evaluation import evaluate_each
 
 #: Bits of a parameter in float32.
 UNQUANTIZED = 32.0
-
-Configuration = list[LayerConfig]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to serve configurations.
-
-    Attributes:
-        make: from the shared ground, and the configuration of a run for one, the model to train.
-        trains_on: "set", one run over the training set, improved by the search; "budget", a run
-            for each budget on that budget's configuration; "nothing", unquantized.
-        has_rank: False for what has no LoRA factors, and runs once for all ranks.
-    """
-
-    make: Callable[[Setup, Configuration | None], nn.Module]
-    trains_on: Literal["set", "budget", "nothing"]
-    has_rank: bool = True
-
-
-def _coa_lora(setup: Setup, _: Configuration | None) -> nn.Module:
-    return setup.new_model(
-        start="svd",
-        output_bias=True,
-        error_features=True,
-        bias_correction=True,
-        mean_inputs=setup.mean_inputs,
-    )
-
-
-def _bit_width_lora(setup: Setup, _: Configuration | None) -> nn.Module:
-    profile = setup.run.profile
-    return BitWidthLora(setup.new_base(), profile.rank, profile.alpha, setup.errors)
-
-
-def _lq_lora(setup: Setup, configuration: Configuration | None) -> nn.Module:
-    profile = setup.run.profile
-    return lq_lora(setup.new_base(), configuration, profile.rank, profile.alpha)
-
-
-def _plain(setup: Setup, _: Configuration | None) -> nn.Module:
-    return setup.new_model(configuration_aware=False)
-
-
-#: By name. Shared-LoRA and QLoRA are the same model, trained on the set or on one configuration.
-METHODS: dict[str, Method] = {
-    "CoA-LoRA": Method(_coa_lora, "set"),
-    "CoA-LoRA, as published": Method(lambda setup, _: setup.new_model(start="svd"), "set"),
-    "Shared-LoRA": Method(_plain, "set"),
-    "LoRA by bit width": Method(_bit_width_lora, "set"),
-    "LQ-LoRA": Method(_lq_lora, "budget"),
-    "QLoRA": Method(_plain, "budget"),
-    "LoRA, unquantized": Method(
-        lambda setup, _: lora(setup.new_base(), setup.run.profile.rank, setup.run.profile.alpha),
-        "nothing",
-    ),
-    "full fine-tuning": Method(
-        lambda setup, _: full_fine_tuning(setup.new_base()), "nothing", has_rank=False
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +40,7 @@ class Job:
     """One run of the comparison.
 
     Attributes:
-        method: of :data:`METHODS`; budget: of a run for one.
+        method: of :data:`~coalora_lib.experiments.methods.EVERY_METHOD`; budget: of a run for one.
         rank: of the LoRA factors; seed: of everything random.
     """
 
@@ -126,15 +66,15 @@ def all_jobs(
         ValueError: a method is not known.
     """
     for name in methods:
-        if name not in METHODS:
-            raise ValueError(f"method={name!r} is not known; allowed: {'; '.join(METHODS)}")
+        if name not in EVERY_METHOD:
+            raise ValueError(f"method={name!r} is not known; allowed: {'; '.join(EVERY_METHOD)}")
     return [
         Job(name, rank, seed, budget)
         for seed in seeds
         for position, rank in enumerate(ranks)
         for name in methods
-        if METHODS[name].has_rank or position == 0
-        for budget in (profile.budgets if METHODS[name].trains_on == "budget" else (None,))
+        if EVERY_METHOD[name].has_rank or position == 0
+        for budget in (profile.budgets if EVERY_METHOD[name].trains_on == "budget" else (None,))
     ]
 
 
@@ -145,10 +85,10 @@ def job_of(record: Record) -> tuple[Job, Run]:
         ValueError: it is no record of the comparison.
     """
     methods = {result.method for result in record.results}
-    if len(methods) != 1 or not methods <= METHODS.keys():
+    if len(methods) != 1 or not methods <= EVERY_METHOD.keys():
         raise ValueError(f"{record.experiment} is no run of the comparison")
     (method,) = methods
-    budget = record.results[0].budget if METHODS[method].trains_on == "budget" else None
+    budget = record.results[0].budget if EVERY_METHOD[method].trains_on == "budget" else None
     profile = TypeAdapter(Profile).validate_python(record.parameters)
     job = Job(method, record.rank, record.seed, budget)
     if job.experiment != record.experiment:
@@ -171,7 +111,8 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
     """
     profile = replace(setup.run.profile, rank=job.rank)
     setup = replace(setup, run=replace(setup.run, profile=profile))
-    method, over_set = METHODS[job.method], METHODS[job.method].trains_on == "set"
+    method, over_set = EVERY_METHOD[job.method], EVERY_METHOD[job.method].trains_on == "set"
+    setup, plan = setup.with_scheme(method.scheme), plan_of(setup, method)
     record, phase = new_record(job.experiment, setup), Phases()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -180,25 +121,32 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
         model = method.make(setup, one)
         aware = isinstance(model, CoaLora)  # of configurations; others have theirs built in
         first = setup.training_set() if over_set else [one] if aware else None
+    teacher = None
+    if method.distillation:
+        with phase("teacher"):
+            teacher = TEACHER.make(setup, None)
+            train(teacher, setup.train, None, replace(plan, distillation=0.0))
     with phase("training"):
         history = train(
             model,
             setup.train,
             first,
-            setup.plan,
-            search=profile.search if over_set else None,
+            plan,
+            search=profile.search if over_set and method.searches else None,
             scoring=setup.scoring,
+            teacher=teacher,
         )
     seconds = sum(phase.spent.values())
     record.searches = [SearchedSet.of(found) for found in history.rounds]
     with phase("evaluation"):
-        for budget, configuration in targets(setup, job):
-            switched = configuration if aware else None
-            found = evaluate(model, setup.validation, switched, batch_size=256)
+        wanted = list(targets(setup, job))
+        switched = (configuration if aware else None for _, configuration in wanted)
+        found_each = evaluate_each(model, setup.validation, switched, batch_size=256)
+        for (budget, configuration), found in zip(wanted, found_each, strict=True):
             bits = UNQUANTIZED
             if configuration is not None:
                 bits = mean_bits(configuration, setup.sizes)
-            record.results.append(result_of(setup, job.method, budget, found, bits, seconds))
+            record.results.append(result_of(plan, job.method, budget, found, bits, seconds))
     phase.spent["search"] = round(history.search_seconds, 2)
     phase.spent["training"] = round(phase.spent["training"] - history.search_seconds, 2)
     record.phases = phase.spent
@@ -208,13 +156,21 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
     return write_record(record, folder)
 
 
+def plan_of(setup: Setup, method: Method) -> TrainingPlan:
+    """The shared plan as a method runs it: with as many forward-backward passes as all others."""
+    plan = replace(setup.plan, distillation=method.distillation)
+    count = method.configurations_per_step or plan.configurations_per_step
+    steps = max(1, plan.steps * plan.configurations_per_step // count)
+    return replace(plan, steps=steps, configurations_per_step=count)
+
+
 def targets(setup: Setup, job: Job) -> Iterator[tuple[float | None, Configuration | None]]:
     """What a job's model is evaluated on: (budget, configuration).
 
     A run for one budget: its configuration. One run for all: those of all budgets, then arbitrary
     ones, without a budget and the same for all methods. An unquantized model: (None, None).
     """
-    kind = METHODS[job.method].trains_on
+    kind = EVERY_METHOD[job.method].trains_on
     if kind == "nothing":
         yield None, None
         return
@@ -226,12 +182,17 @@ def targets(setup: Setup, job: Job) -> Iterator[tuple[float | None, Configuratio
 
 
 def stored_numbers(model: nn.Module) -> int:
-    """Numbers trained beside the heads, which all methods train alike."""
-    return sum(
+    """Numbers that a run adds to the pre-trained weights, beside the heads, which all train alike.
+
+    What it trained, and the layers' mean inputs if it corrects biases.
+    """
+    trained = sum(
         parameter.numel()
         for name, parameter in trained_parameters(model).items()
         if not any(part in HEADS for part in name.split("."))
     )
+    means = model.mean_inputs.values() if isinstance(model, CoaLora) else ()
+    return trained + sum(mean.numel() for mean in means)
 
 
 class Phases:

@@ -8,7 +8,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from coalora_lib.experiments.comparison import METHODS
+from coalora_lib.experiments.methods import EVERY_METHOD
 from coalora_lib.experiments.records import Record, Result
 from coalora_lib.experiments.statistics import paired_bootstrap
 from coalora_lib.search import hypervolume
@@ -34,14 +34,14 @@ class Evidence:
         self._records: dict[tuple[str, int], dict[int, list[Record]]] = {}
         for record in records:
             method = record.results[0].method
-            rank = record.rank if METHODS[method].has_rank else 0
+            rank = record.rank if EVERY_METHOD[method].has_rank else 0
             by_seed = self._records.setdefault((method, rank), {})
             by_seed.setdefault(record.seed, []).append(record)
         self.ranks = sorted({rank for _, rank in self._records} - {0})
 
     def methods(self, rank: int) -> list[str]:
-        """The methods that there are records of, in the order of :data:`METHODS`."""
-        return [name for name in METHODS if self._key(name, rank) in self._records]
+        """The methods that there are records of, in the order of ``EVERY_METHOD``."""
+        return [name for name in EVERY_METHOD if self._key(name, rank) in self._records]
 
     def seeds(self, method: str, rank: int) -> list[int]:
         """The seeds of a method's records."""
@@ -112,16 +112,20 @@ class Evidence:
         return mean(volumes)
 
     def cost(self, method: str, rank: int) -> tuple[int, float, int]:
-        """To serve all budgets once: runs, seconds of preparation, training and search, numbers
-        stored beside the pre-trained weights; means over seeds."""
+        """To serve all budgets once: runs, seconds of all but the evaluation, numbers stored beside
+        the pre-trained weights; means over seeds."""
         by_seed = self._records[self._key(method, rank)].values()
-        phases = ("preparation", "training", "search")
-        seconds = mean(sum(r.phases[p] for r in records for p in phases) for records in by_seed)
+        seconds = mean(
+            sum(
+                spent for r in records for phase, spent in r.phases.items() if phase != "evaluation"
+            )
+            for records in by_seed
+        )
         runs = max(len(records) for records in by_seed)
         return runs, seconds, round(mean(sum(r.stored for r in records) for records in by_seed))
 
     def _key(self, method: str, rank: int) -> tuple[str, int]:
-        return method, rank if METHODS[method].has_rank else 0
+        return method, rank if EVERY_METHOD[method].has_rank else 0
 
     def _results(self, method: str, rank: int, seed: int) -> list[Result]:
         records = self._records[self._key(method, rank)][seed]

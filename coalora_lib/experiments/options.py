@@ -60,7 +60,7 @@ def compare_options(setup: Setup, folder: str | Path, experiment: str = "options
         seconds = time.perf_counter() - started
         for budget, configuration in targets(setup):
             found = evaluate(model, setup.validation, configuration, batch_size=256)
-            record.results.append(result_of(setup, method, budget, found, model.bits, seconds))
+            record.results.append(result_of(setup.plan, method, budget, found, model.bits, seconds))
         write_record(record, folder)
     return record
 

@@ -23,7 +23,7 @@ from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.files import atomic_file
 from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
-from coalora_lib.training import Evaluation, Round
+from coalora_lib.training import Evaluation, Round, TrainingPlan
 
 #: The packages whose versions decide what a run computes.
 PACKAGES = (
@@ -128,10 +128,11 @@ class Record(BaseModel):
 
     Attributes:
         code: :func:`code_digest` of the library that made it.
-        phases: wall seconds of "preparation", "training", "search" and "evaluation".
+        phases: wall seconds of "preparation", "training", "search" and "evaluation", and of the
+            "teacher" where there is one.
         peak_memory: bytes that torch held on the GPU at most; None on a processor.
-        stored: numbers that the run adds to the pre-trained weights: factors and networks, not
-            heads; all weights for full fine-tuning.
+        stored: numbers that the run adds to the pre-trained weights: factors, networks and mean
+            inputs, not heads; all weights for full fine-tuning.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -185,15 +186,14 @@ def new_record(experiment: str, setup: Setup) -> Record:
 
 
 def result_of(
-    setup: Setup,
+    plan: TrainingPlan,
     method: str,
     budget: float | None,
     evaluation: Evaluation,
     bits: float,
     seconds: float,
 ) -> Result:
-    """A result line from an evaluation of a model trained with the set-up's plan."""
-    plan = setup.plan
+    """A result line from an evaluation of a model trained with a plan."""
     return Result(
         method=method,
         budget=budget,

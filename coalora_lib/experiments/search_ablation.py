@@ -231,7 +231,7 @@ def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: 
         if seen & set(digits(to_flat([configuration]))):
             continue  # a search met it; the others are evaluated on it, so it may not count
         found = evaluate(model, setup.validation, configuration, batch_size=256)
-        record.results.append(result_of(setup, arm, budget, found, model.bits, seconds))
+        record.results.append(result_of(setup.plan, arm, budget, found, model.bits, seconds))
     write_record(record, folder)
     return record
 

@@ -36,6 +36,7 @@ class Setup:
             split for the search; ``validation`` is what results are reported on.
         weights: the pre-trained weight of each adapted layer.
         errors: (layers, 432), the squared quantization errors.
+        scheme: the code book that they are of, "nf" or "int".
     """
 
     run: Run
@@ -45,6 +46,7 @@ class Setup:
     validation: Examples = field(repr=False)
     weights: dict[str, Tensor] = field(repr=False)
     errors: Tensor = field(repr=False)
+    scheme: str = "nf"
     _allocated: dict[float, list[LayerConfig]] = field(default_factory=dict, repr=False)
     _means: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -74,15 +76,24 @@ class Setup:
         """The pre-trained model with fresh adapters, the same ones at every call.
 
         Args:
-            options: for :meth:`CoaLora.attach`; rank and alpha are the profile's by default.
+            options: for :meth:`CoaLora.attach`; rank, alpha and scheme are the set-up's by
+                default.
         """
-        defaults = {"rank": self.run.profile.rank, "alpha": self.run.profile.alpha}
+        profile = self.run.profile
+        defaults = {"rank": profile.rank, "alpha": profile.alpha, "scheme": self.scheme}
         return CoaLora.attach(self.new_base(), errors=self.errors, **defaults | options)
 
     def new_base(self) -> PreTrainedModel:
         """The pre-trained model with a fresh head, the same one at every call."""
         torch.manual_seed(self.run.seed)
         return _load(self.run)[0]
+
+    def with_scheme(self, scheme: str) -> Setup:
+        """The same ground under another code book: errors and allocations are its own."""
+        if scheme == self.scheme:
+            return self
+        errors = error_table(self.weights, scheme, pieces=self.run.profile.error_pieces)
+        return replace(self, scheme=scheme, errors=errors, _allocated={})
 
     def allocated(self, budget: float) -> list[LayerConfig]:
         """The least-error configuration within a budget in mean bits per parameter."""

@@ -19,7 +19,7 @@ from coalora_lib.configuration import (
     to_indices,
 )
 from coalora_lib.search import STRATEGIES, ScoredSet, segment_pareto_filter
-from coalora_lib.training.evaluation import Examples, evaluate
+from coalora_lib.training.evaluation import Examples, evaluate_each
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,9 @@ def like_coordinates(layer_names: Sequence[str]) -> Tensor:
 
 def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
     """f1 of each configuration, (n, 5 * layers) to (n,) float64: the loss on fixed examples."""
-    losses = [
-        evaluate(model, scoring, from_indices(row), batch_size=256).loss
-        for row in tqdm(configurations, "scoring", disable=None, leave=False)
-    ]
-    return torch.tensor(losses, dtype=torch.float64)
+    bar = tqdm(configurations, "scoring", disable=None, leave=False)
+    found = evaluate_each(model, scoring, (from_indices(row) for row in bar), batch_size=512)
+    return torch.tensor([each.loss for each in found], dtype=torch.float64)
 
 
 def to_flat(configurations: Sequence[Sequence[LayerConfig]]) -> Tensor:

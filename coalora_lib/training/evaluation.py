@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,6 @@ class Evaluation:
         return math.exp(self.loss)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     examples: Examples,
@@ -52,17 +52,39 @@ def evaluate(
         configuration: what ``set_configuration`` takes; None for the current one.
         batch_size: examples in a forward.
     """
+    return next(evaluate_each(model, examples, [configuration], batch_size))
+
+
+def evaluate_each(
+    model: nn.Module,
+    examples: Examples,
+    configurations: Iterable[ConfigurationLike | None],
+    batch_size: int = 64,
+) -> Iterator[Evaluation]:
+    """:func:`evaluate` under one configuration after another; the batches are made once."""
     accelerator = new_accelerator()
-    model.to(accelerator.device).eval()
-    if configuration is not None:
-        model.set_configuration(configuration)
-    correct: list[Tensor] = [None] * len(examples)
+    model.to(accelerator.device)
+    batches = [
+        (rows, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model))
+    ]
+    for configuration in configurations:
+        model.eval()
+        if configuration is not None:
+            model.set_configuration(configuration)
+        yield _evaluate(model, batches, accelerator)
+
+
+@torch.no_grad()
+def _evaluate(
+    model: nn.Module, batches: list[tuple[list[int], dict[str, Tensor]]], accelerator: Accelerator
+) -> Evaluation:
+    correct: list[Tensor] = [None] * sum(len(rows) for rows, _ in batches)
     total, count = 0.0, 0
-    for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model)):
-        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-        labels = batch.pop("labels")
+    for rows, batch in batches:
+        labels = batch["labels"]
         with accelerator.autocast():
-            logits = model(**batch).logits
+            logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
         per_row = [1] * len(rows)
         if logits.ndim == 3:
             per_row = (labels[:, 1:] >= 0).sum(1).tolist()

@@ -5,16 +5,10 @@ import pytest
 import torch
 
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.comparison import (
-    METHODS,
-    Job,
-    all_jobs,
-    path_of,
-    run_job,
-)
+from coalora_lib.experiments.comparison import Job, all_jobs, path_of, run_job
+from coalora_lib.experiments.methods import EVERY_METHOD
 from coalora_lib.experiments.pool import run_all, visible_gpus
 from coalora_lib.experiments.records import pack, read_record, read_records, write_record
-from coalora_lib.experiments.setup import ARBITRARY_BITS
 from tests.conftest import SMALLEST
 
 PROFILE = replace(
@@ -33,6 +27,11 @@ def setup():
     return prepare(RUN)
 
 
+@pytest.fixture(autouse=True)
+def few_arbitrary_configurations(monkeypatch):
+    monkeypatch.setattr("coalora_lib.experiments.setup.ARBITRARY_BITS", (2.5, 4.0))
+
+
 def test_jobs_are_one_a_budget_where_the_method_needs_it():
     jobs = all_jobs(PROFILE, [4], [0, 1], ["CoA-LoRA", "LQ-LoRA", "full fine-tuning"])
     assert len(jobs) == 2 * (1 + 2 + 1)
@@ -42,24 +41,27 @@ def test_jobs_are_one_a_budget_where_the_method_needs_it():
         all_jobs(PROFILE, [4], [0], ["LoRA"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
 def test_every_method_runs_on_its_targets(method, setup, tmp_path):
     (job, *_) = all_jobs(PROFILE, [4], [0], [method])
     record = read_record(run_job(setup, job, tmp_path))
     budgets = [result.budget for result in record.results]
-    kind = METHODS[method].trains_on
+    kind = EVERY_METHOD[method].trains_on
     if kind == "set":
-        assert budgets == [3.0, 4.0] + [None] * len(ARBITRARY_BITS)
-        assert len(record.searches) == 1
+        assert budgets == [3.0, 4.0, None, None]
+        assert len(record.searches) == EVERY_METHOD[method].searches
     else:
         assert budgets == [3.0 if kind == "budget" else None]
     assert record.rank == 4
     assert record.parameters["rank"] == 4
-    assert set(record.phases) == {"preparation", "training", "search", "evaluation"}
+    phases = {"preparation", "training", "search", "evaluation"}
+    assert set(record.phases) - {"teacher"} == phases
+    assert ("teacher" in record.phases) == (method == "distillation")
     assert record.stored > 0
+    at_least = EVERY_METHOD[method].configurations_per_step or 1  # one step
     for result in record.results:
         assert result.correctness.mean() == pytest.approx(result.accuracy)
-        assert result.passes == setup.plan.steps
+        assert result.passes == max(setup.plan.steps, at_least)
 
 
 def test_bit_widths_are_counted(setup, tmp_path):
