@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -18,7 +19,7 @@ from coalora_lib.experiments.comparison import all_jobs, job_of, path_of, run_jo
 from coalora_lib.experiments.methods import ABLATIONS, EVERY_METHOD, METHODS
 from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.pool import run_all
-from coalora_lib.experiments.records import Record, read_record, record_path
+from coalora_lib.experiments.records import Record, read_record, read_records, record_path
 from coalora_lib.experiments.search_ablation import (
     ALLOCATION,
     ARMS,
@@ -85,9 +86,10 @@ def book(
         )
         raise typer.Exit(1) from None
     _render(source, root, strict=False)
-    for path in sorted((root / BUILD / "results").glob(f"*-{dataset}-{profile}-seed{seed}.json")):
-        typer.echo(summary(read_record(path)))
-        typer.echo(f"Record: {path}")
+    made = root / BUILD / "results" / f"comparison-{dataset}-{profile}-seed{seed}"
+    if made.is_dir():
+        typer.echo(summary(read_records(made)))
+        typer.echo(f"Records: {made}")
 
 
 @app.command(epilog="Example: coalora outputs 04 && git diff book/")
@@ -118,7 +120,7 @@ def options(
     """Train one model for each option of the adapter; chapter 3 shows the records."""
     size = replace(PROFILES[profile], rank=rank, epochs=epochs)
     record = compare_options(prepare(Run(size, seed, dataset)), results, f"options-rank{rank}")
-    typer.echo(summary(record))
+    typer.echo(summary([record]))
 
 
 @app.command(
@@ -272,13 +274,14 @@ def _render(source: Path, root: Path, strict: bool) -> None:
     typer.echo(f"The book: {page.resolve()}")
 
 
-def summary(record: Record) -> str:
-    """A record's accuracies as a text table: a row a method, a column a budget."""
-    budgets = sorted({r.budget for r in record.results if r.budget is not None})
-    methods = list(dict.fromkeys(result.method for result in record.results))
-    found = {(r.method, r.budget): f"{100 * r.accuracy:.1f}" for r in record.results}
+def summary(records: Sequence[Record]) -> str:
+    """Accuracies of records of one seed as a text table: a row a method, a column a budget."""
+    record, results = records[0], [result for each in records for result in each.results]
+    budgets = sorted({r.budget for r in results if r.budget is not None})
+    methods = list(dict.fromkeys(result.method for result in results))
+    found = {(r.method, r.budget): f"{100 * r.accuracy:.1f}" for r in results}
     data = f"{record.dataset} (synthetic)" if record.synthetic else record.dataset
-    examples = record.results[0].examples if record.results else 0
+    examples = results[0].examples if results else 0
     lines = [
         f"Accuracy in percent on {data}, {examples} examples, profile {record.profile}, "
         f"seed {record.seed}",

@@ -158,7 +158,8 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
 
 def plan_of(setup: Setup, method: Method) -> TrainingPlan:
     """The shared plan as a method runs it: with as many forward-backward passes as all others."""
-    plan = replace(setup.plan, distillation=method.distillation)
+    rate = method.learning_rate or setup.plan.learning_rate
+    plan = replace(setup.plan, distillation=method.distillation, learning_rate=rate)
     count = method.configurations_per_step or plan.configurations_per_step
     steps = max(1, plan.steps * plan.configurations_per_step // count)
     return replace(plan, steps=steps, configurations_per_step=count)

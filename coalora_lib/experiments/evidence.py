@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from statistics import mean
 
 import numpy as np
@@ -86,6 +87,22 @@ class Evidence:
         by_seed = 100 * self.correctness(method, rank, budgets).mean(1)
         return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
 
+    def points(self, method: str, rank: int, budgets: Sequence[float] | None) -> np.ndarray:
+        """(seeds, n, 2): bits, and accuracy in percent, of n configurations.
+
+        Args:
+            method, rank: whose.
+            budgets: the allocated configurations of these, in order; None for the arbitrary ones,
+                of which every seed has its own.
+        """
+        wanted = [None] if budgets is None else budgets
+        by_seed = []
+        for seed in self.seeds(method, rank):
+            results = self._results(method, rank, seed)
+            chosen = [r for budget in wanted for r in results if r.budget == budget]
+            by_seed.append([(r.bits, 100 * r.accuracy) for r in chosen])
+        return np.array(by_seed)
+
     def lead(
         self, first: str, second: str, rank: int, budgets: Sequence[float] | None
     ) -> tuple[float, float, float]:
@@ -130,3 +147,10 @@ class Evidence:
     def _results(self, method: str, rank: int, seed: int) -> list[Result]:
         records = self._records[self._key(method, rank)][seed]
         return [result for record in records for result in record.results]
+
+
+def wall_seconds(records: Sequence[Record]) -> float:
+    """From the beginning of the first of these runs to the end of the last, many at a time."""
+    begun = [datetime.fromisoformat(record.created).timestamp() for record in records]
+    ends = [at + sum(record.phases.values()) for at, record in zip(begun, records, strict=True)]
+    return max(ends) - min(begun)

@@ -28,6 +28,8 @@ class Method:
         searches: False leaves the training set as it is at first.
         configurations_per_step: the profile's if None; with others, the steps change so that the
             passes stay the same.
+        learning_rate: the profile's if None. Adapters take one that is far too high for a whole
+            model.
         distillation: weight of an unquantized teacher's term in the loss; the teacher is LoRA of
             the same rank, trained before.
         scheme: the code book, "nf" or "int".
@@ -38,6 +40,7 @@ class Method:
     has_rank: bool = True
     searches: bool = True
     configurations_per_step: int | None = None
+    learning_rate: float | None = None
     distillation: float = 0.0
     scheme: Literal["nf", "int"] = "nf"
 
@@ -91,6 +94,8 @@ def _full_fine_tuning(setup: Setup, _: Configuration | None) -> nn.Module:
     return full_fine_tuning(setup.new_base())
 
 
+#: Of full fine-tuning: usual for BERT-like models (Devlin et al. 2019, arXiv 1810.04805).
+FULL_LEARNING_RATE = 5e-5
 #: What distillation learns from.
 TEACHER = Method(_unquantized_lora, "nothing")
 #: By name. Shared-LoRA and QLoRA are the same model, trained on the set or on one configuration.
@@ -102,7 +107,9 @@ METHODS: dict[str, Method] = {
     "LQ-LoRA": Method(_lq_lora, "budget"),
     "QLoRA": Method(_plain, "budget"),
     "LoRA, unquantized": TEACHER,
-    "full fine-tuning": Method(_full_fine_tuning, "nothing", has_rank=False),
+    "full fine-tuning": Method(
+        _full_fine_tuning, "nothing", has_rank=False, learning_rate=FULL_LEARNING_RATE
+    ),
 }
 _OURS = METHODS["CoA-LoRA"]
 #: CoA-LoRA with one part changed, and integer codes for it and what it is measured against.

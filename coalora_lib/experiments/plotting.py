@@ -9,6 +9,8 @@ COLOURS = {
     "CoA-LoRA": "#0072B2",
     "Shared-LoRA": "#E69F00",
     "QLoRA": "#009E73",
+    "LQ-LoRA": "#56B4E9",
+    "LoRA by bit width": "#8A5A44",
     "front": "#D55E00",
     "proposed": "#CC79A7",
     "muted": "#8A8F98",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -76,7 +77,11 @@ def _begin(devices: Queue, processes: int) -> None:
 
 def _run_one(job: Job, run: Run, folder: str) -> Path:
     setup = _prepared(replace(run.profile, rank=0), job.seed, run.dataset)
-    return run_job(replace(setup, run=replace(run, seed=job.seed)), job, folder)
+    try:
+        return run_job(replace(setup, run=replace(run, seed=job.seed)), job, folder)
+    finally:  # to the processes beside this one
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @lru_cache(maxsize=1)  # jobs come seed by seed

@@ -33,6 +33,7 @@ class Profile:
         error_pieces: pieces of each layer the error table looks at; None is all weights.
         training_budgets: bits of the allocated configurations in the first training set.
         random_configurations: arbitrary ones beside them.
+        arbitrary_configurations: those that a trained model is evaluated on, in no training set.
         search: sizes of the search.
         budgets: bits at which the methods are compared.
     """
@@ -55,6 +56,7 @@ class Profile:
     random_configurations: int
     search: SearchPlan
     budgets: tuple[float, ...] = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
+    arbitrary_configurations: int = 40
 
 
 PROFILES: dict[str, Profile] = {
@@ -79,6 +81,7 @@ PROFILES: dict[str, Profile] = {
             random_configurations=3,
             search=SearchPlan(rounds=2, starts=3, max_steps=30, proposals=6),
             budgets=(2.5, 3.0, 3.5, 4.0),
+            arbitrary_configurations=6,
         ),
         Profile(
             name="standard",

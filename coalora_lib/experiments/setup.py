@@ -19,8 +19,8 @@ from coalora_lib.tasks import TASKS, TaskSplits, load_classifier, load_task
 from coalora_lib.training import TrainingPlan, mean_inputs, tokenize
 from coalora_lib.training.evaluation import Examples
 
-#: Bits that arbitrary configurations are drawn at.
-ARBITRARY_BITS = spread(2.1, 5.0, 40)
+#: The fewest and the most bits that arbitrary configurations are drawn at.
+ARBITRARY_BITS = (2.1, 5.0)
 #: Training examples that the layers' mean inputs are measured on.
 MEAN_EXAMPLES = 512
 
@@ -128,7 +128,11 @@ class Setup:
         They are drawn apart from the training set's.
         """
         generator = torch.Generator().manual_seed(2**31 + self.run.seed)
-        return [random_at_bits(len(self.weights), bits, generator) for bits in ARBITRARY_BITS]
+        count = self.run.profile.arbitrary_configurations
+        return [
+            random_at_bits(len(self.weights), bits, generator)
+            for bits in spread(*ARBITRARY_BITS, count)
+        ]
 
 
 def prepare(run: Run) -> Setup:

@@ -17,6 +17,7 @@ PROFILE = replace(
     **SMALLEST,
     batch_size=8,
     budgets=(3.0, 4.0),
+    arbitrary_configurations=2,
     search=replace(PROFILES["quick"].search, starts=1, max_steps=2, proposals=1),
 )
 RUN = Run(PROFILE, 0)
@@ -25,11 +26,6 @@ RUN = Run(PROFILE, 0)
 @pytest.fixture(scope="module")
 def setup():
     return prepare(RUN)
-
-
-@pytest.fixture(autouse=True)
-def few_arbitrary_configurations(monkeypatch):
-    monkeypatch.setattr("coalora_lib.experiments.setup.ARBITRARY_BITS", (2.5, 4.0))
 
 
 def test_jobs_are_one_a_budget_where_the_method_needs_it():

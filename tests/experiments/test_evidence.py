@@ -1,14 +1,16 @@
 """The tables against the raw JSON files, read by another route."""
 
+import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coalora_lib.experiments import prepare
 from coalora_lib.experiments.comparison import Job, job_of, run_job
-from coalora_lib.experiments.evidence import Evidence
+from coalora_lib.experiments.evidence import Evidence, wall_seconds
 from coalora_lib.experiments.records import read_records
 from tests.experiments.test_comparison import PROFILE, RUN
 
@@ -61,6 +63,29 @@ def test_accuracies_are_those_of_the_files(evidence, folder):
         assert spread == pytest.approx(100 * np.std(by_seed, ddof=1))
 
 
+def test_points_are_those_of_the_files(evidence, folder):
+    found = evidence.points("CoA-LoRA", 4, [4.0, 3.0])
+    files = raw(folder, "CoA-LoRA")
+    for seed, rows in zip(sorted(files), found, strict=True):
+        by_budget = {r["budget"]: [r["bits"], 100 * r["accuracy"]] for r in files[seed]}
+        assert rows.tolist() == [by_budget[4.0], by_budget[3.0]]
+    arbitrary = evidence.points("CoA-LoRA", 4, None)
+    assert arbitrary.shape == (2, PROFILE.arbitrary_configurations, 2)
+
+
+def test_runs_beside_each_other_take_from_the_first_begin_to_the_last_end(folder):
+    record = read_records(folder, varying=["rank"])[0]
+    runs = [
+        record.model_copy(update={"created": created, "phases": {"training": seconds}})
+        for created, seconds in (
+            ("2026-01-01T00:00:10+00:00", 100.0),
+            ("2026-01-01T00:00:00+00:00", 50.0),
+            ("2026-01-01T01:00:20+01:00", 70.0),
+        )
+    ]
+    assert wall_seconds(runs) == 110.0
+
+
 def test_a_lead_is_the_difference_of_the_files_and_changes_sign(evidence, folder):
     means = {
         name: np.mean(
@@ -103,3 +128,86 @@ def test_a_record_says_how_to_make_it_again(folder):
         job, run = job_of(record)
         assert job in JOBS
         assert run == replace(RUN, seed=job.seed, profile=replace(PROFILE, rank=4))
+
+
+PUBLISHED = Path(__file__).parents[2] / "book" / "results" / "sst2"
+
+
+def published(start):
+    """(seeds, configurations, examples) correctness of records whose name starts so."""
+    found = []
+    for path in sorted(PUBLISHED.glob(f"{start}-sst2-standard-seed*.json")):
+        rows = []
+        for result in json.loads(path.read_text())["results"]:
+            packed = np.frombuffer(base64.b64decode(result["correct"]), dtype=np.uint8)
+            bits = [byte >> (7 - place) & 1 for byte in packed for place in range(8)]
+            rows.append((result["budget"], bits[: result["examples"]]))
+        found.append(rows)
+    return found
+
+
+def chapter_rows():
+    """The cells of all tables of chapter 5, as they were published, by their first cell."""
+    notebook = json.loads((PUBLISHED.parents[1] / "05_sst2.ipynb").read_text())
+    rows = {}
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            for line in output.get("data", {}).get("text/markdown", ()):
+                first, *cells = (part.strip() for part in line.strip().strip("|").split("|"))
+                rows.setdefault(first, []).append(cells)
+    return rows
+
+
+def arbitrary_mean(start):
+    return 100 * np.mean(
+        [right for rows in published(start) for budget, right in rows if budget is None]
+    )
+
+
+def test_chapter_5_prints_the_accuracies_of_the_published_records():
+    printed = chapter_rows()["CoA-LoRA"]
+    (entry,) = (cells for cells in printed if len(cells) == 3 and "(" in cells[0])
+    for rank, cell in zip((4, 8, 16), entry, strict=True):
+        assert cell.split()[0] == f"{arbitrary_mean(f'coa-lora-rank{rank}'):.2f}"
+
+
+def test_chapter_5_prints_the_leads_of_the_published_records():
+    (entry,) = chapter_rows()["**2** Ahead of Shared-LoRA, arbitrary"]
+    for rank, cell in zip((4, 8, 16), entry, strict=True):
+        lead = arbitrary_mean(f"coa-lora-rank{rank}") - arbitrary_mean(f"shared-lora-rank{rank}")
+        assert cell.split()[0] == f"{lead:+.2f}"
+    (entry,) = chapter_rows()["**1** Ahead of LQ-LoRA, a run each"]
+    for rank, cell in zip((4, 8, 16), entry, strict=True):
+        budgets = (2.25, 2.5, 2.75, 3, 3.25, 3.5, 4)
+        each = np.mean(
+            [
+                right
+                for budget in budgets
+                for rows in published(f"lq-lora-rank{rank}-{budget:g}bits")
+                for _, right in rows
+            ]
+        )
+        ours = np.mean(
+            [
+                right
+                for rows in published(f"coa-lora-rank{rank}")
+                for b, right in rows
+                if b in budgets
+            ]
+        )
+        assert cell.split()[0] == f"{100 * (ours - each):+.2f}"
+
+
+def test_chapter_5_prints_the_time_of_the_published_records():
+    (entry,) = chapter_rows()["**3** Nine LQ-LoRA runs take"]
+    for rank, cell in zip((4, 8, 16), entry, strict=True):
+        spent = {
+            name: sum(
+                sum(phases.values()) - phases["evaluation"]
+                for path in PUBLISHED.glob(f"{name}-rank{rank}-*seed*.json")
+                for phases in [json.loads(path.read_text())["phases"]]
+                if "bits" in path.name or name == "coa-lora"
+            )
+            for name in ("coa-lora", "lq-lora")
+        }
+        assert cell == f"{spent['lq-lora'] / spent['coa-lora']:.1f} times as long"

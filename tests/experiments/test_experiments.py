@@ -7,6 +7,7 @@ import torch
 from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments import PROFILES, Run, begin, prepare, provenance, table
 from coalora_lib.experiments.records import new_record, read_record, result_of, write_record
+from coalora_lib.experiments.tables import with_interval
 from coalora_lib.training import Evaluation
 
 GOOD = {"profile": "quick", "seed": 0, "dataset": "embedded"}
@@ -104,3 +105,9 @@ def test_provenance_says_synthetic(setup):
 
 def test_table_is_markdown():
     assert table(("a", "b"), [(1, "2")]).data == "| a | b |\n| :-- | --: |\n| 1 | 2 |"
+
+
+def test_an_interval_has_its_signs_and_holds_together():
+    text = with_interval((0.126, -1.0, 2.5))
+    assert text.split() == ["+0.13", "(-1.00", "to", "+2.50)"]
+    assert text.split(" ") == ["+0.13", "(-1.00\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}+2.50)"]
