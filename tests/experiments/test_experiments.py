@@ -74,7 +74,7 @@ def test_records_are_written_whole_and_read_back(setup, tmp_path, monkeypatch):
     record = new_record("trial", setup)
     right = torch.ones(16, dtype=torch.bool)
     evaluation = Evaluation(accuracy=1.0, loss=0.1, correct=right)
-    record.results.append(result_of(setup, "QLoRA", 3.0, evaluation, 2.99, 1.234))
+    record.results.append(result_of(setup.plan, "QLoRA", 3.0, evaluation, 2.99, 1.234))
     path = write_record(record, tmp_path / "new")
     assert path.name == "trial-embedded-quick-seed0.json"
     assert read_record(path) == record
