@@ -15,11 +15,14 @@ from tqdm import tqdm
 
 from coalora_lib import batch
 from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.experiments.chapter import CHAPTER_DATASETS
 from coalora_lib.experiments.comparison import all_jobs, job_of, path_of, run_job
 from coalora_lib.experiments.methods import ABLATIONS, EVERY_METHOD, METHODS
 from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.pool import run_all
+from coalora_lib.experiments.profiles import CHAPTER_PROFILES
 from coalora_lib.experiments.records import Record, read_record, read_records, record_path
+from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.experiments.search_ablation import (
     ALLOCATION,
     ARMS,
@@ -69,8 +72,12 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max
     epilog="Example: COALORA_DATA_DIR=~/glue coalora book --dataset sst2 --profile standard"
 )
 def book(
-    profile: ProfileName = "quick",
-    dataset: DatasetName = "embedded",
+    profile: Annotated[
+        str, typer.Option(help="Size of the run.", callback=_among(CHAPTER_PROFILES))
+    ] = "quick",
+    dataset: Annotated[
+        str, typer.Option(help="Data of the experiments.", callback=_among(CHAPTER_DATASETS))
+    ] = "embedded",
     seed: Seed = 0,
     jobs: Jobs = 2,
     root: Root = Path(),
@@ -256,6 +263,18 @@ def reproduce(
             f"{before.bits:6.3f} bits, {kind}: {100 * before.accuracy:.2f}, "
             f"{100 * after.accuracy:.2f}"
         )
+
+
+@app.command(epilog="Example: coalora scale paper paper-llama-2-7b --results book/results/scale")
+def scale(
+    profiles: Annotated[list[str], typer.Argument(help=f"Of {', '.join(FULL_SIZES)}.")],
+    results: Results = BUILD / "results",
+) -> None:
+    """Measure time and memory of the paper's models at full size, with random weights."""
+    for name in [_among(FULL_SIZES)(name) for name in profiles]:
+        record = measure_scale(name, results)
+        spent = ", ".join(f"{what} {seconds:.3g} s" for what, seconds in record.seconds.items())
+        typer.echo(f"{name}: {record.parameters / 1e9:.2f} billion parameters, {spent}")
 
 
 @app.command(epilog="Example: coalora render --strict")

@@ -13,9 +13,11 @@ import torch
 import transformers
 
 from coalora_lib.experiments.plotting import use_style
-from coalora_lib.experiments.profiles import PROFILES, Profile
+from coalora_lib.experiments.profiles import CHAPTER_PROFILES, PROFILES, Profile
 from coalora_lib.tasks import TASKS
 
+#: What a chapter may be run on: what has classes.
+CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]
 #: What papermill puts on top of the cell that carries the parameters it was given.
 INJECTED_MARK = "# Parameters\n"
 
@@ -48,9 +50,9 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
             raise ValueError(f"this chapter has no parameter {name!r}; allowed: {', '.join(names)}")
     given = {name: namespace[name] for name in names}
     run = Run(
-        profile=PROFILES[_one_of("profile", given["profile"], PROFILES)],
+        profile=PROFILES[_one_of("profile", given["profile"], CHAPTER_PROFILES)],
         seed=_seed(given["seed"]),
-        dataset=_one_of("dataset", given.get("dataset", "embedded"), ["embedded", *TASKS]),
+        dataset=_one_of("dataset", given.get("dataset", "embedded"), CHAPTER_DATASETS),
     )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

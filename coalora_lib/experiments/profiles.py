@@ -1,8 +1,8 @@
-"""The sizes of a run, all in one place: quick, standard and paper."""
+"""The sizes of a run, all in one place: quick, standard, and the paper's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coalora_lib.tasks.models import MINILM
 from coalora_lib.training import SearchPlan
@@ -21,18 +21,21 @@ class Profile:
 
     Attributes:
         name: what one passes as the parameter ``profile``.
-        model: for :func:`coalora_lib.tasks.load_classifier`.
-        dtype: of parameters and arithmetic on a CPU: "float32", or "float64", which makes the
-            printed digits the same on every CPU. A GPU runs bfloat16 autocast over float32.
+        model: for :func:`coalora_lib.tasks.load_classifier`, or, on C4,
+            :func:`~coalora_lib.tasks.load_language_model`.
+        dtype: of the pre-trained weights: "float32"; "float64", which makes the printed digits the
+            same on every CPU, and is float32 on a GPU; or "bfloat16", in which large models are
+            stored. A GPU computes under bfloat16 autocast.
         train_examples, validation_examples: taken from the start of a split; None is all.
         scoring_examples: held out of the training split for the search and for tuning.
-        max_length: tokens.
+        max_length: tokens; of C4, in a block.
         rank, alpha: of the LoRA factors.
         epochs: over the training examples, each with ``configurations_per_step`` passes.
         batch_size, configurations_per_step, learning_rate: of the training plan.
         error_pieces: pieces of each layer the error table looks at; None is all weights.
         training_budgets: bits of the allocated configurations in the first training set.
         random_configurations: arbitrary ones beside them.
+        language_model: the model continues texts, and is for data sets without labels.
         arbitrary_configurations: those that a trained model is evaluated on, in no training set.
         search: sizes of the search.
         budgets: bits at which the methods are compared.
@@ -57,6 +60,47 @@ class Profile:
     search: SearchPlan
     budgets: tuple[float, ...] = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
     arbitrary_configurations: int = 40
+    language_model: bool = False
+
+
+#: RoBERTa-large on GLUE, with the paper's hyperparameters.
+_PAPER = Profile(
+    name="paper",
+    model="FacebookAI/roberta-large",
+    dtype="float32",
+    train_examples=None,
+    validation_examples=None,
+    scoring_examples=1024,
+    max_length=128,
+    rank=64,
+    alpha=64,
+    epochs=10,
+    batch_size=64,
+    configurations_per_step=1,
+    learning_rate=1e-4,
+    error_pieces=None,
+    training_budgets=spread(2.25, 7.25, 50),
+    random_configurations=0,
+    search=SearchPlan(rounds=10, starts=5, max_steps=120, proposals=20),
+)
+
+
+def _on_c4(name: str, model: str) -> Profile:
+    """A language model on C4 with the paper's hyperparameters; the numbers of texts are ours."""
+    return replace(
+        _PAPER,
+        name=name,
+        model=model,
+        dtype="bfloat16",
+        language_model=True,
+        train_examples=8192,
+        validation_examples=1024,
+        scoring_examples=64,
+        max_length=1024,
+        epochs=5,
+        batch_size=4,
+        search=replace(_PAPER.search, rounds=5),
+    )
 
 
 PROFILES: dict[str, Profile] = {
@@ -102,24 +146,11 @@ PROFILES: dict[str, Profile] = {
             random_configurations=25,
             search=SearchPlan(rounds=3, starts=5, max_steps=30, proposals=20),
         ),
-        Profile(
-            name="paper",
-            model="FacebookAI/roberta-large",
-            dtype="float32",
-            train_examples=None,
-            validation_examples=None,
-            scoring_examples=1024,
-            max_length=128,
-            rank=64,
-            alpha=64,
-            epochs=10,
-            batch_size=64,
-            configurations_per_step=1,
-            learning_rate=1e-4,
-            error_pieces=None,
-            training_budgets=spread(2.25, 7.25, 50),
-            random_configurations=0,
-            search=SearchPlan(rounds=10, starts=5, max_steps=120, proposals=20),
-        ),
+        _PAPER,
+        _on_c4("paper-qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B"),
+        _on_c4("paper-qwen2.5-3b", "Qwen/Qwen2.5-3B"),
+        _on_c4("paper-llama-2-7b", "meta-llama/Llama-2-7b-hf"),
     )
 }
+#: What a chapter may be run with: those of classifiers.
+CHAPTER_PROFILES = [name for name, profile in PROFILES.items() if not profile.language_model]

@@ -49,7 +49,8 @@ class Result(BaseModel):
         seconds: wall time of the training behind the number, search included; a run that serves
             several budgets is listed with its whole time at each.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
-        correct: which examples are right, in their order: :func:`pack`'s text.
+        correct: which examples are right, in their order: :func:`pack`'s text; None of a language
+            model, whose examples are tokens.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -204,7 +205,7 @@ def result_of(
         seconds=round(seconds, 2),
         steps=plan.steps,
         passes=plan.steps * plan.configurations_per_step,
-        correct=pack(evaluation.correct),
+        correct=None if evaluation.of_tokens else pack(evaluation.correct),
     )
 
 

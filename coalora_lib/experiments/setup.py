@@ -15,8 +15,14 @@ from coalora_lib.allocation import allocate, error_table
 from coalora_lib.configuration import LayerConfig, random_at_bits
 from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.profiles import spread
-from coalora_lib.tasks import TASKS, TaskSplits, load_classifier, load_task
-from coalora_lib.training import TrainingPlan, mean_inputs, tokenize
+from coalora_lib.tasks import (
+    TASKS,
+    TaskSplits,
+    load_classifier,
+    load_language_model,
+    load_task,
+)
+from coalora_lib.training import TrainingPlan, mean_inputs, tokenize, tokenize_blocks
 from coalora_lib.training.evaluation import Examples
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
@@ -139,9 +145,16 @@ def prepare(run: Run) -> Setup:
     """Load data and model for a run, and measure the model's quantization errors.
 
     Raises:
-        ValueError, OSError: as the loaders of :mod:`coalora_lib.tasks`.
+        ValueError: the profile's model is a classifier and the data have no labels, or the other
+            way round; or as the loaders of :mod:`coalora_lib.tasks`.
+        OSError: as the loaders.
     """
     profile = run.profile
+    if profile.language_model != (labels_of(run.dataset) is None):
+        kind = "a language model" if profile.language_model else "a classifier"
+        raise ValueError(
+            f"profile {profile.name!r} is of {kind}; data set {run.dataset!r} is not for it"
+        )
     splits = load_task(run.dataset)
     torch.manual_seed(run.seed)
     base, tokenizer = _load(run)
@@ -163,15 +176,26 @@ def _examples(
     validation = splits.validation
     if profile.validation_examples is not None:
         validation = validation.select(range(min(len(validation), profile.validation_examples)))
+    to_examples = tokenize if labels_of(run.dataset) else tokenize_blocks
     return tuple(
-        tokenize(part, tokenizer, profile.max_length) for part in (train, held_out, validation)
+        to_examples(part, tokenizer, profile.max_length) for part in (train, held_out, validation)
     )
 
 
+def labels_of(dataset: str) -> int | None:
+    """Number of classes; None where texts are continued by a language model."""
+    return TASKS[dataset].labels if dataset in TASKS else 2
+
+
 def _load(run: Run):
-    """The classifier on the device it will run on; float32 there if it is a GPU."""
-    labels = TASKS[run.dataset].labels if run.dataset in TASKS else 2
+    """The model on the device it will run on."""
+    labels = labels_of(run.dataset)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cuda" else getattr(torch, run.profile.dtype)
-    model, tokenizer = load_classifier(run.profile.model, labels, dtype)
+    dtype = getattr(torch, run.profile.dtype)
+    if device == "cuda" and dtype == torch.float64:
+        dtype = torch.float32
+    if labels is None:
+        model, tokenizer = load_language_model(run.profile.model, dtype)
+    else:
+        model, tokenizer = load_classifier(run.profile.model, labels, dtype)
     return model.to(device), tokenizer

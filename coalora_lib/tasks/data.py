@@ -1,8 +1,9 @@
-"""Classification data: generated, from a folder, or from the hub, all in one form."""
+"""Data of tasks: generated, from a folder, or from the hub, all in one form."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -14,21 +15,38 @@ from coalora_lib.tasks.embedded import review_phrases
 
 
 class HubTask(NamedTuple):
-    """Where the hub keeps a task, and what its columns are called there."""
+    """Where the hub keeps a task, and what its columns are called there.
+
+    ``labels`` is None where texts are to be continued, not classified; ``files`` are those of each
+    split to take, where a data set is too large to take whole.
+    """
 
     path: str
     name: str | None
     columns: tuple[str, ...]
     validation: str
-    labels: int
+    labels: int | None
+    files: dict[str, str] | None = None
 
 
-#: The tasks of the paper's table 2. A pair of texts keeps its second one in the column "second".
+#: The tasks of the paper's experiments. A pair of texts keeps its second one in the column
+#: "second". Of C4 the first of the English files.
 TASKS: dict[str, HubTask] = {
     "sst2": HubTask("stanfordnlp/sst2", None, ("sentence",), "validation", 2),
     "qnli": HubTask("nyu-mll/glue", "qnli", ("question", "sentence"), "validation", 2),
     "mnli": HubTask("nyu-mll/glue", "mnli", ("premise", "hypothesis"), "validation_matched", 3),
     "qqp": HubTask("nyu-mll/glue", "qqp", ("question1", "question2"), "validation", 2),
+    "c4": HubTask(
+        "allenai/c4",
+        None,
+        ("text",),
+        "validation",
+        None,
+        {
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        },
+    ),
 }
 SOURCES = ("embedded", "directory", "hub")
 DIRECTORY_VARIABLE = "COALORA_DATA_DIR"
@@ -36,20 +54,25 @@ EMBEDDED_SIZES = {"train": 1088, "validation": 256}
 
 
 class TaskSplits(NamedTuple):
-    """A task's two splits, each a ``datasets.Dataset`` with the columns sentence and label."""
+    """A task's two splits, each a ``datasets.Dataset`` with the columns sentence and label.
+
+    Pairs have a column second; texts to be continued have no label.
+    """
 
     train: Dataset
     validation: Dataset
 
 
 def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) -> TaskSplits:
-    """Load a classification task.
+    """Load a task.
 
     Args:
         name: "embedded", or one of :data:`TASKS`.
         source: "embedded" generates synthetic review phrases; "directory" reads GLUE's train.tsv
-            and dev.tsv under ``$COALORA_DATA_DIR/<name>/``; "hub" downloads through ``datasets``.
-            By default: embedded for that name, the directory if the variable is set, else the hub.
+            and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have no label,
+            train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
+            ``datasets``. By default: embedded for that name, the directory if the variable is set,
+            else the hub.
         seed: of the generated phrases; the other sources do not use it.
 
     Raises:
@@ -105,6 +128,10 @@ def _from_directory(name: str) -> TaskSplits:
             "is not set"
         )
     folder = Path(root) / name
+    if TASKS[name].labels is None:
+        return TaskSplits(
+            *(read_jsonl(folder / file) for file in ("train.jsonl", "validation.jsonl"))
+        )
     return TaskSplits(
         *(read_tsv(folder / file, TASKS[name].labels) for file in ("train.tsv", "dev.tsv"))
     )
@@ -145,24 +172,47 @@ def read_tsv(path: Path, labels: int) -> Dataset:
     return _dataset(sentences, values)
 
 
+def read_jsonl(path: Path) -> Dataset:
+    """Read texts without labels: a JSON object a line, of which the field "text" is taken.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no such object, or there are none; the message names file and line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    texts = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, TypeError, KeyError):
+                text = None
+            if not isinstance(text, str):
+                raise ValueError(f'{path}, line {number}: expected {{"text": "..."}}')
+            texts.append(text)
+    if not texts:
+        raise ValueError(f"{path}, line 1: the file has no rows")
+    return Dataset.from_dict({"sentence": texts})
+
+
 def _from_hub(name: str) -> TaskSplits:
     spec = TASKS[name]
     try:
-        splits = datasets.load_dataset(spec.path, spec.name)
+        splits = datasets.load_dataset(spec.path, spec.name, data_files=spec.files)
     except (ConnectionError, FileNotFoundError) as error:
+        files = "train.tsv and dev.tsv" if spec.labels else "train.jsonl and validation.jsonl"
         raise ConnectionError(
             f"task {name!r} was not found on the hub ({spec.path}): {error}. Without a connection, "
-            f"set ${DIRECTORY_VARIABLE} to a folder that holds {name}/train.tsv and {name}/dev.tsv"
+            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds {files}"
         ) from error
-    return TaskSplits(
-        to_columns(splits["train"], spec.columns), to_columns(splits[spec.validation], spec.columns)
-    )
+    return TaskSplits(to_columns(splits["train"], spec), to_columns(splits[spec.validation], spec))
 
 
-def to_columns(split: Dataset, columns: tuple[str, ...]) -> Dataset:
-    """Rename a hub split's text columns to sentence (and second), and keep those and label."""
-    renamed = dict(zip(columns, ("sentence", "second"), strict=False))
-    kept = split.select_columns([*columns, "label"])
+def to_columns(split: Dataset, task: HubTask) -> Dataset:
+    """Rename a hub split's text columns to sentence (and second); keep those, and a label."""
+    renamed = dict(zip(task.columns, ("sentence", "second"), strict=False))
+    kept = split.select_columns([*task.columns, *(["label"] if task.labels else [])])
     # In two steps, since QNLI's second text is itself called "sentence".
     return kept.rename_columns({old: f"new_{new}" for old, new in renamed.items()}).rename_columns(
         {f"new_{new}": new for new in renamed.values()}

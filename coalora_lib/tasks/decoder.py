@@ -6,24 +6,17 @@ nothing about real text.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from coalora_lib.tasks.models import Pretrained
+
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
 
-class Decoder(NamedTuple):
-    """A causal language model and its tokenizer."""
-
-    model: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-
-
-def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Decoder:
+def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Pretrained:
     """An untrained decoder of four blocks, 64 wide, with one token for each word of some texts.
 
     Args:
@@ -52,4 +45,4 @@ def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.floa
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, eos_token=END
     )
-    return Decoder(model.to(dtype), fast)
+    return Pretrained(model.to(dtype), fast)

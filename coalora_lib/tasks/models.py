@@ -1,4 +1,4 @@
-"""Pre-trained classifiers by name: from a package by default, or from a folder or the hub."""
+"""Pre-trained models by name: from a package by default, or from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -24,8 +25,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-class Classifier(NamedTuple):
-    """A sequence classifier and its tokenizer."""
+class Pretrained(NamedTuple):
+    """A model and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ class Classifier(NamedTuple):
 
 def load_classifier(
     name: str = MINILM, labels: int = 2, dtype: torch.dtype = torch.float32
-) -> Classifier:
+) -> Pretrained:
     """Load a pre-trained encoder with a new classification head.
 
     The head is random: seed torch before the call. Only safetensors weights are read, and no
@@ -49,15 +50,31 @@ def load_classifier(
         ValueError: the packaged weights do not have the published checksum.
         OSError: neither a folder nor a model on the hub, or no safetensors weights there.
     """
+    return _load(AutoModelForSequenceClassification, name, dtype, num_labels=labels)
+
+
+def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """Load a pre-trained causal language model.
+
+    Args:
+        name: on the hub, or a local folder.
+        dtype: of the parameters.
+
+    Raises:
+        OSError: neither a folder nor a model on the hub, or no safetensors weights there.
+    """
+    return _load(AutoModelForCausalLM, name, dtype)
+
+
+def _load(kind: type, name: str, dtype: torch.dtype, **options) -> Pretrained:
     folder = _locate(name)
     if name == MINILM and checkpoint_checksum(name) != MINILM_SHA256:
         raise ValueError(f"{folder}/model.safetensors does not have sha256 {MINILM_SHA256}")
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=labels, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    model = kind.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
     )
     model.name_or_path = name  # not the folder: saved adapters name their base model
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Classifier(model, tokenizer)
+    return Pretrained(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def checkpoint_checksum(name: str = MINILM) -> str:

@@ -26,11 +26,13 @@ class Evaluation:
         accuracy: 0 to 1; of a causal model, the share of tokens predicted first.
         loss: mean cross-entropy in nats, over examples or predicted tokens.
         correct: (examples,) bool in the examples' order; of a causal model, (tokens,).
+        of_tokens: it is a causal model's.
     """
 
     accuracy: float
     loss: float
     correct: Tensor
+    of_tokens: bool = False
 
     @property
     def perplexity(self) -> float:
@@ -96,7 +98,8 @@ def _evaluate(
         for row, part in zip(rows, right.split(per_row), strict=True):
             correct[row] = part
     joined = torch.cat(correct)
-    return Evaluation(joined.double().mean().item(), total / count, joined)
+    of_tokens = batches[0][1]["labels"].ndim == 2
+    return Evaluation(joined.double().mean().item(), total / count, joined, of_tokens)
 
 
 def new_accelerator() -> Accelerator:

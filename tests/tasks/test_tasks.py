@@ -8,7 +8,9 @@ from coalora_lib.tasks import (
     checkpoint_checksum,
     data_checksum,
     load_classifier,
+    load_language_model,
     load_task,
+    small_decoder,
 )
 from coalora_lib.tasks.data import to_columns
 from coalora_lib.tasks.embedded import ADJECTIVES, review_phrases
@@ -106,13 +108,12 @@ def test_unknown_names_list_what_is_allowed(folder, name, source, message):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_hub_columns_become_ours(name):
-    columns = TASKS[name].columns
+    task, columns = TASKS[name], TASKS[name].columns
     raw = {column: [f"{column} text"] for column in columns} | {"label": [1], "idx": [0]}
-    split = to_columns(Dataset.from_dict(raw), columns)
+    split = to_columns(Dataset.from_dict(raw), task)
     assert split["sentence"][0] == f"{columns[0]} text"
-    assert set(split.column_names) == {"sentence", "second", "label"} - (
-        {"second"} if len(columns) == 1 else set()
-    )
+    expected = {"sentence"} | ({"second"} if len(columns) > 1 else set())
+    assert set(split.column_names) == expected | ({"label"} if task.labels else set())
 
 
 def test_packaged_model_loads_with_its_published_checksum():
@@ -138,3 +139,30 @@ def test_a_local_folder_loads(tmp_path, base_model):
     assert model.dtype == torch.float64
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert len(checkpoint_checksum(str(tmp_path))) == 64
+
+
+def test_texts_without_labels_are_read_from_json_lines(folder):
+    (folder.parent / "c4").mkdir()
+    for name in ("train", "validation"):
+        (folder.parent / "c4" / f"{name}.jsonl").write_text('{"text": "a b"}\n{"text": "c"}\n')
+    splits = load_task("c4")
+    assert splits.train.column_names == ["sentence"]
+    assert list(splits.train["sentence"]) == ["a b", "c"]
+    assert len(data_checksum(splits)) == 64
+    for text, line in (('{"text": "a"}\n{"txt": "b"}\n', 2), ("[1]\n", 1), ("", 1), ("\xff", 1)):
+        (folder.parent / "c4" / "train.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=rf"train\.jsonl, line {line}: "):
+            load_task("c4")
+    (folder.parent / "c4" / "train.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train\.jsonl: no such file"):
+        load_task("c4")
+
+
+def test_a_language_model_loads_from_a_folder(tmp_path):
+    made = small_decoder(Dataset.from_dict({"sentence": ["a b c"]}))
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_language_model(str(tmp_path))
+    assert model.name_or_path == str(tmp_path)
+    assert torch.equal(model.lm_head.weight, made.model.lm_head.weight)
+    assert tokenizer.eos_token == made.tokenizer.eos_token
