@@ -22,6 +22,8 @@ from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
+    Twins,
+    digits,
     new_record,
     record_path,
     result_of,
@@ -29,6 +31,7 @@ from coalora_lib.experiments.records import (
 )
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.training import TrainingPlan, train
+from coalora_lib.training.alternation import to_flat
 from coalora_lib.training.evaluation import evaluate_each
 
 #: Bits of a parameter in float32.
@@ -140,13 +143,23 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
     record.searches = [SearchedSet.of(found) for found in history.rounds]
     with phase("evaluation"):
         wanted = list(targets(setup, job))
+        if over_set:
+            pairs = unmet_twins(setup, record)
+            wanted += [(None, configuration) for pair in pairs for configuration in pair]
         switched = (configuration if aware else None for _, configuration in wanted)
         found_each = evaluate_each(model, setup.validation, switched, batch_size=256)
+        results = []
         for (budget, configuration), found in zip(wanted, found_each, strict=True):
             bits = UNQUANTIZED
             if configuration is not None:
                 bits = mean_bits(configuration, setup.sizes)
-            record.results.append(result_of(plan, job.method, budget, found, bits, seconds))
+            results.append(result_of(plan, job.method, budget, found, bits, seconds))
+    if over_set:
+        cut = len(results) - 2 * len(pairs)
+        twins = zip(results[cut::2], results[cut + 1 :: 2], strict=True)
+        record.twins = [Twins(seen=seen, unseen=unseen) for seen, unseen in twins]
+        results = results[:cut]
+    record.results = results
     phase.spent["search"] = round(history.search_seconds, 2)
     phase.spent["training"] = round(phase.spent["training"] - history.search_seconds, 2)
     record.phases = phase.spent
@@ -180,6 +193,14 @@ def targets(setup: Setup, job: Job) -> Iterator[tuple[float | None, Configuratio
     if kind == "set":
         for configuration in setup.arbitrary():
             yield None, configuration
+
+
+def unmet_twins(setup: Setup, record: Record) -> list[tuple[Configuration, Configuration]]:
+    """The set-up's twins, but for those whose unseen one a search of the run has met."""
+    met = {row for found in record.searches for row in found.configurations}
+    return [
+        (seen, unseen) for seen, unseen in setup.twins() if not met & set(digits(to_flat([unseen])))
+    ]
 
 
 def stored_numbers(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from coalora_lib.experiments.methods import EVERY_METHOD
-from coalora_lib.experiments.records import Record, Result
+from coalora_lib.experiments.records import Record, Result, Twins
 from coalora_lib.experiments.statistics import paired_bootstrap
 from coalora_lib.search import hypervolume
 
@@ -80,6 +80,36 @@ class Evidence:
             rows.append(np.mean([r.correctness for r in chosen], axis=0))
         return np.stack(rows)
 
+    def unseen(self, method: str, rank: int) -> tuple[float, float, float]:
+        """By how many points unseen configurations are ahead of their seen twins: mean, and a 95 %
+        interval, paired over seeds and examples.
+
+        Raises:
+            ValueError: the records have no twins.
+        """
+        sides = [
+            np.stack(
+                [
+                    np.mean(
+                        [getattr(twins, side).correctness for twins in self._twins(*key)], axis=0
+                    )
+                    for key in ((method, rank, seed) for seed in self.seeds(method, rank))
+                ]
+            )
+            for side in ("unseen", "seen")
+        ]
+        return tuple(100 * value for value in paired_bootstrap(*sides))
+
+    def twins(self, method: str, rank: int) -> np.ndarray:
+        """(n, 2, 2) of all seeds: seen and unseen; bits, and accuracy in percent."""
+        return np.array(
+            [
+                [(r.bits, 100 * r.accuracy) for r in (twins.seen, twins.unseen)]
+                for seed in self.seeds(method, rank)
+                for twins in self._twins(method, rank, seed)
+            ]
+        )
+
     def accuracy(
         self, method: str, rank: int, budgets: Sequence[float] | None
     ) -> tuple[float, float]:
@@ -143,6 +173,13 @@ class Evidence:
 
     def _key(self, method: str, rank: int) -> tuple[str, int]:
         return method, rank if EVERY_METHOD[method].has_rank else 0
+
+    def _twins(self, method: str, rank: int, seed: int) -> list[Twins]:
+        records = self._records[self._key(method, rank)][seed]
+        found = [twins for record in records for twins in record.twins]
+        if not found:
+            raise ValueError(f"{method}, rank {rank}, seed {seed}: no seen and unseen twins")
+        return found
 
     def _results(self, method: str, rank: int, seed: int) -> list[Result]:
         records = self._records[self._key(method, rank)][seed]

@@ -124,10 +124,20 @@ class SearchedSet(BaseModel):
         return torch.tensor([[int(digit) for digit in row] for row in self.configurations])
 
 
+class Twins(BaseModel):
+    """A configuration of the training set, and one like it that the run never met."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seen: Result
+    unseen: Result
+
+
 class Record(BaseModel):
     """A run: where it came from, how it was made, what it found; its searches, if it had any.
 
     Attributes:
+        twins: seen against unseen configurations, of a run over a set.
         code: :func:`code_digest` of the library that made it.
         phases: wall seconds of "preparation", "training", "search" and "evaluation", and of the
             "teacher" where there is one.
@@ -152,6 +162,7 @@ class Record(BaseModel):
     versions: dict[str, str]
     git_commit: str | None
     results: list[Result]
+    twins: list[Twins] = []
     searches: list[SearchedSet] = []
     code: str | None = None
     phases: dict[str, float] = {}

@@ -128,6 +128,26 @@ class Setup:
             for bits in spread(*ends, profile.random_configurations)
         ]
 
+    def twins(self) -> list[tuple[list[LayerConfig], list[LayerConfig]]]:
+        """Each configuration of the first training set, and one like it that is not in there.
+
+        An allocated one's twin is allocated half-way to the next budget, above and below in turn; a
+        random one's is another random one at the same bits.
+        """
+        seen, profile = self.training_set(), self.run.profile
+        budgets = profile.training_budgets
+        half = (budgets[-1] - budgets[0]) / max(1, len(budgets) - 1) / 2
+        unseen = [
+            self.allocated(budget + (half if i % 2 == 0 and i + 1 < len(budgets) else -half))
+            for i, budget in enumerate(budgets)
+        ]
+        generator = torch.Generator().manual_seed(2**30 + self.run.seed)
+        unseen += [
+            random_at_bits(len(self.weights), bits, generator)
+            for bits in spread(budgets[0], budgets[-1], profile.random_configurations)
+        ]
+        return list(zip(seen, unseen, strict=True))
+
     def arbitrary(self) -> list[list[LayerConfig]]:
         """Random configurations to evaluate on, the same for all methods, at equally spaced bits.
 

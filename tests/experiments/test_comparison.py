@@ -43,6 +43,7 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
     record = read_record(run_job(setup, job, tmp_path))
     budgets = [result.budget for result in record.results]
     kind = EVERY_METHOD[method].trains_on
+    assert len(record.twins) == (3 if kind == "set" else 0)
     if kind == "set":
         assert budgets == [3.0, 4.0, None, None]
         assert len(record.searches) == EVERY_METHOD[method].searches

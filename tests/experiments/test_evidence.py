@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments import prepare
 from coalora_lib.experiments.comparison import Job, job_of, run_job
 from coalora_lib.experiments.evidence import Evidence, wall_seconds
@@ -84,6 +85,31 @@ def test_runs_beside_each_other_take_from_the_first_begin_to_the_last_end(folder
         )
     ]
     assert wall_seconds(runs) == 110.0
+
+
+def test_unseen_against_seen_is_the_difference_of_the_files(evidence, folder):
+    pairs = []
+    for path in sorted(folder.glob("coa-lora-rank4*.json")):
+        pairs += json.loads(path.read_text())["twins"]
+    seen, unseen = ([pair[side]["accuracy"] for pair in pairs] for side in ("seen", "unseen"))
+    lead, low, high = evidence.unseen("CoA-LoRA", 4)
+    assert lead == pytest.approx(100 * (np.mean(unseen) - np.mean(seen)))
+    assert low <= lead <= high
+    found = evidence.twins("CoA-LoRA", 4)
+    assert found.shape == (len(pairs), 2, 2)
+    assert found[:, 0, 1].tolist() == pytest.approx([100 * a for a in seen])
+    with pytest.raises(ValueError, match="LQ-LoRA, rank 4, seed 0: no seen and unseen twins"):
+        evidence.unseen("LQ-LoRA", 4)
+
+
+def test_twins_are_alike_and_in_no_training_set(folder):
+    setup = prepare(RUN)
+    known = setup.training_set()
+    for seen, unseen in setup.twins():
+        assert seen in known
+        assert unseen not in known
+        bits = [mean_bits(configuration, setup.sizes) for configuration in (seen, unseen)]
+        assert abs(bits[0] - bits[1]) < 1
 
 
 def test_a_lead_is_the_difference_of_the_files_and_changes_sign(evidence, folder):
