@@ -202,7 +202,7 @@ def test_chapter_5_prints_the_leads_of_the_published_records():
     for rank, cell in zip((4, 8, 16), entry, strict=True):
         lead = arbitrary_mean(f"coa-lora-rank{rank}") - arbitrary_mean(f"shared-lora-rank{rank}")
         assert cell.split()[0] == f"{lead:+.2f}"
-    (entry,) = chapter_rows()["**1** Ahead of LQ-LoRA, a run each"]
+    (entry,) = chapter_rows()["**1** Ahead of LQ-LoRA, 2.25 to 4 bits"]
     for rank, cell in zip((4, 8, 16), entry, strict=True):
         budgets = (2.25, 2.5, 2.75, 3, 3.25, 3.5, 4)
         each = np.mean(
