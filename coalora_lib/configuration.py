@@ -128,6 +128,10 @@ class LayerConfig:
         return tuple(cls(*values) for values in itertools.product(*CHOICES.values()))
 
 
+#: The choice of the most bits and the smallest blocks, nearest to the unquantized weights.
+FINEST = LayerConfig(8, 8, "fp32", 16, 16)
+
+
 def to_indices(configuration: Sequence[LayerConfig]) -> Tensor:
     """A model's configuration as integers: (layers, 5), int64."""
     return torch.tensor([config.indices for config in configuration], dtype=torch.int64)

@@ -38,8 +38,15 @@ class AdjustedFactor(nn.Linear):
         self.shift: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        weight = self.weight if self.adjusted is None else self.adjusted
-        return F.linear(inputs, weight, self.shift)
+        return F.linear(inputs, *current(self))
+
+
+def current(factor: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that a LoRA factor computes with now, adjusted or PEFT's own."""
+    if not isinstance(factor, AdjustedFactor):
+        return factor.weight, factor.bias
+    weight = factor.weight if factor.adjusted is None else factor.adjusted
+    return weight, factor.shift
 
 
 @dataclass(frozen=True)

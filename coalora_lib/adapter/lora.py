@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.adapter.linear import LoraLinear
+
 #: Parts outside the blocks that a classifier trains in full, where the model has them.
 HEADS = ("classifier", "score", "pooler")
 
@@ -39,6 +41,8 @@ def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftMod
         task_type=_task_type(base_model),
         fan_in_fan_out=isinstance(base_model.get_submodule(names[0]), Conv1D),
     )
+    if not getattr(base_model, "is_loaded_in_4bit", False):  # bitsandbytes' layers are PEFT's
+        settings._register_custom_module({nn.Linear: LoraLinear})
     model = get_peft_model(base_model, settings)
     for name, module in base_model.named_modules():
         if name.rsplit(".", 1)[-1] in heads:

@@ -20,6 +20,7 @@ from coalora_lib.adapter.encoding import (
 )
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
 from coalora_lib.adapter.layers import AdjustedFactor, CompactWeight, WeightCache
+from coalora_lib.adapter.linear import frozen_copies
 from coalora_lib.adapter.lora import adaptable_layers, attach_lora
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.allocation import Device, allocate, error_table
@@ -252,28 +253,20 @@ class CoaLora(nn.Module):
     def weights_in_place(self) -> Iterator[None]:
         """While it lasts, a configuration is copied to where the one before it was.
 
-        That costs a copy, and captured CUDA graphs see the new weights. Where passes run under
-        bfloat16 autocast, the copies are bfloat16 at once.
+        That costs a copy, and captured CUDA graphs see the new weights.
         """
-        low = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        for layer in self._layers:
-            weight = layer.base_layer.weight
-            lower = low and weight.dtype == torch.float32  # autocast leaves float64 alone
-            copy = weight.detach().to(torch.bfloat16 if lower else weight.dtype, copy=True)
-            layer.base_layer.weight = nn.Parameter(copy, requires_grad=False)
-        for output in self._outputs if self.settings.bias_correction else ():
-            zeros = output.weight.new_zeros(output.out_features)
-            output.shift = zeros if output.shift is None else output.shift.clone()
-        self._in_place = True
         try:
-            yield
+            with frozen_copies(self._layers):
+                for output in self._outputs if self.settings.bias_correction else ():
+                    zeros = output.weight.new_zeros(output.out_features)
+                    output.shift = zeros if output.shift is None else output.shift.clone()
+                self._in_place = True
+                yield
         finally:
             self._in_place = False
             if self._configuration is not None:
                 self.set_configuration(self._configuration)
             else:
-                for layer, weight in zip(self._layers, self._cache.weights.values(), strict=True):
-                    layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
                 for output in self._outputs:
                     output.shift = None
 

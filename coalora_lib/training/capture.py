@@ -20,16 +20,19 @@ class CapturedPass:
     :meth:`~coalora_lib.adapter.CoaLora.weights_in_place`.
 
     Args:
-        run: (batch) to loss; it adds to the gradients and does not wait for the GPU.
+        run: (batch) to tensors, such as loss and logits; it adds to the gradients and does not
+            wait for the GPU.
         parameters: whose gradients it adds to.
     """
 
     def __init__(
-        self, run: Callable[[dict[str, Tensor]], Tensor], parameters: Iterable[nn.Parameter]
+        self,
+        run: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
+        parameters: Iterable[nn.Parameter],
     ) -> None:
         self._run = run
         self._parameters = list(parameters)
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, dict, tuple[Tensor, ...]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         # One for all: autograd remembers the stream that a parameter's gradient came on.
         self._stream = torch.cuda.Stream()
@@ -37,18 +40,20 @@ class CapturedPass:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss, a tensor of its own."""
+    def __call__(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the pass returns, in tensors of their own."""
         shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items())
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(batch)
-        graph, inputs, loss = self._graphs[shape]
+        graph, inputs, outputs = self._graphs[shape]
         for name, tensor in batch.items():
             inputs[name].copy_(tensor)
         graph.replay()
-        return loss.clone()
+        return tuple(output.clone() for output in outputs)
 
-    def _capture(self, batch: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict, Tensor]:
+    def _capture(
+        self, batch: dict[str, Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, dict, tuple[Tensor, ...]]:
         inputs = {name: tensor.clone() for name, tensor in batch.items()}
         gradients = [parameter.grad.clone() for parameter in self._parameters]
         random_state = torch.cuda.get_rng_state()
@@ -59,8 +64,8 @@ class CapturedPass:
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            loss = self._run(inputs)
+            outputs = self._run(inputs)
         # A capture computes nothing; the warm-up did, and drew random numbers.
         torch._foreach_copy_([parameter.grad for parameter in self._parameters], gradients)
         torch.cuda.set_rng_state(random_state)
-        return graph, inputs, loss
+        return graph, inputs, outputs

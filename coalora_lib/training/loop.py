@@ -18,8 +18,9 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter.linear import LoraLinear, frozen_copies
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.configuration import LayerConfig, from_indices, mean_bits
+from coalora_lib.configuration import FINEST, LayerConfig, from_indices, mean_bits
 from coalora_lib.training import checkpoint
 from coalora_lib.training.alternation import Round, SearchPlan, search_round, to_flat
 from coalora_lib.training.batches import ShuffledBatches
@@ -29,6 +30,8 @@ from coalora_lib.training.losses import distillation_loss
 
 Configuration = Sequence[LayerConfig]
 
+#: Stands for the finest configuration among the indices of a step's.
+FINEST_INDEX = -1
 #: Captured batches are padded to a multiple of this many tokens.
 PADDING = 8
 
@@ -48,6 +51,9 @@ class TrainingPlan:
         weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
         distillation: weight of the teacher's term in the loss, 0 to 1; 0 needs no teacher.
+        in_place: the teacher is the model itself. The first of a step's configurations is the
+            finest one, and the others learn from its outputs, so that a teacher costs no passes
+            of its own (Yu and Huang 2019, arXiv 1903.05134, section 3.3).
         temperature: both distributions are softened by it in that term.
         cuda_graphs: capture the passes on a single GPU, for models small enough to wait for
             launches. Batches are padded to multiples of :data:`PADDING` tokens, so that few
@@ -64,6 +70,7 @@ class TrainingPlan:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     distillation: float = 0.0
+    in_place: bool = False
     temperature: float = 2.0
     cuda_graphs: bool = False
     seed: int = 0
@@ -77,6 +84,10 @@ class TrainingPlan:
         for name in ("warmup", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside 0..1")
+        if self.in_place and (self.configurations_per_step < 2 or not self.distillation):
+            raise ValueError(
+                "in_place=True needs at least 2 configurations_per_step, and a distillation above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ def train(
         search: improve the set between stretches of training.
         scoring: examples that the search scores configurations on; not those that results are
             reported on.
-        teacher: an unquantized model, for ``plan.distillation``.
+        teacher: an unquantized model, for ``plan.distillation`` unless it is ``in_place``.
         checkpoints: folder to write checkpoints into, and to go on from if it holds some of the
             same run: a run that was killed ends with the weights of one that was not, bit for bit
             on a processor.
@@ -246,7 +257,8 @@ class Trainer:
     def _capturing(self) -> Iterator[None]:
         """While it lasts, passes are captured and replayed."""
         aware = isinstance(self.model, CoaLora)
-        with self.model.weights_in_place() if aware else nullcontext():
+        frozen = (layer for layer in self.model.modules() if isinstance(layer, LoraLinear))
+        with self.model.weights_in_place() if aware else frozen_copies(frozen):
             self._pass = CapturedPass(self._forward_backward, self.parameters.values())
             try:
                 yield
@@ -255,20 +267,24 @@ class Trainer:
 
     def train_step(self) -> float:
         """One optimizer step; its loss."""
-        self.model.train()
+        if not self.model.training:  # it walks through every module
+            self.model.train()
         count, processes = self.plan.configurations_per_step, self.accelerator.num_processes
         rows = self.batches.next_rows()[self.accelerator.process_index :: processes]
         batch = self._to_device(self.batches.collate(rows))
-        if self.plan.distillation:
+        if self.teacher is not None:
             batch["target"] = self._teach(batch)
         drawn = self._draw(count)
         losses = []
         for position, index in enumerate(drawn):
             if index is not None:
-                self.model.set_configuration(self.configurations[index])
+                self.model.set_configuration(self._configuration(index))
             waiting = position + 1 < count and processes > 1
             with self.accelerator.no_sync(self._parallel) if waiting else nullcontext():
-                losses.append(self._pass(batch))
+                loss, *logits = self._pass(batch)
+            losses.append(loss)
+            if logits:
+                (batch["target"],) = logits
         # The mean over processes, so that all of them stop at a NaN of one. Here the GPU is
         # waited for, once a step.
         values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
@@ -282,10 +298,22 @@ class Trainer:
     def _draw(self, count: int) -> list[int | None]:
         if self.configurations is None:
             return [None] * count
-        return torch.randint(len(self.configurations), (count,), generator=self.generator).tolist()
+        first = [FINEST_INDEX] if self.plan.in_place else []
+        size = (count - len(first),)
+        drawn = torch.randint(len(self.configurations), size, generator=self.generator)
+        return first + drawn.tolist()
 
-    def _forward_backward(self, batch: dict[str, Tensor]) -> Tensor:
-        """One pass under the current configuration: adds to the gradients, returns the loss."""
+    def _configuration(self, index: int) -> Configuration:
+        """Of the set, or the finest one."""
+        if index == FINEST_INDEX:
+            return [FINEST] * len(self.model.layer_names)
+        return self.configurations[index]
+
+    def _forward_backward(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """One pass under the current configuration: adds to the gradients, returns the loss.
+
+        And the logits, where the passes behind it are to learn from them.
+        """
         batch = batch.copy()
         target = batch.pop("target", None)
         with self.accelerator.autocast():
@@ -296,7 +324,8 @@ class Trainer:
             soft = distillation_loss(output.logits, target, batch["labels"], heat)
             loss = (1 - share) * loss + share * soft
         (loss / self.plan.configurations_per_step).backward()
-        return loss.detach()
+        teaches = self.plan.in_place and target is None
+        return (loss.detach(), output.logits.detach()) if teaches else (loss.detach(),)
 
     @torch.no_grad()
     def _teach(self, batch: dict[str, Tensor]) -> Tensor:
@@ -335,8 +364,9 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=not self._captured)
                 where = f"step {self.step}"
                 if index is not None:
-                    bits = mean_bits(self.configurations[index], self.model.sizes)
-                    where += f", configuration {index} of the set ({bits:.3f} bits)"
+                    bits = mean_bits(self._configuration(index), self.model.sizes)
+                    which = f"{index} of the set" if index != FINEST_INDEX else "the finest"
+                    where += f", configuration {which} ({bits:.3f} bits)"
                 raise FloatingPointError(
                     f"the loss is {value} at {where}; a lower learning rate may help"
                 )
@@ -362,8 +392,11 @@ class Trainer:
                     )
         if self.search is not None and (configurations is None or not self.scoring):
             raise ValueError("a search needs a set of configurations and examples to score on")
-        if self.plan.distillation and teacher is None:
-            raise ValueError(f"distillation={self.plan.distillation} needs a teacher")
+        if self.plan.in_place and (configurations is None or teacher is not None):
+            raise ValueError("in_place=True needs a set of configurations, and no other teacher")
+        if bool(self.plan.distillation) != (self.plan.in_place or teacher is not None):
+            needs = "needs a" if self.plan.distillation else "has no use for a"
+            raise ValueError(f"distillation={self.plan.distillation} {needs} teacher")
         if self.plan.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"batch_size={self.plan.batch_size} cannot be shared by "

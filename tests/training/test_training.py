@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.configuration import FINEST, LayerConfig
 from coalora_lib.training import (
     SearchPlan,
     TrainingPlan,
@@ -150,8 +150,13 @@ def test_both_schedules_warm_up_and_end_at_zero(model, examples, schedule):
         ({"schedule": "constant"}, "schedule='constant' is not known"),
         ({"warmup": 1.5}, r"warmup=1\.5 is outside"),
         ({"distillation": -1}, "distillation=-1 is outside"),
+        ({"in_place": True}, "needs at least 2 configurations_per_step, and a distillation"),
+        (
+            {"in_place": True, "distillation": 0.5, "configurations_per_step": 1},
+            "needs at least 2 configurations_per_step",
+        ),
     ],
-    ids=["steps", "schedule", "warmup", "distillation"],
+    ids=["steps", "schedule", "warmup", "distillation", "in place", "one a step"],
 )
 def test_a_plan_out_of_range_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -173,8 +178,39 @@ def test_a_set_for_another_model_is_refused(model, examples):
         train(model, examples, [SET[0], SET[1][1:]], PLAN)
     with pytest.raises(ValueError, match="needs a teacher"):
         train(model, examples, SET, replace(PLAN, distillation=0.5))
+    with pytest.raises(ValueError, match="has no use for a teacher"):
+        train(model, examples, SET, PLAN, teacher=tiny_bert())
+    itself = replace(PLAN, distillation=0.5, in_place=True)
+    with pytest.raises(ValueError, match="no other teacher"):
+        train(model, examples, SET, itself, teacher=tiny_bert())
     with pytest.raises(ValueError, match="examples to score on"):
         train(model, examples, SET, PLAN, search=SearchPlan(2, 2, 2))
+
+
+def test_in_place_the_finest_configuration_teaches_the_others_of_a_step(model, examples):
+    plan = replace(PLAN, distillation=0.5, in_place=True, configurations_per_step=3)
+    trainer = Trainer(model, examples, SET, plan)
+    passes, forward_backward = [], trainer._pass
+
+    def spy(batch):
+        found = forward_backward(batch)
+        passes.append((model.configuration, batch.get("target"), found))
+        return found
+
+    trainer._pass = spy
+    before = model.model.get_base_model().classifier.modules_to_save["default"].weight.clone()
+    for _ in range(4):
+        passes.clear()
+        trainer.train_step()
+        (finest, nothing, (_, logits)), *others = passes
+        assert finest == [FINEST] * len(model.layer_names)
+        assert nothing is None
+        for configuration, target, found in others:
+            assert configuration in SET
+            assert target is logits
+            assert len(found) == 1
+    after = model.model.get_base_model().classifier.modules_to_save["default"].weight
+    assert not torch.equal(before, after)
 
 
 def test_distillation_follows_the_teacher(examples):
