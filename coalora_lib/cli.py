@@ -212,11 +212,16 @@ def experiments(
         typer.Option(help=f"Of {'; '.join(EVERY_METHOD)}. All but the ablations if none is named."),
     ] = (),
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Instead of the profile's; for tuning.", min=0)
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
     """Run the comparison of chapter 5; a run whose record is in the folder is not made again."""
     run = Run(PROFILES[profile], 0, dataset)
+    if learning_rate is not None:
+        run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
     try:
         named = method or list(ABLATIONS if ablations else METHODS)
         wanted = all_jobs(run.profile, rank, range(seeds), named)

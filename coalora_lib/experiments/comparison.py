@@ -30,7 +30,7 @@ from coalora_lib.experiments.records import (
     write_record,
 )
 from coalora_lib.experiments.setup import Setup
-from coalora_lib.training import TrainingPlan, train
+from coalora_lib.training import SearchPlan, TrainingPlan, train
 from coalora_lib.training.alternation import to_flat
 from coalora_lib.training.evaluation import evaluate_each
 
@@ -125,7 +125,7 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
         aware = isinstance(model, CoaLora)  # of configurations; others have theirs built in
         first = setup.training_set() if over_set else [one] if aware else None
     teacher = None
-    if method.distillation:
+    if method.distillation and not method.in_place:
         with phase("teacher"):
             teacher = TEACHER.make(setup, None)
             train(teacher, setup.train, None, replace(plan, distillation=0.0))
@@ -135,7 +135,7 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
             setup.train,
             first,
             plan,
-            search=profile.search if over_set and method.searches else None,
+            search=search_of(profile, method),
             scoring=setup.scoring,
             teacher=teacher,
         )
@@ -171,11 +171,18 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
 
 def plan_of(setup: Setup, method: Method) -> TrainingPlan:
     """The shared plan as a method runs it: with as many forward-backward passes as all others."""
-    rate = method.learning_rate or setup.plan.learning_rate
-    plan = replace(setup.plan, distillation=method.distillation, learning_rate=rate)
+    plan = replace(setup.plan, learning_rate=method.rate * setup.plan.learning_rate)
     count = method.configurations_per_step or plan.configurations_per_step
     steps = max(1, plan.steps * plan.configurations_per_step // count)
-    return replace(plan, steps=steps, configurations_per_step=count)
+    plan = replace(plan, steps=steps, configurations_per_step=count)
+    return replace(plan, distillation=method.distillation, in_place=method.in_place)
+
+
+def search_of(profile: Profile, method: Method) -> SearchPlan | None:
+    """The profile's search as a method runs it; None if it does not."""
+    if method.trains_on != "set" or not method.searches:
+        return None
+    return replace(profile.search, segments=None) if method.keeps_all else profile.search
 
 
 def targets(setup: Setup, job: Job) -> Iterator[tuple[float | None, Configuration | None]]:

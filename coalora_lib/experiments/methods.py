@@ -26,12 +26,14 @@ class Method:
             for each budget on that budget's configuration; "nothing", unquantized.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
         searches: False leaves the training set as it is at first.
+        keeps_all: the search's filter drops nothing.
         configurations_per_step: the profile's if None; with others, the steps change so that the
             passes stay the same.
-        learning_rate: the profile's if None. Adapters take one that is far too high for a whole
-            model.
-        distillation: weight of an unquantized teacher's term in the loss; the teacher is LoRA of
+        rate: times the profile's learning rate.
+        distillation: weight of a teacher's term in the loss; the teacher is unquantized LoRA of
             the same rank, trained before.
+        in_place: the teacher is the model itself, see
+            :class:`~coalora_lib.training.TrainingPlan`.
         scheme: the code book, "nf" or "int".
     """
 
@@ -39,9 +41,11 @@ class Method:
     trains_on: Literal["set", "budget", "nothing"]
     has_rank: bool = True
     searches: bool = True
+    keeps_all: bool = False
     configurations_per_step: int | None = None
-    learning_rate: float | None = None
+    rate: float = 1.0
     distillation: float = 0.0
+    in_place: bool = False
     scheme: Literal["nf", "int"] = "nf"
 
 
@@ -62,10 +66,11 @@ def _coa_lora(**changed) -> Callable[[Setup, Configuration | None], CoaLora]:
 
 
 def _half_residual(setup: Setup, _: Configuration | None) -> CoaLora:
-    """The rank shared between trained factors and the residual's frozen ones."""
-    rank = setup.run.profile.rank
-    make = _coa_lora(start="residual", rank=rank - rank // 2, residual_rank=rank // 2)
-    return make(setup, None)
+    """The rank shared between trained factors and the residual's frozen ones; alpha / r stays."""
+    rank, alpha = setup.run.profile.rank, setup.run.profile.alpha
+    trained = rank - rank // 2
+    settings = {"rank": trained, "alpha": alpha * trained / rank, "residual_rank": rank // 2}
+    return _coa_lora(start="residual", **settings)(setup, None)
 
 
 def _as_published(setup: Setup, _: Configuration | None) -> CoaLora:
@@ -94,8 +99,8 @@ def _full_fine_tuning(setup: Setup, _: Configuration | None) -> nn.Module:
     return full_fine_tuning(setup.new_base())
 
 
-#: Of full fine-tuning: usual for BERT-like models (Devlin et al. 2019, arXiv 1810.04805).
-FULL_LEARNING_RATE = 5e-5
+#: Of full fine-tuning, by the adapters' learning rate, which is far too high for a whole model.
+FULL_RATE = 0.05
 #: What distillation learns from.
 TEACHER = Method(_unquantized_lora, "nothing")
 #: By name. Shared-LoRA and QLoRA are the same model, trained on the set or on one configuration.
@@ -107,14 +112,14 @@ METHODS: dict[str, Method] = {
     "LQ-LoRA": Method(_lq_lora, "budget"),
     "QLoRA": Method(_plain, "budget"),
     "LoRA, unquantized": TEACHER,
-    "full fine-tuning": Method(
-        _full_fine_tuning, "nothing", has_rank=False, learning_rate=FULL_LEARNING_RATE
-    ),
+    "full fine-tuning": Method(_full_fine_tuning, "nothing", has_rank=False, rate=FULL_RATE),
 }
 _OURS = METHODS["CoA-LoRA"]
+_IN_PLACE = {"distillation": 0.5, "in_place": True, "configurations_per_step": 2}
 #: CoA-LoRA with one part changed, and integer codes for it and what it is measured against.
 ABLATIONS: dict[str, Method] = {
     "no search": replace(_OURS, searches=False),
+    "no filter": replace(_OURS, keeps_all=True),
     "no network": Method(
         _coa_lora(configuration_aware=False, output_bias=False, error_features=False), "set"
     ),
@@ -123,9 +128,12 @@ ABLATIONS: dict[str, Method] = {
     "no error features": Method(_coa_lora(error_features=False), "set"),
     "zero start": Method(_coa_lora(start="zero"), "set"),
     "residual start": Method(_half_residual, "set"),
-    "1 configuration a step": replace(_OURS, configurations_per_step=1),
+    "2 configurations a step": replace(_OURS, configurations_per_step=2),
     "4 configurations a step": replace(_OURS, configurations_per_step=4),
     "distillation": replace(_OURS, distillation=0.5),
+    "distillation in place": replace(_OURS, **_IN_PLACE),
+    "Shared-LoRA, distillation": replace(METHODS["Shared-LoRA"], distillation=0.5),
+    "Shared-LoRA, distillation in place": replace(METHODS["Shared-LoRA"], **_IN_PLACE),
     "CoA-LoRA, integer codes": replace(_OURS, scheme="int"),
     "Shared-LoRA, integer codes": replace(METHODS["Shared-LoRA"], scheme="int"),
     "LQ-LoRA, integer codes": replace(METHODS["LQ-LoRA"], scheme="int"),

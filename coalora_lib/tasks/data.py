@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +51,11 @@ TASKS: dict[str, HubTask] = {
         },
     ),
 }
+#: For tuning: the validation split is held out of another task's train, see :func:`hold_out`.
+TUNING = {"sst2-tuning": "sst2"}
+TASKS |= {name: TASKS[whole] for name, whole in TUNING.items()}
+#: Texts held out for tuning, and the words they have at least.
+HELD_OUT, HELD_OUT_WORDS = 1024, 8
 SOURCES = ("embedded", "directory", "hub")
 DIRECTORY_VARIABLE = "COALORA_DATA_DIR"
 EMBEDDED_SIZES = {"train": 1088, "validation": 256}
@@ -67,7 +75,7 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
     """Load a task.
 
     Args:
-        name: "embedded", or one of :data:`TASKS`.
+        name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
         source: "embedded" generates synthetic review phrases; "directory" reads GLUE's train.tsv
             and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have no label,
             train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
@@ -90,6 +98,8 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
         raise ValueError(
             f"task {name!r} is not known for source {source!r}; allowed: {', '.join(allowed)}"
         )
+    if name in TUNING:
+        return hold_out(load_task(TUNING[name], source, seed).train)
     if source == "embedded":
         return _generate(seed)
     return _from_directory(name) if source == "directory" else _from_hub(name)
@@ -103,6 +113,34 @@ def data_checksum(splits: TaskSplits) -> str:
             digest.update("\x1f".join(map(str, split[column])).encode())
             digest.update(b"\x1e")
     return digest.hexdigest()
+
+
+def hold_out(train: Dataset, count: int = HELD_OUT) -> TaskSplits:
+    """Whole texts held out of a split, and what shares no words with them by descent.
+
+    SST-2's training split holds sentences and their phrases. Phrases held out at random have
+    relatives that are trained on, and what memorises looks good on them. So the texts held out are
+    contained in no other text, and the texts contained in them are not trained on.
+
+    Args:
+        train: with a column sentence.
+        count: texts to hold out, of :data:`HELD_OUT_WORDS` words or more; fewer if there are fewer.
+    """
+    words = [tuple(text.split()) for text in train["sentence"]]
+    texts = set(words)
+    inside = {span for text in texts for span in _spans(text) if span in texts and span != text}
+    whole = [row for row, text in enumerate(words) if text not in inside]
+    whole = [row for row in whole if len(words[row]) >= HELD_OUT_WORDS]
+    chosen = sorted(random.Random(0).sample(whole, min(count, len(whole))))
+    held = {span for row in chosen for span in _spans(words[row])}
+    kept = [row for row, text in enumerate(words) if text not in held]
+    return TaskSplits(train.select(kept), train.select(chosen))
+
+
+def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every run of words, the whole text too."""
+    for start, end in combinations(range(len(words) + 1), 2):
+        yield words[start:end]
 
 
 def _generate(seed: int) -> TaskSplits:

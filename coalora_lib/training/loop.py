@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import get_scheduler
 
@@ -258,7 +259,9 @@ class Trainer:
         """While it lasts, passes are captured and replayed."""
         aware = isinstance(self.model, CoaLora)
         frozen = (layer for layer in self.model.modules() if isinstance(layer, LoraLinear))
-        with self.model.weights_in_place() if aware else frozen_copies(frozen):
+        in_place = self.model.weights_in_place() if aware else frozen_copies(frozen)
+        # Not cuDNN's attention: on a few dozen tokens a call of it takes 70 us.
+        with in_place, sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             self._pass = CapturedPass(self._forward_backward, self.parameters.values())
             try:
                 yield
