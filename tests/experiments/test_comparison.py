@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.comparison import Job, all_jobs, path_of, run_job
+from coalora_lib.experiments.comparison import Job, all_jobs, path_of, plan_of, run_job
 from coalora_lib.experiments.methods import EVERY_METHOD
 from coalora_lib.experiments.pool import run_all, visible_gpus
 from coalora_lib.experiments.records import pack, read_record, read_records, write_record
@@ -53,12 +53,24 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
     assert record.parameters["rank"] == 4
     phases = {"preparation", "training", "search", "evaluation"}
     assert set(record.phases) - {"teacher"} == phases
-    assert ("teacher" in record.phases) == (method == "distillation")
+    assert ("teacher" in record.phases) == (method.removeprefix("Shared-LoRA, ") == "distillation")
     assert record.stored > 0
     at_least = EVERY_METHOD[method].configurations_per_step or 1  # one step
     for result in record.results:
         assert result.correctness.mean() == pytest.approx(result.accuracy)
         assert result.passes == max(setup.plan.steps, at_least)
+
+
+def test_without_the_filter_a_search_drops_nothing(setup, tmp_path):
+    record = read_record(run_job(setup, Job("no filter", 4, 0), tmp_path))
+    for found in record.searches:
+        assert found.kept == list(range(len(found.configurations)))
+
+
+def test_a_method_trains_at_its_rate(setup):
+    plan = plan_of(setup, EVERY_METHOD["full fine-tuning"])
+    assert plan.learning_rate == pytest.approx(0.05 * PROFILE.learning_rate)
+    assert plan_of(setup, EVERY_METHOD["QLoRA"]).learning_rate == PROFILE.learning_rate
 
 
 def test_bit_widths_are_counted(setup, tmp_path):

@@ -12,7 +12,7 @@ from coalora_lib.tasks import (
     load_task,
     small_decoder,
 )
-from coalora_lib.tasks.data import to_columns
+from coalora_lib.tasks.data import hold_out, to_columns
 from coalora_lib.tasks.embedded import ADJECTIVES, review_phrases
 from coalora_lib.tasks.models import MINILM, MINILM_SHA256
 
@@ -166,3 +166,22 @@ def test_a_language_model_loads_from_a_folder(tmp_path):
     assert model.name_or_path == str(tmp_path)
     assert torch.equal(model.lm_head.weight, made.model.lm_head.weight)
     assert tokenizer.eos_token == made.tokenizer.eos_token
+
+
+def test_held_out_texts_have_no_relatives_in_train():
+    texts = ["a b c d e f g h i", "b c d", "i", "h i j", "x y z", "p q r s t u v w", "q r s"]
+    train = Dataset.from_dict({"sentence": texts, "label": [0, 1, 0, 1, 0, 1, 0]})
+    kept, held = hold_out(train, 1)
+    (text,) = held["sentence"]
+    left = {"a b c d e f g h i": texts[3:], "p q r s t u v w": texts[:5]}[text]
+    assert kept["sentence"] == left
+    assert hold_out(train, 9).train["sentence"] == ["h i j", "x y z"]
+    assert hold_out(train, 1).train["sentence"] == kept["sentence"]
+
+
+def test_the_tuning_task_is_held_out_of_train_alone():
+    whole, tuning = (load_task(name, "embedded") for name in ("sst2", "sst2-tuning"))
+    train, held = set(tuning.train["sentence"]), set(tuning.validation["sentence"])
+    assert held
+    assert not train & held
+    assert train | held <= set(whole.train["sentence"])
