@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -108,6 +109,19 @@ class Acquisition:
         )
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside: matrices of some dozen rows gain nothing from a second one, lose
+    a hundredfold when other work keeps a core busy, and round differently with each number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def propose(
     configurations: Tensor,
     losses: Tensor,
@@ -122,6 +136,7 @@ def propose(
 
     Each walk starts from a member of the front. Where it ended is believed to score as predicted
     before the next walk begins: walks that know nothing of each other all climb the same hill.
+    All of it runs on one thread, see :func:`one_thread`.
 
     Args:
         configurations: (n, d) integer indices of the scored configurations.

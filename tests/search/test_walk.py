@@ -265,6 +265,25 @@ def test_the_same_seed_proposes_the_same():
     assert len(begins) > 1
 
 
+def test_proposals_are_made_on_one_thread_which_ends_with_them():
+    threads = []
+
+    def watched(rows):
+        threads.append(torch.get_num_threads())
+        return bits_of(rows)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        propose(*scored(), watched, CHOICES, starts=2)
+        with pytest.raises(ValueError, match="starts=0"):
+            propose(*scored(), watched, CHOICES, starts=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
+
+
 def test_the_first_walk_is_of_the_surrogate_and_later_ones_believe_it():
     problem = Problem(2)
     rows, losses, alone = problem.rows, problem.losses, problem.acquisition
