@@ -17,7 +17,7 @@ from coalora_lib import batch
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.chapter import CHAPTER_DATASETS
 from coalora_lib.experiments.comparison import all_jobs, job_of, path_of, run_job
-from coalora_lib.experiments.methods import ABLATIONS, EVERY_METHOD, METHODS
+from coalora_lib.experiments.methods import EVERY_METHOD, METHODS, ablations_of
 from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.profiles import CHAPTER_PROFILES
@@ -223,7 +223,7 @@ def experiments(
     if learning_rate is not None:
         run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
     try:
-        named = method or list(ABLATIONS if ablations else METHODS)
+        named = method or (ablations_of(run.profile) if ablations else list(METHODS))
         wanted = all_jobs(run.profile, rank, range(seeds), named)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -7,12 +7,10 @@ from datetime import datetime
 from statistics import mean
 
 import numpy as np
-import torch
 
 from coalora_lib.experiments.methods import EVERY_METHOD
 from coalora_lib.experiments.records import Record, Result, Twins
-from coalora_lib.experiments.statistics import paired_bootstrap
-from coalora_lib.search import hypervolume
+from coalora_lib.experiments.statistics import paired_bootstrap, percentiles, resampled
 
 #: The hypervolume's reference point: the error of guessing one of two classes, and more bits than
 #: any budget has.
@@ -51,14 +49,14 @@ class Evidence:
     def correctness(
         self,
         method: str,
-        rank: int,
+        rank: int | Sequence[int],
         budgets: Sequence[float] | None,
         seeds: Sequence[int] | None = None,
     ) -> np.ndarray:
         """(seeds, examples): how often each example is right, over configurations.
 
         Args:
-            method, rank: whose.
+            method, rank: whose; of several ranks, the mean.
             budgets: over the allocated configurations of these; None for the arbitrary ones, and
                 for a method that knows no configurations.
             seeds: all by default.
@@ -66,6 +64,9 @@ class Evidence:
         Raises:
             ValueError: a seed has no result for one of the budgets.
         """
+        if not isinstance(rank, int):
+            ranks = [self.correctness(method, each, budgets, seeds) for each in rank]
+            return np.mean(ranks, axis=0)
         rows = []
         for seed in self.seeds(method, rank) if seeds is None else seeds:
             results = self._results(method, rank, seed)
@@ -134,13 +135,18 @@ class Evidence:
         return np.array(by_seed)
 
     def lead(
-        self, first: str, second: str, rank: int, budgets: Sequence[float] | None
+        self,
+        first: str,
+        second: str,
+        rank: int | Sequence[int],
+        budgets: Sequence[float] | None,
     ) -> tuple[float, float, float]:
         """By how many points the first method is ahead: mean, and a 95 % interval.
 
-        Paired over the seeds that both have, and over examples.
+        Paired over the seeds that both have, and over examples. Of several ranks it is the lead of
+        their means: a seed's runs of all ranks are drawn together.
         """
-        seeds = sorted(set(self.seeds(first, rank)) & set(self.seeds(second, rank)))
+        seeds = self._common_seeds((first, second), [rank] if isinstance(rank, int) else rank)
         pair = (self.correctness(name, rank, budgets, seeds) for name in (first, second))
         return tuple(100 * value for value in paired_bootstrap(*pair))
 
@@ -150,13 +156,25 @@ class Evidence:
         The plane reaches from no error at 2 bits to :data:`REFERENCE`; the points are the
         accuracies at these budgets. 1 would be no error at 2 bits.
         """
-        unit = REFERENCE[0] * (REFERENCE[1] - FEWEST_BITS)
-        volumes = []
-        for seed in self.seeds(method, rank):
-            results = [r for r in self._results(method, rank, seed) if r.budget in budgets]
-            points = torch.tensor([[1 - r.accuracy, r.bits] for r in results], dtype=torch.float64)
-            volumes.append(hypervolume(points, REFERENCE) / unit)
-        return mean(volumes)
+        seeds = self.seeds(method, rank)
+        return float(self._volumes(method, rank, budgets, seeds).mean())
+
+    def hypervolume_lead(
+        self, first: str, second: str, rank: int, budgets: Sequence[float]
+    ) -> tuple[float, float, float]:
+        """By how much the first method's :meth:`hypervolume` is larger: mean, and a 95 % interval.
+
+        Paired as :meth:`lead` is; every draw of examples has fronts of its own.
+        """
+        seeds = self._common_seeds((first, second), [rank])
+        examples = self.correctness(first, rank, budgets[:1], seeds).shape[1]
+        by_seed, by_example = resampled(len(seeds), examples)
+        found, drawn = (
+            self._volumes(first, rank, budgets, seeds, weights)
+            - self._volumes(second, rank, budgets, seeds, weights)
+            for weights in (None, by_example)
+        )
+        return float(found.mean()), *percentiles((by_seed * drawn).sum(1))
 
     def cost(self, method: str, rank: int) -> tuple[int, float, int]:
         """To serve all budgets once: runs, seconds of all but the evaluation, numbers stored beside
@@ -171,6 +189,9 @@ class Evidence:
         runs = max(len(records) for records in by_seed)
         return runs, seconds, round(mean(sum(r.stored for r in records) for records in by_seed))
 
+    def _common_seeds(self, methods: Sequence[str], ranks: Sequence[int]) -> list[int]:
+        return sorted(set.intersection(*(set(self.seeds(m, r)) for m in methods for r in ranks)))
+
     def _key(self, method: str, rank: int) -> tuple[str, int]:
         return method, rank if EVERY_METHOD[method].has_rank else 0
 
@@ -181,9 +202,46 @@ class Evidence:
             raise ValueError(f"{method}, rank {rank}, seed {seed}: no seen and unseen twins")
         return found
 
+    def _volumes(
+        self,
+        method: str,
+        rank: int,
+        budgets: Sequence[float],
+        seeds: Sequence[int],
+        weights: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(draws, seeds) dominated shares; weights (draws, examples) of the examples, one draw of
+        equal weights by default."""
+        volumes = []
+        for seed in seeds:
+            right = [self.correctness(method, rank, [bits], [seed])[0] for bits in budgets]
+            right = np.stack(right, axis=1)  # (examples, budgets)
+            errors = 1 - (right.mean(0)[None] if weights is None else weights @ right)
+            results = self._results(method, rank, seed)
+            bits = [next(r.bits for r in results if r.budget == budget) for budget in budgets]
+            volumes.append(dominated_share(errors, np.array(bits)))
+        return np.stack(volumes, axis=1)
+
     def _results(self, method: str, rank: int, seed: int) -> list[Result]:
         records = self._records[self._key(method, rank)][seed]
         return [result for record in records for result in record.results]
+
+
+def dominated_share(errors: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """The hypervolume of many fronts at once, as a share of the plane up to :data:`REFERENCE`.
+
+    Args:
+        errors: (fronts, points).
+        bits: (points,), those of every front.
+
+    Returns:
+        (fronts,).
+    """
+    order = bits.argsort()
+    lowest = np.minimum.accumulate(np.minimum(errors[:, order], REFERENCE[0]), axis=1)
+    steps = -np.diff(lowest, axis=1, prepend=REFERENCE[0])
+    widths = np.maximum(REFERENCE[1] - bits[order], 0)
+    return steps @ widths / (REFERENCE[0] * (REFERENCE[1] - FEWEST_BITS))
 
 
 def wall_seconds(records: Sequence[Record]) -> float:

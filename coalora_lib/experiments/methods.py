@@ -10,6 +10,7 @@ from torch import nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.configuration import LayerConfig
+from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.training.baselines import BitWidthLora, full_fine_tuning, lora, lq_lora
 
@@ -128,6 +129,7 @@ ABLATIONS: dict[str, Method] = {
     "no error features": Method(_coa_lora(error_features=False), "set"),
     "zero start": Method(_coa_lora(start="zero"), "set"),
     "residual start": Method(_half_residual, "set"),
+    "1 configuration a step": replace(_OURS, configurations_per_step=1),
     "2 configurations a step": replace(_OURS, configurations_per_step=2),
     "4 configurations a step": replace(_OURS, configurations_per_step=4),
     "distillation": replace(_OURS, distillation=0.5),
@@ -139,3 +141,10 @@ ABLATIONS: dict[str, Method] = {
     "LQ-LoRA, integer codes": replace(METHODS["LQ-LoRA"], scheme="int"),
 }
 EVERY_METHOD = METHODS | ABLATIONS
+
+
+def ablations_of(profile: Profile) -> list[str]:
+    """The ablations but for the one that changes the configurations of a step to what the profile
+    has anyway: it would be the whole again."""
+    same = replace(_OURS, configurations_per_step=profile.configurations_per_step)
+    return [name for name, method in ABLATIONS.items() if method != same]

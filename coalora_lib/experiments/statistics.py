@@ -42,12 +42,26 @@ def paired_bootstrap(
             f"first is {first.shape} and second {second.shape}; both must be (seeds, examples)"
         )
     difference = np.asarray(first, dtype=float) - second
-    seeds, examples = difference.shape
+    by_seed, by_example = resampled(*difference.shape, seed)
+    means = np.einsum("rs,se,re->r", by_seed, difference, by_example, optimize=True)
+    return float(difference.mean()), *percentiles(means, confidence)
+
+
+def resampled(seeds: int, examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The bootstrap's draws with replacement, as weights: a mean over a draw is a product with it.
+
+    Returns:
+        (draws, seeds) and (draws, examples), each row with sum 1; drawn independently.
+    """
     generator = np.random.default_rng(seed)
-    # How often each is drawn: a mean over a draw is a product with the counts.
-    by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    by_example = generator.multinomial(examples, np.full(examples, 1 / examples), RESAMPLES)
-    means = np.einsum("rs,se,re->r", by_seed, difference, by_example / examples, optimize=True)
+    return tuple(
+        generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+        for count in (seeds, examples)
+    )
+
+
+def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """What holds this share of the draws, with as many below as above: (low, high)."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(difference.mean()), float(low), float(high)
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)

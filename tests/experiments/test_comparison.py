@@ -6,7 +6,7 @@ import torch
 
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.comparison import Job, all_jobs, path_of, plan_of, run_job
-from coalora_lib.experiments.methods import EVERY_METHOD
+from coalora_lib.experiments.methods import ABLATIONS, EVERY_METHOD, ablations_of
 from coalora_lib.experiments.pool import run_all, visible_gpus
 from coalora_lib.experiments.records import pack, read_record, read_records, write_record
 from tests.conftest import SMALLEST
@@ -35,6 +35,12 @@ def test_jobs_are_one_a_budget_where_the_method_needs_it():
     assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
     with pytest.raises(ValueError, match="method='LoRA' is not known; allowed: CoA-LoRA; CoA"):
         all_jobs(PROFILE, [4], [0], ["LoRA"])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_ablation_that_changes_nothing_is_left_out(count):
+    left_out = set(ABLATIONS) - set(ablations_of(replace(PROFILE, configurations_per_step=count)))
+    assert left_out == {"1 configuration a step" if count == 1 else "2 configurations a step"}
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)

@@ -2,17 +2,20 @@
 
 import base64
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments import prepare
 from coalora_lib.experiments.comparison import Job, job_of, run_job
-from coalora_lib.experiments.evidence import Evidence, wall_seconds
+from coalora_lib.experiments.evidence import REFERENCE, Evidence, dominated_share, wall_seconds
 from coalora_lib.experiments.records import read_records
+from coalora_lib.search import hypervolume
 from tests.experiments.test_comparison import PROFILE, RUN
 
 JOBS = [
@@ -125,6 +128,27 @@ def test_a_lead_is_the_difference_of_the_files_and_changes_sign(evidence, folder
     assert evidence.lead("Shared-LoRA", "CoA-LoRA", 4, None)[0] == pytest.approx(-lead)
 
 
+def test_a_lead_over_ranks_is_that_of_the_means_of_each_seeds_runs(folder):
+    records = read_records(folder, varying=["rank"])
+    of_rank_4 = [r for r in records if r.results[0].method in ("CoA-LoRA", "Shared-LoRA")]
+    # Rank 8's CoA-LoRA is rank 4's Shared-LoRA and the other way around: the means are equal.
+    swapped = {"CoA-LoRA": "Shared-LoRA", "Shared-LoRA": "CoA-LoRA"}
+    of_rank_8 = []
+    for record in of_rank_4:
+        results = [
+            result.model_copy(update={"method": swapped[result.method]})
+            for result in record.results
+        ]
+        parameters = record.parameters | {"rank": 8}
+        of_rank_8.append(record.model_copy(update={"results": results, "parameters": parameters}))
+    evidence = Evidence([*of_rank_4, *of_rank_8])
+    assert evidence.ranks == [4, 8]
+    one = evidence.lead("CoA-LoRA", "Shared-LoRA", [4], None)
+    assert one == evidence.lead("CoA-LoRA", "Shared-LoRA", 4, None)
+    both = evidence.lead("CoA-LoRA", "Shared-LoRA", [4, 8], None)
+    assert both == pytest.approx((0.0, 0.0, 0.0))
+
+
 def test_hypervolume_is_the_area_of_the_files_points(evidence, folder):
     (results,) = raw(folder, "LQ-LoRA").values()
     (b1, e1), (b2, e2) = sorted((r["bits"], 1 - r["accuracy"]) for r in results)
@@ -133,6 +157,28 @@ def test_hypervolume_is_the_area_of_the_files_points(evidence, folder):
         area += (min(e1, 0.5) - e2) * (6.5 - b2)
     found = evidence.hypervolume("LQ-LoRA", 4, PROFILE.budgets)
     assert found == pytest.approx(area / (0.5 * 4.5))
+
+
+def test_the_dominated_share_is_the_hypervolume_of_the_search():
+    generator = np.random.default_rng(0)
+    errors = generator.uniform(0.0, 0.7, (50, 6))
+    bits = generator.uniform(2.0, 7.0, 6)  # some beyond the reference, in both columns
+    for row, share in zip(errors, dominated_share(errors, bits), strict=True):
+        points = torch.tensor(np.stack([row, bits], axis=1))
+        assert share == pytest.approx(hypervolume(points, REFERENCE) / (0.5 * 4.5))
+
+
+def test_a_lead_in_hypervolume_is_the_difference_of_two_and_changes_sign(evidence):
+    pair = ("CoA-LoRA", "Shared-LoRA")
+    first, second = (evidence.hypervolume(name, 4, PROFILE.budgets) for name in pair)
+    lead, low, high = evidence.hypervolume_lead(*pair, 4, PROFILE.budgets)
+    assert lead == pytest.approx(first - second)
+    assert low <= lead <= high
+    assert low < high
+    reverse = evidence.hypervolume_lead(*pair[::-1], 4, PROFILE.budgets)
+    assert reverse == pytest.approx((-lead, -high, -low))
+    same = evidence.hypervolume_lead("CoA-LoRA", "CoA-LoRA", 4, PROFILE.budgets)
+    assert same == (0.0, 0.0, 0.0)
 
 
 def test_a_run_for_each_budget_costs_them_all(evidence, folder):
@@ -192,19 +238,21 @@ def arbitrary_mean(start):
 
 def test_chapter_5_prints_the_accuracies_of_the_published_records():
     printed = chapter_rows()["CoA-LoRA"]
-    (entry,) = (cells for cells in printed if len(cells) == 3 and "(" in cells[0])
+    (entry,) = (cells for cells in printed if re.match(r"\d+\.\d+ \(", cells[0]))
     for rank, cell in zip((4, 8, 16), entry, strict=True):
         assert cell.split()[0] == f"{arbitrary_mean(f'coa-lora-rank{rank}'):.2f}"
 
 
 def test_chapter_5_prints_the_leads_of_the_published_records():
+    leads = [
+        arbitrary_mean(f"coa-lora-rank{rank}") - arbitrary_mean(f"shared-lora-rank{rank}")
+        for rank in (4, 8, 16)
+    ]
     (entry,) = chapter_rows()["**2** Ahead of Shared-LoRA, arbitrary"]
-    for rank, cell in zip((4, 8, 16), entry, strict=True):
-        lead = arbitrary_mean(f"coa-lora-rank{rank}") - arbitrary_mean(f"shared-lora-rank{rank}")
+    for lead, cell in zip([*leads, np.mean(leads)], entry, strict=True):
         assert cell.split()[0] == f"{lead:+.2f}"
-    (entry,) = chapter_rows()["**1** Ahead of LQ-LoRA, 2.25 to 4 bits"]
-    for rank, cell in zip((4, 8, 16), entry, strict=True):
-        budgets = (2.25, 2.5, 2.75, 3, 3.25, 3.5, 4)
+    budgets, leads = (2.25, 2.5, 2.75, 3, 3.25, 3.5, 4), []
+    for rank in (4, 8, 16):
         each = np.mean(
             [
                 right
@@ -221,19 +269,25 @@ def test_chapter_5_prints_the_leads_of_the_published_records():
                 if b in budgets
             ]
         )
-        assert cell.split()[0] == f"{100 * (ours - each):+.2f}"
+        leads.append(100 * (ours - each))
+    (entry,) = chapter_rows()["**1** Ahead of LQ-LoRA, 2.25 to 4 bits"]
+    for lead, cell in zip([*leads, np.mean(leads)], entry, strict=True):
+        assert cell.split()[0] == f"{lead:+.2f}"
 
 
 def test_chapter_5_prints_the_time_of_the_published_records():
-    (entry,) = chapter_rows()["**3** Nine LQ-LoRA runs take"]
-    for rank, cell in zip((4, 8, 16), entry, strict=True):
-        spent = {
-            name: sum(
+    spent = {
+        name: [
+            sum(
                 sum(phases.values()) - phases["evaluation"]
                 for path in PUBLISHED.glob(f"{name}-rank{rank}-*seed*.json")
                 for phases in [json.loads(path.read_text())["phases"]]
                 if "bits" in path.name or name == "coa-lora"
             )
-            for name in ("coa-lora", "lq-lora")
-        }
-        assert cell == f"{spent['lq-lora'] / spent['coa-lora']:.1f} times as long"
+            for rank in (4, 8, 16)
+        ]
+        for name in ("coa-lora", "lq-lora")
+    }
+    (entry,) = chapter_rows()["**3** Nine LQ-LoRA runs take"]
+    for cell, one, many in zip(entry, *([*s, sum(s)] for s in spent.values()), strict=True):
+        assert cell == f"{many / one:.1f} times as long"
