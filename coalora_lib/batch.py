@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jupytext
 import nbformat
 import papermill
 import yaml
+
+from coalora_lib.files import atomic_file
 
 #: The README's picture: a chapter, the name of one of its figures, and where it is kept.
 README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
@@ -139,7 +142,8 @@ def refresh_outputs(
 ) -> None:
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
-    This is how the committed outputs are made.
+    This is how the committed outputs are made. A chapter that fails, or is interrupted, keeps those
+    it has.
 
     Args:
         root: the project's folder.
@@ -148,6 +152,7 @@ def refresh_outputs(
 
     Raises:
         ValueError: no chapter begins so.
+        papermill.PapermillExecutionError: a cell raised.
     """
     listed = chapters(root)
     for name in only:
@@ -159,13 +164,16 @@ def refresh_outputs(
             continue
         notebook = root / chapter
         synchronise(notebook)
-        seconds = run_chapter(notebook, notebook, {})
-        stored = nbformat.read(notebook, as_version=4)
+        with TemporaryDirectory() as folder:
+            executed = Path(folder) / notebook.name
+            seconds = run_chapter(notebook, executed, {})
+            stored = nbformat.read(executed, as_version=4)
         for part in (stored, *stored.cells):
             for name in EXECUTION_METADATA:
                 part.metadata.pop(name, None)
         stored.metadata.get("language_info", {}).pop("version", None)
-        nbformat.write(stored, notebook)
+        with atomic_file(notebook) as file:
+            nbformat.write(stored, file)
         if chapter.stem == README_PICTURE[0]:
             (root / README_PICTURE[2]).write_bytes(picture_of(stored, README_PICTURE[1]))
         report(f"{chapter.stem:<32}{seconds:6.0f} s")

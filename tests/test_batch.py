@@ -1,11 +1,12 @@
 """The chapters' way through papermill, on small notebooks made here."""
 
+import jupytext
 import nbformat
 import pytest
 from papermill import PapermillExecutionError
 from typer.testing import CliRunner
 
-from coalora_lib.batch import chapters, parameters_of, run_chapter
+from coalora_lib.batch import chapters, parameters_of, refresh_outputs, run_chapter
 from coalora_lib.cli import app
 
 BEGIN = """from coalora_lib.experiments import begin
@@ -51,6 +52,24 @@ def test_unknown_parameters_stop_a_chapter(notebook, tmp_path, parameters, messa
     with pytest.raises(PapermillExecutionError, match=message):
         run_chapter(notebook, output, parameters)
     assert output.is_file()
+
+
+def test_a_chapter_gets_new_outputs_and_one_that_fails_keeps_its_old_ones(notebook, tmp_path):
+    (tmp_path / "_toc.yml").write_text("root: chapter.ipynb\nchapters: []\n")
+    text = notebook.with_suffix(".md")
+    jupytext.write(nbformat.read(notebook, as_version=4), text, fmt="md:myst")
+    refresh_outputs(tmp_path, report=lambda line: None)
+    assert printed(notebook) == "quick 0\n"
+    assert "papermill" not in nbformat.read(notebook, as_version=4).metadata
+    text.write_text(text.read_text() + "\n```{code-cell} ipython3\n1 / 0\n```\n")
+    with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
+        refresh_outputs(tmp_path, report=lambda line: None)
+    assert printed(notebook) == "quick 0\n"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "_toc.yml",
+        "chapter.ipynb",
+        "chapter.md",
+    ]
 
 
 def test_contents_must_exist(tmp_path):
