@@ -21,7 +21,13 @@ from coalora_lib.experiments.methods import EVERY_METHOD, METHODS, ablations_of
 from coalora_lib.experiments.options import compare_options
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.profiles import CHAPTER_PROFILES
-from coalora_lib.experiments.records import Record, read_record, read_records, record_path
+from coalora_lib.experiments.records import (
+    Record,
+    code_digest,
+    read_record,
+    read_records,
+    record_path,
+)
 from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.experiments.search_ablation import (
     ALLOCATION,
@@ -246,13 +252,20 @@ def reproduce(
 ) -> None:
     """Make a record again from what it says of itself, and print both accuracies.
 
-    On a processor they are the same; on a GPU they differ as two runs of one seed do.
+    On a processor they are the same; on a GPU they differ as two runs of one seed do. A record of
+    an older library is made again by this one, and a warning says so.
     """
     try:
         stored = read_record(path)
         job, run = job_of(stored)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+    if stored.code != code_digest():
+        typer.echo(
+            f"Made by another version of the library (commit {stored.git_commit}); today's may "
+            "train otherwise.",
+            err=True,
+        )
     setup = prepare(run)
     for name, value in (
         ("data", data_checksum(setup.splits)),

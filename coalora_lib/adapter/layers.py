@@ -63,10 +63,17 @@ class CompactWeight:
     left: Tensor | None = None
     right: Tensor | None = None
 
-    def restore(self) -> Tensor:
-        """The weight that the layer computes with: Q, plus the low-rank term."""
-        weight = self.quantized.dequantize()
-        return weight if self.left is None else weight.addmm_(self.left, self.right)
+    def restore(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight that the layer computes with: Q, plus the low-rank term.
+
+        Args:
+            dtype: of the result, rounded to once; the pre-trained weight's by default.
+        """
+        if self.left is None:
+            return self.quantized.dequantize(dtype)
+        return (
+            self.quantized.dequantize().addmm_(self.left, self.right).to(dtype or self.left.dtype)
+        )
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +115,7 @@ class WeightCache:
         self.scheme = scheme
         self.residual_rank = residual_rank
         self.held = 0
+        self._dtype: torch.dtype | None = None
         self._restored: OrderedDict[tuple[str, LayerConfig], nn.Parameter] = OrderedDict()
         self._compact: OrderedDict[tuple[str, LayerConfig], CompactWeight] = OrderedDict()
         # An output's worth each, small beside the weights, so all are kept.
@@ -119,7 +127,8 @@ class WeightCache:
         if key in self._restored:
             self._restored.move_to_end(key)
             return self._restored[key]
-        weight = nn.Parameter(self.compact(layer, config).restore(), requires_grad=False)
+        restored = self.compact(layer, config).restore(self._dtype)
+        weight = nn.Parameter(restored, requires_grad=False)
         self._hold(self._restored, key, weight)
         return weight
 
@@ -145,7 +154,7 @@ class WeightCache:
         if key not in self._corrections:
             weight = self.weights[layer]
             wide = torch.promote_types(weight.dtype, torch.float32)
-            lost = weight.to(wide) - self.get(layer, config).to(wide)
+            lost = weight.to(wide) - self.compact(layer, config).restore().to(wide)
             mean = self.mean_inputs[layer].to(lost)
             self._corrections[key] = mean @ lost if self.transposed else lost @ mean
         return self._corrections[key]
@@ -157,6 +166,13 @@ class WeightCache:
             while self.held > self.limit and kind:
                 _, dropped = kind.popitem(last=False)
                 self.held -= dropped.nbytes
+
+    def hand_out(self, dtype: torch.dtype | None) -> None:
+        """Give weights in another dtype from now on; None for the pre-trained weights' own."""
+        if dtype != self._dtype:
+            self.held -= sum(weight.nbytes for weight in self._restored.values())
+            self._restored.clear()
+        self._dtype = dtype
 
     def clear(self) -> None:
         """Let go of everything but the pre-trained weights."""

@@ -260,10 +260,12 @@ class CoaLora(nn.Module):
                 for output in self._outputs if self.settings.bias_correction else ():
                     zeros = output.weight.new_zeros(output.out_features)
                     output.shift = zeros if output.shift is None else output.shift.clone()
+                self._cache.hand_out(self._layers[0].base_layer.weight.dtype)
                 self._in_place = True
                 yield
         finally:
             self._in_place = False
+            self._cache.hand_out(None)
             if self._configuration is not None:
                 self.set_configuration(self._configuration)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from statistics import mean
@@ -164,7 +165,9 @@ class Evidence:
     ) -> tuple[float, float, float]:
         """By how much the first method's :meth:`hypervolume` is larger: mean, and a 95 % interval.
 
-        Paired as :meth:`lead` is; every draw of examples has fronts of its own.
+        Paired as :meth:`lead` is; every draw of examples has fronts of its own. A front keeps the
+        luckiest points, so noise raises a hypervolume, and most that of a method whose points come
+        from runs of their own.
         """
         seeds = self._common_seeds((first, second), [rank])
         examples = self.correctness(first, rank, budgets[:1], seeds).shape[1]
@@ -245,7 +248,11 @@ def dominated_share(errors: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 
 def wall_seconds(records: Sequence[Record]) -> float:
-    """From the beginning of the first of these runs to the end of the last, many at a time."""
+    """How long at least one of these runs was under way, whatever else ran beside it."""
     begun = [datetime.fromisoformat(record.created).timestamp() for record in records]
-    ends = [at + sum(record.phases.values()) for at, record in zip(begun, records, strict=True)]
-    return max(ends) - min(begun)
+    spans = sorted((at, at + sum(r.phases.values())) for at, r in zip(begun, records, strict=True))
+    total, until = 0.0, -math.inf
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

@@ -51,7 +51,17 @@ def expected_hypervolume_improvement(
     """
     mean, std, bits = (values.double() for values in (mean, std, bits))
     _check(mean, std, bits)
-    losses, edges = staircase(front, reference)
+    return improvement_over(mean, std, bits, staircase(front, reference), log)
+
+
+def improvement_over(
+    mean: Tensor, std: Tensor, bits: Tensor, stairs: tuple[Tensor, Tensor], log: bool = False
+) -> Tensor:
+    """:func:`expected_hypervolume_improvement` over a front's staircase, of float64 and unchecked.
+
+    For many calls over one front.
+    """
+    losses, edges = stairs
     widths = (edges[1:] - torch.maximum(edges[:-1], bits[:, None])).clamp(min=0)  # (n, m + 1)
     gains = losses - mean[:, None]
     if log:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from coalora_lib.search.acquisition import expected_hypervolume_improvement
+from coalora_lib.search.acquisition import improvement_over
 from coalora_lib.search.moves import (
     Bits,
     Moves,
@@ -19,7 +19,7 @@ from coalora_lib.search.moves import (
     finite_differences,
     moves_from,
 )
-from coalora_lib.search.pareto import pareto_front, reference_point
+from coalora_lib.search.pareto import pareto_front, reference_point, staircase
 from coalora_lib.search.surrogate import Surrogate
 
 #: A move must raise the acquisition by more than this part of it: more than rounding does.
@@ -79,6 +79,7 @@ class Acquisition:
         self.rows = pareto_front(points)
         self.front = points[self.rows]
         self.reference = reference_point(points)
+        self._stairs = staircase(self.front, self.reference)
         best = points.amin(0).tolist()
         self.area = (self.reference[0] - best[0]) * (self.reference[1] - best[1])
 
@@ -104,9 +105,7 @@ class Acquisition:
         return finite_differences(values, here, moves, configurations.shape[1])
 
     def _improvement(self, mean: Tensor, std: Tensor, bits: Tensor, log: bool) -> Tensor:
-        return expected_hypervolume_improvement(
-            mean, std, bits, self.front, self.reference, log=log
-        )
+        return improvement_over(mean, std, bits.double(), self._stairs, log)
 
 
 @contextmanager

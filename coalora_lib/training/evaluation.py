@@ -71,7 +71,8 @@ def evaluate_each(
         for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model))
     ]
     for configuration in configurations:
-        model.eval()
+        if model.training:  # it walks through every module
+            model.eval()
         if configuration is not None:
             model.set_configuration(configuration)
         yield _evaluate(model, batches, accelerator)

@@ -3,7 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from coalora_lib.cli import app
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.comparison import Job, all_jobs, path_of, plan_of, run_job
 from coalora_lib.experiments.methods import ABLATIONS, EVERY_METHOD, ablations_of
@@ -122,6 +124,20 @@ def test_records_of_other_code_are_refused_unless_told(setup, tmp_path):
     with pytest.raises(ValueError, match="differ in parameters"):
         read_records(tmp_path)
     assert len(read_records(tmp_path, varying=["rank"])) == 2
+
+
+@pytest.mark.parametrize("code", [None, "0" * 64])
+def test_a_record_is_made_again_and_older_code_is_named(code, setup, tmp_path):
+    path = run_job(setup, Job("Shared-LoRA", 4, 0), tmp_path / "stored")
+    stored = read_record(path)
+    if code is not None:
+        write_record(stored.model_copy(update={"code": code}), tmp_path / "stored")
+    made = CliRunner().invoke(app, ["reproduce", str(path), "--results", str(tmp_path / "made")])
+    assert made.exit_code == 0, made.output
+    assert ("another version of the library" in made.stderr) == (code is not None)
+    again = read_record(tmp_path / "made" / path.name)
+    assert [r.correct for r in again.results] == [r.correct for r in stored.results]
+    assert f"{100 * stored.results[0].accuracy:.2f}, " in made.stdout
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_points_are_those_of_the_files(evidence, folder):
     assert arbitrary.shape == (2, PROFILE.arbitrary_configurations, 2)
 
 
-def test_runs_beside_each_other_take_from_the_first_begin_to_the_last_end(folder):
+def test_runs_beside_each_other_count_once_and_a_pause_does_not(folder):
     record = read_records(folder, varying=["rank"])[0]
     runs = [
         record.model_copy(update={"created": created, "phases": {"training": seconds}})
@@ -85,9 +85,10 @@ def test_runs_beside_each_other_take_from_the_first_begin_to_the_last_end(folder
             ("2026-01-01T00:00:10+00:00", 100.0),
             ("2026-01-01T00:00:00+00:00", 50.0),
             ("2026-01-01T01:00:20+01:00", 70.0),
+            ("2026-01-01T00:10:00+00:00", 5.0),
         )
     ]
-    assert wall_seconds(runs) == 110.0
+    assert wall_seconds(runs) == 115.0
 
 
 def test_unseen_against_seen_is_the_difference_of_the_files(evidence, folder):
