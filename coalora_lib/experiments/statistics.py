@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import sqrt
 from statistics import mean, stdev
 
@@ -47,17 +48,22 @@ def paired_bootstrap(
     return float(difference.mean()), *percentiles(means, confidence)
 
 
+@lru_cache(maxsize=4)  # a second to draw; a chapter asks for the same ones a hundred times
 def resampled(seeds: int, examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The bootstrap's draws with replacement, as weights: a mean over a draw is a product with it.
 
     Returns:
-        (draws, seeds) and (draws, examples), each row with sum 1; drawn independently.
+        (draws, seeds) and (draws, examples), not to be written to, each row with sum 1; drawn
+        independently.
     """
     generator = np.random.default_rng(seed)
-    return tuple(
+    drawn = tuple(
         generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
         for count in (seeds, examples)
     )
+    for weights in drawn:
+        weights.flags.writeable = False
+    return drawn
 
 
 def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

@@ -4,11 +4,15 @@ import pytest
 import torch
 from botorch.acquisition.multi_objective.analytic import ExpectedHypervolumeImprovement
 from botorch.models import ModelListGP
+from botorch.optim.fit import fit_gpytorch_mll_scipy
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
 
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
 from coalora_lib.search import Acquisition, Surrogate, finite_differences, moves_from, propose
+from coalora_lib.search.surrogate import map_closure
+from coalora_lib.search.walk import one_thread
 from tests.benchmarks.timing import timed
+from tests.search.test_surrogate import likelihood_of, loss_of, model_of
 
 
 def problem(layers, scored):
@@ -63,6 +67,29 @@ def test_gradient(benchmark, way, layers):
         slopes = timed(benchmark, "cpu", peer, here, rounds=10)
     assert slopes.shape == here.shape
     assert slopes.abs().max() > 0
+
+
+@pytest.mark.benchmark(group="a fit, 60 scored configurations of 36 layers")
+@pytest.mark.parametrize("way", ["over logarithms", "botorch"])
+def test_fit(benchmark, way):
+    """Both with the gradient written down, on one thread as in a proposal; the losses are noisy, as
+    scores are, and length scales are shared by field and by kind of layer, of six."""
+    rows, losses, _, choices = problem(36, 60)
+    losses += 0.1 * losses.std() * torch.randn(len(losses), dtype=torch.float64)
+    groups = torch.arange(len(choices)) % (6 * len(FIELD_SIZES))
+
+    def botorchs_fit():
+        model = model_of(rows, losses, choices, groups)
+        likelihood = likelihood_of(model)
+        fit_gpytorch_mll_scipy(likelihood, closure=map_closure(likelihood))
+        return model
+
+    def ours():
+        return Surrogate(rows, losses, choices, groups).model
+
+    fit = one_thread()(ours if way == "over logarithms" else botorchs_fit)
+    model = timed(benchmark, "cpu", fit, rounds=10)
+    benchmark.extra_info["loss"] = loss_of(model)
 
 
 @pytest.mark.benchmark(group="a whole proposal, to convergence")
