@@ -195,7 +195,7 @@ def _fit(model: SingleTaskGP) -> None:
     """Maximise the posterior of the hyperparameters, by L-BFGS-B over their logarithms.
 
     Noise and length scales may be of any order of magnitude. Over their values, as botorch has it,
-    the same optimizer takes ten times as many steps, and stops short of as good an end.
+    the same optimizer takes ten times as many steps to an end that is no better.
     """
     likelihood = ExactMarginalLogLikelihood(model.likelihood, model).train()
     closure = map_closure(likelihood)
