@@ -71,9 +71,8 @@ class CompactWeight:
         """
         if self.left is None:
             return self.quantized.dequantize(dtype)
-        return (
-            self.quantized.dequantize().addmm_(self.left, self.right).to(dtype or self.left.dtype)
-        )
+        weight = self.quantized.dequantize().addmm_(self.left, self.right)
+        return weight if dtype is None else weight.to(dtype)
 
     @property
     def nbytes(self) -> int:
@@ -115,20 +114,21 @@ class WeightCache:
         self.scheme = scheme
         self.residual_rank = residual_rank
         self.held = 0
-        self._dtype: torch.dtype | None = None
-        self._restored: OrderedDict[tuple[str, LayerConfig], nn.Parameter] = OrderedDict()
+        self._restored: OrderedDict[tuple, nn.Parameter] = OrderedDict()
         self._compact: OrderedDict[tuple[str, LayerConfig], CompactWeight] = OrderedDict()
         # An output's worth each, small beside the weights, so all are kept.
         self._corrections: dict[tuple[str, LayerConfig], Tensor] = {}
 
-    def get(self, layer: str, config: LayerConfig) -> nn.Parameter:
-        """The layer's weight under ``config``, frozen."""
-        key = layer, config
+    def get(
+        self, layer: str, config: LayerConfig, dtype: torch.dtype | None = None
+    ) -> nn.Parameter:
+        """The layer's weight under ``config``, frozen; by default in the pre-trained dtype."""
+        dtype = dtype or self.weights[layer].dtype
+        key = layer, config, dtype
         if key in self._restored:
             self._restored.move_to_end(key)
             return self._restored[key]
-        restored = self.compact(layer, config).restore(self._dtype)
-        weight = nn.Parameter(restored, requires_grad=False)
+        weight = nn.Parameter(self.compact(layer, config).restore(dtype), requires_grad=False)
         self._hold(self._restored, key, weight)
         return weight
 
@@ -166,13 +166,6 @@ class WeightCache:
             while self.held > self.limit and kind:
                 _, dropped = kind.popitem(last=False)
                 self.held -= dropped.nbytes
-
-    def hand_out(self, dtype: torch.dtype | None) -> None:
-        """Give weights in another dtype from now on; None for the pre-trained weights' own."""
-        if dtype != self._dtype:
-            self.held -= sum(weight.nbytes for weight in self._restored.values())
-            self._restored.clear()
-        self._dtype = dtype
 
     def clear(self) -> None:
         """Let go of everything but the pre-trained weights."""

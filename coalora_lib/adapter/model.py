@@ -232,8 +232,10 @@ class CoaLora(nn.Module):
             TypeError: what is given is no configuration.
         """
         configuration = self.resolve(configuration)
+        # Of the dtype of the weights that they are copied to, so that one kernel copies all.
+        dtype = self._layers[0].base_layer.weight.dtype if self._in_place else None
         weights = [
-            self._cache.get(name, config)
+            self._cache.get(name, config, dtype)
             for name, config in zip(self.layer_names, configuration, strict=True)
         ]
         indices = to_indices(configuration)
@@ -260,12 +262,10 @@ class CoaLora(nn.Module):
                 for output in self._outputs if self.settings.bias_correction else ():
                     zeros = output.weight.new_zeros(output.out_features)
                     output.shift = zeros if output.shift is None else output.shift.clone()
-                self._cache.hand_out(self._layers[0].base_layer.weight.dtype)
                 self._in_place = True
                 yield
         finally:
             self._in_place = False
-            self._cache.hand_out(None)
             if self._configuration is not None:
                 self.set_configuration(self._configuration)
             else:

@@ -246,8 +246,8 @@ def map_closure(
         likelihood: of a :class:`Surrogate`'s model, in training mode.
 
     Returns:
-        What botorch's optimizers call: () to the loss and the gradients of noise, constant and
-        length scales, which it also leaves in their ``grad``.
+        What :func:`_fit` and botorch's optimizers call: () to the loss and the gradients of noise,
+        constant and length scales, which it also leaves in their ``grad``.
     """
     model = likelihood.model
     points, values = model.train_inputs[0], model.train_targets

@@ -20,7 +20,7 @@ class CapturedPass:
     :meth:`~coalora_lib.adapter.CoaLora.weights_in_place`.
 
     Args:
-        run: (batch) to tensors, such as loss and logits; it may add to gradients, and does not
+        run: (batch) to tensors, such as loss and logits; it adds to the gradients and does not
             wait for the GPU.
         parameters: whose gradients it adds to.
     """
@@ -66,7 +66,6 @@ class CapturedPass:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             outputs = self._run(inputs)
         # A capture computes nothing; the warm-up did, and drew random numbers.
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad.copy_(gradient)
+        torch._foreach_copy_([parameter.grad for parameter in self._parameters], gradients)
         torch.cuda.set_rng_state(random_state)
         return graph, inputs, outputs

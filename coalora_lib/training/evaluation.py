@@ -70,8 +70,9 @@ def evaluate_each(
         (rows, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model))
     ]
+    model.eval()
     for configuration in configurations:
-        if model.training:  # it walks through every module
+        if model.training:  # by whoever takes the results; eval walks through every module
             model.eval()
         if configuration is not None:
             model.set_configuration(configuration)

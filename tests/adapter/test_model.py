@@ -193,6 +193,22 @@ def test_a_cache_of_no_size_still_hands_out_weights():
     assert cache.held == 0
 
 
+@pytest.mark.parametrize("residual_rank", [0, 4])
+def test_a_weight_of_another_dtype_is_rounded_once_and_held_beside(residual_rank):
+    weights, means = {"a": torch.randn(32, 48)}, {"a": torch.randn(48)}
+    cache = WeightCache(weights, 2**20, residual_rank=residual_rank, mean_inputs=means)
+    low = cache.get("a", COARSE, torch.bfloat16)
+    plain = cache.get("a", COARSE)
+    assert plain.dtype == torch.float32
+    assert torch.equal(low, plain.bfloat16())
+    assert cache.get("a", COARSE, torch.bfloat16) is low
+    assert cache.get("a", COARSE, torch.float32) is plain
+    assert cache.held == low.nbytes + plain.nbytes + cache.compact("a", COARSE).nbytes
+    torch.testing.assert_close(
+        cache.correction("a", COARSE), (weights["a"] - plain) @ means["a"], rtol=0, atol=1e-4
+    )
+
+
 def test_a_frozen_residual_brings_every_weight_closer():
     weight = torch.randn(32, 48)
     plain, corrected = (
