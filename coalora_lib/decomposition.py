@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coalora_lib.configuration import LayerConfig
-from coalora_lib.quantization import QuantizedTensor, quantize
+from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight, get_space
 
 #: Extra directions and power iterations of the randomized SVD (Halko et al., arXiv 0909.4061).
 OVERSAMPLING, POWER_ITERATIONS = 10, 4
@@ -37,7 +36,7 @@ class LowRankPlusQuantized:
 
     l1: Tensor
     l2: Tensor
-    quantized: QuantizedTensor
+    quantized: QuantizedWeight
     errors: tuple[float, ...]
 
     @property
@@ -52,9 +51,9 @@ class LowRankPlusQuantized:
 
 def lowrank_plus_quantized(
     weight: Tensor,
-    config: LayerConfig,
+    choice: Choice,
     rank: int,
-    scheme: str = "nf",
+    space: str | ConfigurationSpace = "nf",
     importance: Tensor | None = None,
     svd: str = "exact",
     max_iterations: int = 20,
@@ -66,9 +65,9 @@ def lowrank_plus_quantized(
 
     Args:
         weight: (out, in), floating point.
-        config: how Q is quantized.
+        choice: how Q is quantized.
         rank: r of the low-rank part, 1 to min(out, in).
-        scheme: Q's code book.
+        space: that the choice is of; a name or a space.
         importance: (out, in), positive; see :func:`coalora_lib.training.fisher_importance`.
         svd: "exact", or "randomized", which is faster for a small rank of a large matrix.
         max_iterations: at most this many.
@@ -87,6 +86,7 @@ def lowrank_plus_quantized(
         raise ValueError(f"svd={svd!r} is not known; allowed: exact, randomized")
     if max_iterations < 1:
         raise ValueError(f"max_iterations={max_iterations}; at least 1 is needed")
+    space = get_space(space)
     exact = weight.detach().float()
     rows, columns = _two_sided(importance, exact)
     errors: list[float] = []
@@ -95,7 +95,7 @@ def lowrank_plus_quantized(
     for _ in range(max_iterations):
         factors = truncated_svd(rows * left_over * columns, rank, svd, seed)
         new_l1, new_l2 = factors[0] / rows, factors[1] / columns
-        new_quantized = quantize(exact - new_l1 @ new_l2, config, scheme)
+        new_quantized = space.quantize(exact - new_l1 @ new_l2, choice)
         left_over = exact - new_quantized.dequantize()
         error = float(torch.linalg.norm(rows * (left_over - new_l1 @ new_l2) * columns))
         improved = not errors or error < min(errors)

@@ -1,11 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.decomposition import lowrank_plus_quantized
-from coalora_lib.quantization import quantize
+from coalora_lib.quantization import BlockwiseChoice, quantize
 
-COARSE = LayerConfig(2, 4, "fp16", 64, 64)
+COARSE = BlockwiseChoice(2, 4, "fp16", 64, 64)
 
 
 @pytest.fixture
@@ -41,8 +42,10 @@ def test_more_iterations_never_end_worse(weight):
 def test_one_iteration_is_the_definition(weight):
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     low_rank = u[:, :4] * s[:4] @ vh[:4]
-    quantized = quantize(weight - low_rank, COARSE, "int").dequantize()
-    found = lowrank_plus_quantized(weight, COARSE, rank=4, scheme="int", max_iterations=1)
+    quantized = quantize(weight - low_rank, replace(COARSE, code_book="int")).dequantize()
+    found = lowrank_plus_quantized(
+        weight, replace(COARSE, code_book="int"), rank=4, space="int", max_iterations=1
+    )
     torch.testing.assert_close(found.l1 @ found.l2, low_rank, atol=1e-4, rtol=1e-4)
     assert found.error == pytest.approx((weight - low_rank - quantized).norm().item(), rel=1e-3)
 
@@ -92,6 +95,6 @@ def test_parts_keep_the_weights_dtype(weight):
     ids=["rank-0", "rank-large", "vector", "svd", "iterations", "shape", "zeros"],
 )
 def test_bad_input_is_named(weight, changes, message):
-    arguments = {"weight": weight, "config": COARSE, "rank": 2} | changes
+    arguments = {"weight": weight, "choice": COARSE, "rank": 2} | changes
     with pytest.raises(ValueError, match=message):
         lowrank_plus_quantized(**arguments)

@@ -1,15 +1,23 @@
 """The configuration-aware adapter: from a configuration to the LoRA it needs."""
 
+from coalora_lib.adapter.adjusters import Adjuster, FactorBank, Factors
 from coalora_lib.adapter.encoding import ConfigurationEncoder, describe_layers
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
+from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.model import CoaLora
+from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.settings import AdapterSettings
 
 __all__ = [
     "AdapterSettings",
+    "Adjuster",
     "Adjustment",
     "CoaLora",
     "ConfigurationEncoder",
+    "ConfigurationLike",
+    "FactorBank",
+    "Factors",
     "HyperNetwork",
+    "adaptable_layers",
     "describe_layers",
 ]

@@ -1,6 +1,6 @@
 """The encoding Q_i = [z_i, m_i, b_i] of a layer and its configuration (paper, section 4.1).
 
-z_i embeds the five fields of c_i, m_i the layer's module type, b_i the index of its block. An
+z_i embeds the fields of c_i, m_i the layer's module type, b_i the index of its block. An
 option adds three numbers that the fields only imply: how wrong the layer is under c_i, the bits it
 takes, and the bits of the whole model.
 """
@@ -8,13 +8,13 @@ takes, and the bits of the whole model.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from coalora_lib.configuration import FIELD_SIZES, STRIDES, bits_table
+from coalora_lib.spaces import ConfigurationSpace
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,12 @@ def describe_layers(names: Sequence[str]) -> LayerDescriptions:
 
 
 class ConfigurationEncoder(nn.Module):
-    """Embeds every layer of a configuration: (layers, 5) integers to (layers, features).
+    """Embeds every layer of a configuration: (layers, fields) integers to (layers, features).
 
     Args:
         layers: the layers of the model, from :func:`describe_layers`.
-        width: size of each of the seven embeddings; 8 in the paper's code.
+        space: of the configurations.
+        width: size of each embedding; 8 in the paper's code.
         measures: adds :class:`ContinuousMeasures` to the embeddings.
     """
 
@@ -69,16 +70,17 @@ class ConfigurationEncoder(nn.Module):
     def __init__(
         self,
         layers: LayerDescriptions,
+        space: ConfigurationSpace,
         width: int = 8,
         measures: ContinuousMeasures | None = None,
     ) -> None:
         super().__init__()
-        sizes = [*FIELD_SIZES, len(layers.types), int(layers.block_index.max()) + 1]
-        # All seven embeddings are rows of one table: one look-up, where seven and their
+        sizes = [*space.cardinalities, len(layers.types), int(layers.block_index.max()) + 1]
+        # All embeddings are rows of one table: one look-up, where seven and their
         # concatenation would each wait for the GPU's launch.
         self.table = nn.Embedding(sum(sizes), width)
         starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-        fields = len(FIELD_SIZES)
+        fields = len(space.fields)
         places = torch.stack([layers.type_index, layers.block_index], dim=-1) + starts[fields:]
         self.register_buffer("offsets", starts[:fields], persistent=False)
         self.register_buffer("places", places, persistent=False)
@@ -88,13 +90,13 @@ class ConfigurationEncoder(nn.Module):
             self.features += ContinuousMeasures.COUNT
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Rows of :attr:`table` that make z_i (five), m_i and b_i (one each), in that order.
+        """Rows of :attr:`table` that make z_i (one per field), m_i and b_i, in that order.
 
         Args:
-            indices: (..., layers, 5) int64, from :func:`coalora_lib.configuration.to_indices`.
+            indices: (..., layers, fields) int64, from the space's ``to_indices``.
 
         Returns:
-            (..., layers, 7) int64.
+            (..., layers, fields + 2) int64.
         """
         places = self.places.expand(*indices.shape[:-1], -1)
         return torch.cat([indices + self.offsets, places], dim=-1)
@@ -121,9 +123,9 @@ class ContinuousMeasures(nn.Module):
     embeddings' size.
 
     Args:
-        errors: (layers, 432) squared errors, from :func:`coalora_lib.allocation.error_table`.
-        norms: (layers,) squared norms of the pre-trained weights.
-        sizes: (layers,) number of weights of each layer.
+        errors: (layers, choices) squared errors, from :func:`coalora_lib.allocation.error_table`.
+        weights: the pre-trained weight of each layer.
+        space: of the configurations.
     """
 
     COUNT = 3
@@ -133,28 +135,32 @@ class ContinuousMeasures(nn.Module):
     shares: Tensor
     strides: Tensor
 
-    def __init__(self, errors: Tensor, norms: Tensor, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, errors: Tensor, weights: Mapping[str, Tensor], space: ConfigurationSpace
+    ) -> None:
         super().__init__()
-        relative = errors.double().cpu() / norms.double().cpu()[:, None]
+        norms = torch.stack([weight.double().square().sum() for weight in weights.values()])
+        relative = errors.double().cpu() / norms.cpu()[:, None]
         # A layer without any error (all weights alike) has no logarithm; 1e-12 is below 8 bits'.
         logs = relative.clamp_min(1e-12).log10()
-        weights = torch.tensor(sizes, dtype=torch.float64)
+        sizes = torch.tensor([weight.numel() for weight in weights.values()]).double()
+        bits = torch.stack([space.bits_table(tuple(w.shape)) for w in weights.values()])
         for name, tensor in (
-            ("log_errors", _standardized(logs).float()),
-            ("bits", _standardized(bits_table()).float()),
-            ("shares", (weights / weights.sum()).float()),
-            ("strides", torch.tensor(STRIDES)),
+            ("log_errors", _standardized(logs, logs).float()),
+            ("bits", _standardized(bits, space.bits_table()).float()),
+            ("shares", (sizes / sizes.sum()).float()),
+            ("strides", torch.tensor(space.strides)),
         ):
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, indices: Tensor) -> Tensor:
-        """(..., layers, 5) int64 to (..., layers, 3)."""
+        """(..., layers, fields) int64 to (..., layers, 3)."""
         choice = (indices * self.strides).sum(-1)
         layer = torch.arange(choice.shape[-1], device=choice.device)
-        bits = self.bits[choice]
+        bits = self.bits[layer, choice]
         model_bits = (bits * self.shares).sum(-1, keepdim=True).expand_as(bits)
         return torch.stack([self.log_errors[layer, choice], bits, model_bits], dim=-1)
 
 
-def _standardized(values: Tensor) -> Tensor:
-    return (values - values.mean()) / values.std()
+def _standardized(values: Tensor, over: Tensor) -> Tensor:
+    return (values - over.mean()) / over.std()

@@ -10,122 +10,126 @@ mean output are a bias of ``lora_B``:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.quantized import PackedWeight
 from coalora_lib.files import atomic_folder
-from coalora_lib.quantization import save_quantized
-
-if TYPE_CHECKING:
-    from coalora_lib.adapter.model import CoaLora, ConfigurationLike
+from coalora_lib.quantization import QuantizedTensor, save_quantized
 
 #: What may be written beside the adapter.
 WEIGHTS = (None, "packed", "base_model")
 
 
-@torch.no_grad()
-def export_peft_adapter(
-    model: CoaLora,
-    folder: str | Path,
-    configuration: ConfigurationLike | None = None,
-    weights: str | None = None,
-) -> Path:
-    """Write adapter_config.json and adapter_model.safetensors for one configuration.
+@dataclass(frozen=True)
+class FixedLayer:
+    """A layer under the configuration that is exported.
 
-    ``PeftModel.from_pretrained(base, folder)`` reads them onto the model quantized under the same
-    configuration.
+    Attributes:
+        name: path in the transformers model.
+        factors: L1, (I + U) L2 and v.
+        correction: (out,), (W - Q) E[x]; or None.
+        weight: as it is stored.
+        transposed: the weight is (in, out), as in GPT-2's Conv1D.
+    """
 
-    Args:
-        model: left as it is.
-        folder: new, empty, or an earlier export, which is replaced.
-        configuration: as for :meth:`CoaLora.set_configuration`; the current one by default.
-        weights: "packed" adds quantized.safetensors, which
-            :func:`coalora_lib.quantization.load_quantized` reads; "base_model" adds a folder of
-            that name with the quantized weights restored, which transformers reads.
+    name: str
+    factors: Factors
+    correction: Tensor | None
+    weight: PackedWeight
+    transposed: bool
+
+    @property
+    def residual(self) -> tuple[Tensor, Tensor] | None:
+        """R1, (out, k), and R2, (k, in), of the frozen term, if there is one."""
+        left, right = self.weight.left, self.weight.right
+        if left is None or right is None:
+            return None
+        return (right.T, left.T) if self.transposed else (left, right)
+
+    def tensors(self, scaling: float) -> dict[str, Tensor]:
+        """PEFT's tensors by the last part of their names; ``scaling`` is alpha / r."""
+        l1, l2, shift = self.factors
+        biases = [] if shift is None else [l1 @ shift]
+        if self.correction is not None:
+            biases.append((self.correction / scaling).to(l1.dtype))
+        found = {"lora_B.bias": sum(biases)} if biases else {}
+        if self.residual is not None:
+            left, right = self.residual
+            l1 = torch.cat([l1, left.to(l1) / scaling], dim=1)
+            l2 = torch.cat([l2, right.to(l2)])
+        return found | {"lora_B.weight": l1, "lora_A.weight": l2}
+
+
+def check_weights(weights: str | None, packed: Mapping[str, PackedWeight]) -> None:
+    """Refuse what cannot be written beside the adapter.
 
     Raises:
-        ValueError: no configuration is given or set, it does not fit the model, or ``weights`` is
-            not known.
-        FileExistsError: the folder holds something else.
+        ValueError: it is not known, or the space's weights have no packed file.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r} is not known; allowed: {WEIGHTS}")
-    configuration = model.configuration if configuration is None else configuration
-    if configuration is None:
-        raise ValueError("no configuration is set, and none is given: there is nothing to export")
-    resolved = model.resolve(configuration)
-    settings = deepcopy(model.model.peft_config["default"])
-    rank = model.settings.rank + model.settings.frozen_rank
-    settings.r = rank
-    alpha = model.scaling * rank
+    for name, weight in packed.items() if weights == "packed" else ():
+        if not isinstance(weight.quantized, QuantizedTensor):
+            raise ValueError(
+                f"{name} is a {type(weight.quantized).__name__}, for which there is no packed "
+                "file; allowed: weights='base_model'"
+            )
+
+
+def write_adapter(
+    model: PeftModel, layers: Sequence[FixedLayer], folder: str | Path, weights: str | None
+) -> Path:
+    """Write adapter_config.json and adapter_model.safetensors for one configuration.
+
+    Args:
+        model: the PEFT model, left as it is.
+        layers: all that are adapted.
+        folder: new, empty, or an earlier export, which is replaced.
+        weights: checked by :func:`check_weights`.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    settings = deepcopy(model.peft_config["default"])
+    scaling = settings.lora_alpha / settings.r
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for layer in layers:
+        prefix = f"base_model.model.{layer.name}"
+        state |= {f"{prefix}.{name}": t for name, t in layer.tensors(scaling).items()}
+    settings.r = len(state[f"base_model.model.{layers[0].name}.lora_A.weight"])
+    alpha = scaling * settings.r
     settings.lora_alpha = int(alpha) if alpha == int(alpha) else alpha
-    shifted = model.settings.configuration_aware and model.settings.output_bias
-    settings.lora_bias = shifted or model.settings.bias_correction
+    settings.lora_bias = any(name.endswith("lora_B.bias") for name in state)
     settings.inference_mode = True
-    state = adapter_state(model, resolved)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    quantized = {layer.name: layer.weight.quantized for layer in layers}
     with atomic_folder(folder, "adapter_config.json") as partial:
         settings.save_pretrained(str(partial))
         save_file(state, partial / "adapter_model.safetensors", {"format": "pt"})
-        compact = model.compact_weights(resolved) if weights else {}
         if weights == "packed":
-            packed = {name: weight.quantized for name, weight in compact.items()}
-            save_quantized(partial / "quantized.safetensors", packed)
+            save_quantized(partial / "quantized.safetensors", quantized)
         elif weights == "base_model":
-            restored = {name: weight.quantized.dequantize() for name, weight in compact.items()}
-            _save_base(model, partial / "base_model", restored)
+            restored = {f"{name}.weight": each.dequantize() for name, each in quantized.items()}
+            _save_base(model.get_base_model(), partial / "base_model", restored)
     return Path(folder)
 
 
-def adapter_state(model: CoaLora, configuration: list[LayerConfig]) -> dict[str, Tensor]:
-    """The tensors of the adapter file, under PEFT's names."""
-    state = get_peft_model_state_dict(model.model, save_embedding_layers=False)
-    factors = shifts = [None] * len(model.layer_names)
-    if model.hypernetwork is not None:
-        adjustment = model.adjustments(configuration)
-        factors = model.adjusted_factors(adjustment)
-        shifts = shifts if adjustment.bias is None else adjustment.bias
-    corrections = [None] * len(model.layer_names)
-    if model.settings.bias_correction:
-        corrections = model.corrections(configuration)
-    compact = model.compact_weights(configuration) if model.settings.frozen_rank else {}
-    inner = model.model.get_base_model()
-    for name, factor, shift, correction in zip(
-        model.layer_names, factors, shifts, corrections, strict=True
-    ):
-        prefix = f"base_model.model.{name}"
-        l1 = state[f"{prefix}.lora_B.weight"]
-        l2 = state[f"{prefix}.lora_A.weight"] if factor is None else factor
-        biases = [l1 @ shift] if shift is not None else []
-        biases += [correction] if correction is not None else []
-        if biases:
-            state[f"{prefix}.lora_B.bias"] = sum(biases)
-        if name in compact:
-            left, right = compact[name].left, compact[name].right
-            if isinstance(inner.get_submodule(name).base_layer, Conv1D):
-                left, right = right.T, left.T
-            l1 = torch.cat([l1, left.to(l1) / model.scaling], dim=1)
-            l2 = torch.cat([l2, right.to(l2)])
-        state[f"{prefix}.lora_B.weight"], state[f"{prefix}.lora_A.weight"] = l1, l2
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _save_base(model: CoaLora, folder: Path, restored: dict[str, Tensor]) -> None:
+def _save_base(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]) -> None:
     """The transformers model without adapters, with these weights in the adapted layers."""
-    inner = model.model.get_base_model()
     state = {}
-    for name, tensor in inner.state_dict().items():
+    for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".modules_to_save." in name:
             continue
-        name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-        layer, _, part = name.rpartition(".")
-        value = restored[layer] if layer in restored and part == "weight" else tensor
-        state[name] = value.detach().cpu()
-    inner.save_pretrained(folder, state_dict=state)
+        state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+    state |= weights
+    model.save_pretrained(folder, state_dict={n: t.detach().cpu() for n, t in state.items()})

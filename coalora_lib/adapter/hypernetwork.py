@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from coalora_lib.adapter.adjusters import Adjuster, Factors
 from coalora_lib.adapter.encoding import ConfigurationEncoder
 
 
@@ -23,7 +25,7 @@ class Adjustment(NamedTuple):
     bias: Tensor | None
 
 
-class HyperNetwork(nn.Module):
+class HyperNetwork(Adjuster):
     """One small network, shared by all layers and run for all of them in one forward.
 
     LayerNorm -> Linear -> SiLU -> Linear to r * r numbers. The last layer starts at about zero
@@ -32,15 +34,19 @@ class HyperNetwork(nn.Module):
     Args:
         encoder: makes Q from a configuration's indices.
         rank: r of the LoRA factors.
+        widths: in_features of each layer.
         hidden: width of the hidden layer; 128 in the paper's code.
         learned_scale: multiply U (and v) by one trained number, 1 at first, as the paper's code.
         output_bias: make v beside U.
     """
 
+    follows = True
+
     def __init__(
         self,
         encoder: ConfigurationEncoder,
         rank: int,
+        widths: Sequence[int],
         hidden: int = 128,
         learned_scale: bool = False,
         output_bias: bool = False,
@@ -55,9 +61,15 @@ class HyperNetwork(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if learned_scale else None
         nn.init.normal_(self.output.weight, std=1e-3)
         nn.init.zeros_(self.output.bias)
+        by_width: dict[int, list[int]] = {}
+        for layer, width in enumerate(widths):
+            by_width.setdefault(width, []).append(layer)
+        self._by_width = list(by_width.values())
+        for group, layers in enumerate(self._by_width):  # buffers, to be where the model is
+            self.register_buffer(f"_layers{group}", torch.tensor(layers), persistent=False)
 
     def forward(self, indices: Tensor) -> Adjustment:
-        """U, and v if it is made, for (..., layers, 5) int64 indices."""
+        """U, and v if it is made, for (..., layers, fields) int64 indices."""
         hidden = self.activation(self.hidden(self.norm(self.encoder(indices))))
         output = self.output(hidden)
         if self.scale is not None:
@@ -65,3 +77,28 @@ class HyperNetwork(nn.Module):
         output = output.unflatten(-1, (-1, self.rank))  # rows of U, then v
         bias = output[..., self.rank, :] if output.shape[-2] > self.rank else None
         return Adjustment(output[..., : self.rank, :], bias)
+
+    def adapted(self, indices: Tensor, factors: Sequence[Factors]) -> list[Factors]:
+        """(I + U) L2, and v if it is made, of every layer."""
+        adjustment = self(indices)
+        first = self.adjusted(adjustment, [layer.l2 for layer in factors])
+        shifts = [None] * len(first) if adjustment.bias is None else adjustment.bias.unbind()
+        return [
+            Factors(layer.l1, l2, shift)
+            for layer, l2, shift in zip(factors, first, shifts, strict=True)
+        ]
+
+    def adjusted(self, adjustment: Adjustment, l2: Sequence[Tensor]) -> list[Tensor]:
+        """(I + U) L2 of every layer, each (r, in).
+
+        Layers of the same width go through one batched product: a handful of kernels, whatever
+        the number of layers.
+        """
+        products: dict[int, Tensor] = {}
+        for group, layers in enumerate(self._by_width):
+            # Not torch.stack: on a GPU it makes a view of each factor first, one by one.
+            stacked = torch.cat([l2[layer] for layer in layers]).unflatten(0, (len(layers), -1))
+            matrix = adjustment.matrix.index_select(0, self.get_buffer(f"_layers{group}"))
+            made = torch.baddbmm(stacked, matrix, stacked)
+            products |= zip(layers, made.unbind(), strict=True)
+        return [products[layer] for layer in range(len(l2))]

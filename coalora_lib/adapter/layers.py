@@ -1,183 +1,147 @@
-"""The pieces a configuration changes in a LoRA layer: its factors and the frozen weight."""
+"""The adapted layers of a model: LoRA over quantized weights, switched together."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.linear import LoraFactor, frozen_copies
+from coalora_lib.adapter.quantized import PackedWeight, QuantizedLinear, WeightCache
 from coalora_lib.decomposition import truncated_svd
-from coalora_lib.quantization import QuantizedTensor, quantize
+from coalora_lib.spaces import Choice, ConfigurationSpace
 
 
-class AdjustedFactor(nn.Linear):
-    """A LoRA factor that may stand in for another one, and have a bias.
-
-    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and keeps its
-    parameter's name. Without an adjustment and a shift it is that layer exactly.
+class AdaptedLayers:
+    """LoRA layers whose frozen weights follow a configuration.
 
     Args:
-        factor: PEFT's layer; its weight is taken over, not copied.
+        model: a transformers model with PEFT's LoRA on these layers; what is behind and inside
+            each LoRA is replaced.
+        names: paths of the layers, in the model's order.
+        space: of the configurations.
+        cache: of their weights.
+        residual_rank, mean_inputs: see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`;
+            mean inputs by name, or None.
 
     Attributes:
-        adjusted: what the current configuration has instead of the weight, of its shape: of L2,
-            (I + U) L2.
-        shift: the bias under the current configuration, (out_features,): of L2, v; of L1, the
-            correction of the mean output.
-    """
-
-    def __init__(self, factor: nn.Linear) -> None:
-        super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
-        self.weight = factor.weight
-        self.adjusted: Tensor | None = None
-        self.shift: Tensor | None = None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.linear(inputs, *current(self))
-
-
-def current(factor: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias that a LoRA factor computes with now, adjusted or PEFT's own."""
-    if not isinstance(factor, AdjustedFactor):
-        return factor.weight, factor.bias
-    weight = factor.weight if factor.adjusted is None else factor.adjusted
-    return weight, factor.shift
-
-
-@dataclass(frozen=True)
-class CompactWeight:
-    """A layer under one choice, as small as it is stored.
-
-    Attributes:
-        quantized: Q.
-        left, right: (rows, k) and (k, columns), a frozen low-rank term; None without one. In the
-            layout of the stored weight, which for GPT-2's Conv1D is (in, out).
-    """
-
-    quantized: QuantizedTensor
-    left: Tensor | None = None
-    right: Tensor | None = None
-
-    def restore(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight that the layer computes with: Q, plus the low-rank term.
-
-        Args:
-            dtype: of the result, rounded to once; the pre-trained weight's by default.
-        """
-        if self.left is None:
-            return self.quantized.dequantize(dtype)
-        weight = self.quantized.dequantize().addmm_(self.left, self.right)
-        return weight if dtype is None else weight.to(dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken."""
-        low_rank = 0 if self.left is None else self.left.nbytes + self.right.nbytes
-        return self.quantized.nbytes + low_rank
-
-
-class WeightCache:
-    """The weights of (layer, choice) pairs seen lately: de-quantized, and packed behind that.
-
-    Switching a layer to a choice seen before is a look-up while its de-quantized weight is held,
-    and a de-quantization while only its packed form is. When the cache is full, the de-quantized
-    weights used longest ago go first, then the packed ones.
-
-    Args:
-        weights: the pre-trained weight of each layer.
-        limit: bytes the cache may hold of both kinds. The newest weight is handed out whatever
-            its size; a limit of 0 holds nothing.
-        scheme: the code book.
-        residual_rank: k > 0 adds SVD_k(W - Q), frozen, to every quantized weight.
-        mean_inputs: E[x] of each layer, (in,), for :meth:`correction`.
-        transposed: weights are (in, out), as in GPT-2's Conv1D.
+        quantized: the layer behind each LoRA by name.
+        configuration: the current one; None while the weights are the pre-trained ones.
     """
 
     def __init__(
         self,
-        weights: Mapping[str, Tensor],
-        limit: int,
-        scheme: str = "nf",
-        residual_rank: int = 0,
-        mean_inputs: Mapping[str, Tensor] | None = None,
-        transposed: bool = False,
+        model: PreTrainedModel,
+        names: Sequence[str],
+        space: ConfigurationSpace,
+        cache: WeightCache,
+        residual_rank: int,
+        mean_inputs: Mapping[str, Tensor] | None,
     ) -> None:
-        self.weights = dict(weights)
-        self.mean_inputs = {} if mean_inputs is None else dict(mean_inputs)
-        self.transposed = transposed
-        self.limit = limit
-        self.scheme = scheme
-        self.residual_rank = residual_rank
-        self.held = 0
-        self._restored: OrderedDict[tuple, nn.Parameter] = OrderedDict()
-        self._compact: OrderedDict[tuple[str, LayerConfig], CompactWeight] = OrderedDict()
-        # An output's worth each, small beside the weights, so all are kept.
-        self._corrections: dict[tuple[str, LayerConfig], Tensor] = {}
+        self._loras = [model.get_submodule(name) for name in names]
+        self.quantized: dict[str, QuantizedLinear] = {}
+        for name, lora in zip(names, self._loras, strict=True):
+            mean = None if mean_inputs is None else mean_inputs[name]
+            layer = QuantizedLinear(lora.base_layer, space, cache, residual_rank, mean)
+            self.quantized[name] = lora.base_layer = layer
+            for place in (lora.lora_A, lora.lora_B):
+                place["default"] = LoraFactor(place["default"])
+        self.configuration: list[Choice] | None = None
+        self._static = False
 
-    def get(
-        self, layer: str, config: LayerConfig, dtype: torch.dtype | None = None
-    ) -> nn.Parameter:
-        """The layer's weight under ``config``, frozen; by default in the pre-trained dtype."""
-        dtype = dtype or self.weights[layer].dtype
-        key = layer, config, dtype
-        if key in self._restored:
-            self._restored.move_to_end(key)
-            return self._restored[key]
-        weight = nn.Parameter(self.compact(layer, config).restore(dtype), requires_grad=False)
-        self._hold(self._restored, key, weight)
-        return weight
+    @property
+    def scaling(self) -> float:
+        """alpha / r, the factor on the LoRA output."""
+        return self._loras[0].scaling["default"]
 
-    def compact(self, layer: str, config: LayerConfig) -> CompactWeight:
-        """The same weight in its stored form."""
-        key = layer, config
-        if key in self._compact:
-            self._compact.move_to_end(key)
-            return self._compact[key]
-        weight = self.weights[layer]
-        quantized = quantize(weight, config, self.scheme)
-        entry = CompactWeight(quantized)
-        if self.residual_rank:
-            rest = weight.float() - quantized.dequantize().float()
-            left, right = truncated_svd(rest, self.residual_rank)
-            entry = CompactWeight(quantized, left.to(weight.dtype), right.to(weight.dtype))
-        self._hold(self._compact, key, entry)
-        return entry
+    @property
+    def pretrained(self) -> dict[str, Tensor]:
+        """The unquantized weights by name; not to be written to."""
+        return {name: layer.pretrained for name, layer in self.quantized.items()}
 
-    def correction(self, layer: str, config: LayerConfig) -> Tensor:
-        """What quantization takes from the mean output, (W - Q) E[x]: (out,)."""
-        key = layer, config
-        if key not in self._corrections:
-            weight = self.weights[layer]
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            lost = weight.to(wide) - self.compact(layer, config).restore().to(wide)
-            mean = self.mean_inputs[layer].to(lost)
-            self._corrections[key] = mean @ lost if self.transposed else lost @ mean
-        return self._corrections[key]
+    @property
+    def mean_inputs(self) -> dict[str, Tensor]:
+        """E[x] of each layer by name; empty without bias correction."""
+        found = {name: layer.mean_input for name, layer in self.quantized.items()}
+        return {name: mean for name, mean in found.items() if mean is not None}
 
-    def _hold(self, entries: OrderedDict, key: tuple, entry: nn.Parameter | CompactWeight) -> None:
-        entries[key] = entry
-        self.held += entry.nbytes
-        for kind in (self._restored, self._compact):
-            while self.held > self.limit and kind:
-                _, dropped = kind.popitem(last=False)
-                self.held -= dropped.nbytes
+    def packed(self, configuration: Sequence[Choice]) -> dict[str, PackedWeight]:
+        """The weights under a configuration by name, as they are stored."""
+        return {
+            name: layer.packed(choice)
+            for (name, layer), choice in zip(self.quantized.items(), configuration, strict=True)
+        }
 
-    def clear(self) -> None:
-        """Let go of everything but the pre-trained weights."""
-        self._restored.clear()
-        self._compact.clear()
-        self._corrections.clear()
-        self.held = 0
+    # Tensors made under inference_mode could not be trained over later.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def switch(self, configuration: Sequence[Choice] | None) -> None:
+        """Move the weights and corrections of a configuration in; None: the pre-trained weights."""
+        layers = self.quantized.values()
+        choices = [None] * len(layers) if configuration is None else list(configuration)
+        self.configuration = None if configuration is None else choices
+        if not self._static:
+            for layer, choice in zip(layers, choices, strict=True):
+                layer.switch(choice)
+            return
+        places, values = [], []
+        for layer, choice in zip(layers, choices, strict=True):
+            # Of the dtype of what it is copied to, so that one kernel copies all.
+            weight, correction = layer.under(choice, layer.weight.dtype)
+            places.append(layer.weight)
+            values.append(weight)
+            if layer.correction is not None and correction is not None:
+                places.append(layer.correction)
+                values.append(correction)
+        torch._foreach_copy_(places, values)
 
-    def convert(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast the pre-trained weights; what was held in the old form is dropped."""
-        converted = {layer: function(weight) for layer, weight in self.weights.items()}
-        if any(converted[layer] is not self.weights[layer] for layer in converted):
-            self.clear()
-        self.weights = converted
-        self.mean_inputs = {layer: function(mean) for layer, mean in self.mean_inputs.items()}
+    @contextmanager
+    def static_memory(self) -> Iterator[None]:
+        """While it lasts, a configuration is copied to where the one before it was.
+
+        That costs a copy, and captured CUDA graphs see the new weights.
+        """
+        try:
+            with frozen_copies(self._loras):
+                with torch.inference_mode(False), torch.no_grad():
+                    for layer in self.quantized.values():
+                        layer.own_memory()
+                self._static = True
+                yield
+        finally:
+            self._static = False
+            self.switch(self.configuration)
+
+    def factors(self) -> list[Factors]:
+        """LoRA's own factors."""
+        return [
+            Factors(lora.lora_B["default"].weight, lora.lora_A["default"].weight)
+            for lora in self._loras
+        ]
+
+    def use(self, factors: Sequence[Factors]) -> None:
+        """Have the LoRA layers compute with these factors."""
+        for lora, (l1, l2, shift) in zip(self._loras, factors, strict=True):
+            lora.lora_B["default"].take(l1)
+            lora.lora_A["default"].take(l2, shift)
+
+    def freeze_factors(self) -> None:
+        """Train LoRA's own factors no more."""
+        for l1, l2, _ in self.factors():
+            l1.requires_grad_(False)
+            l2.requires_grad_(False)
+
+    @torch.no_grad()
+    def start_from_residual(self, configuration: Sequence[Choice], rank: int) -> None:
+        """(alpha / r) L1 L2 = SVD_r(W - Q) under one configuration, the paper's start."""
+        for layer, choice, (l1, l2, _) in zip(
+            self.quantized.values(), configuration, self.factors(), strict=True
+        ):
+            rest = layer.pretrained.float() - layer.packed(choice).restore().float()
+            left, right = truncated_svd(rest.T if layer.transposed else rest, rank)
+            l1.copy_(left / self.scaling**0.5)
+            l2.copy_(right / self.scaling**0.5)

@@ -9,13 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from coalora_lib.adapter.layers import current
+from coalora_lib.adapter.quantized import QuantizedLinear, autocast_dtype
+
+
+class LoraFactor(nn.Linear):
+    """A LoRA factor for which another one may stand in, with a bias.
+
+    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and keeps its
+    parameter's name. Without a stand-in it is that layer exactly.
+
+    Args:
+        factor: PEFT's layer; its weight is taken over, not copied.
+
+    Attributes:
+        stand_in: what an adjuster puts in the weight's place, of its shape: for L2, (I + U) L2.
+        shift: (out_features,), a bias that an adjuster adds: v.
+    """
+
+    def __init__(self, factor: nn.Linear) -> None:
+        super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
+        self.weight = factor.weight
+        self.stand_in: Tensor | None = None
+        self.shift: Tensor | None = None
+
+    @property
+    def current(self) -> Tensor:
+        """The weight that it computes with now."""
+        return self.weight if self.stand_in is None else self.stand_in
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return F.linear(inputs, self.current, self.shift)
+
+    def take(self, weight: Tensor, shift: Tensor | None = None) -> None:
+        """Compute with this weight and bias from now on; with its own parameter, plainly."""
+        self.stand_in = None if weight is self.weight else weight
+        self.shift = shift
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A stand-in belongs to one forward's graph: a copy of the model begins without.
+        return self.__dict__ | {"stand_in": None, "shift": None}
 
 
 class LoraProduct(torch.autograd.Function):
@@ -91,39 +132,62 @@ class LoraLinear(lora.Linear):
     """PEFT's LoRA layer, whose forward is :class:`LoraProduct` where that is the same sum.
 
     That is under autocast to a 16-bit type, with one plain adapter, not merged, without dropout,
-    on a frozen weight. Everything else goes PEFT's way.
+    on a frozen weight. Everything else goes PEFT's way. Over a
+    :class:`~coalora_lib.adapter.quantized.QuantizedLinear` it cannot be merged.
     """
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) to (..., out)."""
         kind = x.device.type
         if args or kwargs or not torch.is_autocast_enabled(kind) or not self._is_plain():
             return super().forward(x, *args, **kwargs)
         low, (name,) = torch.get_autocast_dtype(kind), self.active_adapters
-        first, shift = current(self.lora_A[name])
-        second, lift = current(self.lora_B[name])
-        weight, bias = self.base_layer.weight, self.base_layer.bias
-        scaling = self.scaling[name]
-        if lift is not None:  # PEFT scales what B gives, its bias too
-            bias = lift * scaling if bias is None else torch.add(bias, lift, alpha=scaling)
-        return LoraProduct.apply(x, weight, bias, first, shift, second, scaling, low)
+        first, second, base = self.lora_A[name], self.lora_B[name], self.base_layer
+        adjusted = isinstance(first, LoraFactor)
+        return LoraProduct.apply(
+            x,
+            base.weight,
+            base.corrected_bias if isinstance(base, QuantizedLinear) else base.bias,
+            first.current if adjusted else first.weight,
+            first.shift if adjusted else None,
+            second.current if adjusted else second.weight,
+            self.scaling[name],
+            low,
+        )
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, over a plain linear layer.
+
+        Raises:
+            RuntimeError: the layer is quantized: a merged weight would belong to one configuration
+                and leave out what is adjusted to it.
+        """
+        if isinstance(self.base_layer, QuantizedLinear):
+            raise RuntimeError(
+                "a configuration-aware adapter cannot be merged in place; for one configuration "
+                "call CoaLora.export_peft_adapter(folder, weights='base_model') and merge what "
+                "PEFT loads from there"
+            )
+        super().merge(*args, **kwargs)
 
     def _is_plain(self) -> bool:
-        active = self.active_adapters
+        active, base = self.active_adapters, self.base_layer
         return (
             len(active) == 1
             and active[0] in self.lora_A
+            and not self.fan_in_fan_out
+            and not self.lora_bias[active[0]]
             and not self.lora_variant
             and not self.merged
             and not self.disable_adapters
             and isinstance(self.lora_dropout[active[0]], nn.Identity)
-            and not self.base_layer.weight.requires_grad
+            and not base.weight.requires_grad
         )
 
 
 @contextmanager
 def frozen_copies(layers: Iterable[lora.LoraLayer]) -> Iterator[None]:
-    """While it lasts, the frozen weights and biases of LoRA layers are copies of their own.
+    """While it lasts, the frozen parameters behind LoRA layers are copies of their own.
 
     Where passes run under bfloat16 autocast, they are bfloat16 at once and not cast in each pass.
 
@@ -133,12 +197,7 @@ def frozen_copies(layers: Iterable[lora.LoraLayer]) -> Iterator[None]:
     before = []
     for layer in layers:
         for name, parameter in layer.base_layer.named_parameters():
-            low = (
-                parameter.dtype == torch.float32  # autocast leaves float64 alone
-                and parameter.device.type == "cuda"
-                and torch.cuda.is_bf16_supported()
-            )
-            copy = parameter.detach().to(torch.bfloat16 if low else parameter.dtype, copy=True)
+            copy = parameter.detach().to(autocast_dtype(parameter), copy=True)
             setattr(layer.base_layer, name, nn.Parameter(copy, requires_grad=False))
             before.append((layer.base_layer, name, parameter))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -21,6 +22,33 @@ def adaptable_layers(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and any(p.isdigit() for p in name.split("."))
     ]
+
+
+def check_base(base_model: PreTrainedModel) -> list[str]:
+    """Refuse what cannot be adapted; the names of the layers that can.
+
+    Raises:
+        ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or
+            has no linear layer in a numbered block.
+    """
+    kind = type(base_model).__name__
+    if getattr(base_model, "is_loaded_in_4bit", False) or getattr(
+        base_model, "is_loaded_in_8bit", False
+    ):
+        raise ValueError(
+            f"the {kind} is quantized by bitsandbytes already; load it unquantized: configurations "
+            "are made from the pre-trained weights"
+        )
+    if any(isinstance(module, BaseTunerLayer) for module in base_model.modules()):
+        raise ValueError(
+            f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
+        )
+    names = adaptable_layers(base_model)
+    if not names:
+        raise ValueError(f"{kind} has no linear layer in numbered blocks")
+    if any(base_model.get_submodule(name).weight.is_meta for name in names):
+        raise ValueError(f"the {kind} is on the meta device: it has no weights to quantize")
+    return names
 
 
 def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
@@ -42,7 +70,8 @@ def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftMod
         fan_in_fan_out=isinstance(base_model.get_submodule(names[0]), Conv1D),
     )
     if not getattr(base_model, "is_loaded_in_4bit", False):  # bitsandbytes' layers are PEFT's
-        settings._register_custom_module({nn.Linear: LoraLinear})
+        # PEFT's own way to hand in a layer class, not yet public.
+        settings._register_custom_module({nn.Linear: LoraLinear, Conv1D: LoraLinear})
     model = get_peft_model(base_model, settings)
     for name, module in base_model.named_modules():
         if name.rsplit(".", 1)[-1] in heads:

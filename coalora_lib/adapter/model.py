@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers.modeling_outputs import ModelOutput
 
-from coalora_lib.adapter import export, saving
-from coalora_lib.adapter.encoding import (
-    ConfigurationEncoder,
-    ContinuousMeasures,
-    describe_layers,
+from coalora_lib.adapter import saving
+from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.attaching import (
+    check_means,
+    check_rank,
+    new_adjuster,
+    refuse_inner_save,
 )
+from coalora_lib.adapter.encoding import ContinuousMeasures
+from coalora_lib.adapter.export import FixedLayer, check_weights, write_adapter
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
-from coalora_lib.adapter.layers import AdjustedFactor, CompactWeight, WeightCache
-from coalora_lib.adapter.linear import frozen_copies
-from coalora_lib.adapter.lora import adaptable_layers, attach_lora
+from coalora_lib.adapter.layers import AdaptedLayers
+from coalora_lib.adapter.lora import attach_lora, check_base
+from coalora_lib.adapter.quantized import WeightCache
+from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings
-from coalora_lib.allocation import Device, allocate, error_table
-from coalora_lib.configuration import LayerConfig, mean_bits, to_indices
-from coalora_lib.decomposition import truncated_svd
+from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
 #: Bytes that a model's weight cache may hold, unless told otherwise.
 CACHE_LIMIT = 4 * 2**30
-#: Mean bits of the configuration that the start "svd" takes its residual from by default.
+#: Mean bits of the configuration that the start "svd" takes its residual from by default; our
+#: choice among the budgets that the paper's figure 1 compares, 2.5 to 4.
 REFERENCE_BUDGET = 3.0
-
-#: What :meth:`CoaLora.set_configuration` takes.
-ConfigurationLike = Sequence[LayerConfig] | Mapping[str, LayerConfig] | Device | float
 
 
 class CoaLora(nn.Module):
-    """Standard PEFT LoRA layers plus one hypernetwork that adjusts them to the configuration.
+    """Standard PEFT LoRA layers, quantized weights behind them, and an adjuster between.
 
     For the current configuration C each adapted layer i computes
 
@@ -48,9 +49,11 @@ class CoaLora(nn.Module):
 
     Attributes:
         model: the PEFT model.
+        adjuster: what makes U, or takes its place.
         settings: what it was attached with.
+        space: of its configurations.
         layer_names: the adapted linear layers, in the model's order.
-        sizes: number of weights of each of them.
+        shapes, sizes: shape and number of weights of each of them.
         training_set: the configurations it was last trained on; kept when it is saved.
     """
 
@@ -61,45 +64,46 @@ class CoaLora(nn.Module):
         errors: Tensor | None = None,
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
+        start_configuration: ConfigurationLike | None = None,
     ) -> None:
         super().__init__()
-        names = adaptable_layers(base_model)
-        if not names:
-            raise ValueError(f"{type(base_model).__name__} has no linear layer in numbered blocks")
+        # All that may be refused is, before the base model is touched.
+        self.layer_names = check_base(base_model)
         self.settings = settings
-        self.layer_names = names
+        self.space = get_space(settings.space)
+        linears = [base_model.get_submodule(name) for name in self.layer_names]
+        weights = {n: m.weight.detach() for n, m in zip(self.layer_names, linears, strict=True)}
+        self._resolver = ConfigurationResolver(weights, self.space, errors)
+        self.shapes = self._resolver.shapes
+        self.sizes = [parameters(shape) for shape in self.shapes]
+        check_means(settings, self.layer_names, linears, mean_inputs)
+        check_rank(settings, self.layer_names, self.shapes)
+        reference = None
+        if settings.start == "svd" and start_configuration is not None:
+            reference = self._resolver(start_configuration, weights)
+
         self.model = attach_lora(base_model, settings.rank, settings.alpha)
-        self._layers = [base_model.get_submodule(name) for name in names]
-        for layer in self._layers:
-            for place in (layer.lora_A, layer.lora_B):
-                place["default"] = AdjustedFactor(place["default"])
-        self._factors = [layer.lora_A["default"] for layer in self._layers]
-        self._outputs = [layer.lora_B["default"] for layer in self._layers]
-        weights = [layer.base_layer.weight.detach() for layer in self._layers]
-        self.sizes = [weight.numel() for weight in weights]
-        self._configuration: list[LayerConfig] | None = None
-        self.training_set: list[list[LayerConfig]] = []
-        self._indices: Tensor | None = None
-        self._in_place = False
-        self._cache = WeightCache(
-            dict(zip(names, weights, strict=True)),
-            cache_bytes,
-            settings.scheme,
+        self.model.save_pretrained = MethodType(refuse_inner_save, self.model)
+        self.layers = AdaptedLayers(
+            base_model,
+            self.layer_names,
+            self.space,
+            WeightCache(cache_bytes),
             settings.frozen_rank,
-            self._checked_means(mean_inputs),
-            transposed=isinstance(self._layers[0].base_layer, Conv1D),
+            mean_inputs,
         )
-        self._errors = errors
-        self.hypernetwork = self._new_hypernetwork() if settings.configuration_aware else None
-        by_width: dict[int, list[int]] = {}
-        for number, factor in enumerate(self._factors):
-            by_width.setdefault(factor.in_features, []).append(number)
-        self._by_width = list(by_width.values())
-        for group, numbers in enumerate(self._by_width):  # buffers, to be where the model is
-            rows = torch.tensor(numbers, device=base_model.device)
-            self.register_buffer(f"_rows{group}", rows, persistent=False)
+        self.training_set: list[list[Choice]] = []
+        self._indices: Tensor | None = None
+        measures = None
+        if settings.error_features and settings.adjuster == "hypernetwork":
+            measures = ContinuousMeasures(self.errors, weights, self.space)
+        self.adjuster = new_adjuster(settings, self.space, self.layer_names, self.layers, measures)
+        if reference is not None:
+            self.layers.start_from_residual(reference, settings.rank)
+        #: What is saved, whatever is done to ``requires_grad`` later.
+        self._own_parameters = frozenset(saving.trained_parameters(self))
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
-        base_model.register_forward_pre_hook(self._adapt)
+        base_model.register_forward_pre_hook(self.adapt)
 
     @classmethod
     def attach(
@@ -109,19 +113,21 @@ class CoaLora(nn.Module):
         alpha: float = 16,
         start: str = "zero",
         *,
+        space: str | ConfigurationSpace = "nf",
         errors: Tensor | None = None,
         start_configuration: ConfigurationLike = REFERENCE_BUDGET,
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
-        **options,
+        **options: Any,
     ) -> CoaLora:
         """Put LoRA on every linear layer inside the model's blocks.
 
         Args:
-            base_model: a transformers model; it is taken over and changed.
+            base_model: a transformers model; it is taken over and changed, unless it is refused.
             rank, alpha, start: see :class:`~coalora_lib.adapter.AdapterSettings`.
-            errors: the model's (layers, 432) error table where the caller has it; otherwise it
-                is computed when a budget is first asked for.
+            space: what layers may be quantized to; the name of a registered space, or that space.
+            errors: the model's (layers, choices) error table where the caller has it; otherwise it
+                is measured when a budget is first asked for.
             start_configuration: whose residual the start "svd" begins from.
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
@@ -129,14 +135,12 @@ class CoaLora(nn.Module):
             options: the other fields of :class:`~coalora_lib.adapter.AdapterSettings`.
 
         Raises:
-            ValueError: the model has no linear layer in a numbered block, or a setting is not
-                known or out of range.
+            ValueError: the model has no linear layer in a numbered block, is quantized or adapted
+                already, or a setting is not known or out of range.
         """
-        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
-        model = cls(base_model, settings, errors, cache_bytes, mean_inputs)
-        if start == "svd":
-            model._start_from_residual(model.resolve(start_configuration))
-        return model
+        name = get_space(space).name
+        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, space=name, **options)
+        return cls(base_model, settings, errors, cache_bytes, mean_inputs, start_configuration)
 
     @property
     def config(self):
@@ -149,195 +153,180 @@ class CoaLora(nn.Module):
         return self.model.get_base_model().device
 
     @property
-    def configuration(self) -> list[LayerConfig] | None:
+    def configuration(self) -> list[Choice] | None:
         """The current configuration, or None while the weights are unquantized."""
-        return None if self._configuration is None else list(self._configuration)
+        current = self.layers.configuration
+        return None if current is None else list(current)
 
     @property
     def bits(self) -> float | None:
         """Mean bits per parameter of the current configuration, scales included."""
-        if self._configuration is None:
-            return None
-        return mean_bits(self._configuration, self.sizes)
-
-    @property
-    def scaling(self) -> float:
-        """alpha / r, the factor on the LoRA output."""
-        return self._layers[0].scaling["default"]
+        current = self.layers.configuration
+        return None if current is None else self.space.mean_bits(current, self.shapes)
 
     @property
     def errors(self) -> Tensor:
-        """The (layers, 432) table of squared quantization errors, computed at first use."""
-        if self._errors is None:
-            self._errors = error_table(self._cache.weights, self.settings.scheme)
-        return self._errors
+        """The (layers, choices) table of squared quantization errors, measured at first use."""
+        return self._resolver.measured_errors(self.pretrained_weights)
 
     @property
     def pretrained_weights(self) -> dict[str, Tensor]:
-        """The unquantized weight of each adapted layer, by name."""
-        return dict(self._cache.weights)
+        """The unquantized weight of each adapted layer, by name; not to be written to."""
+        return self.layers.pretrained
 
     @property
     def mean_inputs(self) -> dict[str, Tensor]:
         """E[x] of each layer by name; empty without bias correction."""
-        return dict(self._cache.mean_inputs)
+        return self.layers.mean_inputs
 
-    def resolve(self, configuration: ConfigurationLike) -> list[LayerConfig]:
-        """The configuration of every layer that :meth:`set_configuration` would set.
+    def resolve(self, configuration: ConfigurationLike) -> list[Choice]:
+        """The choice of every layer that :meth:`set_configuration` would set.
+
+        The first budget measures the error table: every layer quantized to every choice.
 
         Raises:
-            ValueError: as :meth:`set_configuration`.
-            TypeError: what is given is no configuration.
+            ValueError, TypeError: as :meth:`set_configuration`.
         """
-        if isinstance(configuration, Real) and not isinstance(configuration, bool):
-            configuration = Device(budget=float(configuration))
-        if isinstance(configuration, Device):
-            return allocate(
-                self.errors, self.sizes, names=self.layer_names, **vars(configuration)
-            ).configs
-        if isinstance(configuration, Mapping):
-            missing = [name for name in self.layer_names if name not in configuration]
-            unknown = [name for name in configuration if name not in self.layer_names]
-            for problem, names in (("lacks", missing), ("has no such layer as", unknown)):
-                if names:
-                    subject = "the configuration" if names is missing else "this model"
-                    raise ValueError(f"{subject} {problem} {names[0]!r} ({len(names)} in all)")
-            configuration = [configuration[name] for name in self.layer_names]
-        if not isinstance(configuration, Sequence) or isinstance(configuration, str | bytes):
-            raise TypeError(
-                f"{configuration!r} is no configuration; allowed: a budget in bits per parameter, "
-                "a Device, or one LayerConfig a layer, in order or by name"
-            )
-        if len(configuration) != len(self.layer_names):
-            raise ValueError(
-                f"{len(configuration)} layer configurations for {len(self.layer_names)} layers"
-            )
-        for name, config in zip(self.layer_names, configuration, strict=True):
-            if not isinstance(config, LayerConfig):
-                raise TypeError(f"{name}: {config!r} is not a LayerConfig")
-        return list(configuration)
+        return self._resolver(configuration, self.pretrained_weights)
 
-    def set_configuration(self, configuration: ConfigurationLike) -> None:
+    @torch.inference_mode(False)
+    def set_configuration(self, configuration: ConfigurationLike | None) -> None:
         """Switch to a configuration: quantized weights move in, the adapter follows.
 
+        Weights and corrections are there when this returns. The adjusted factors are made at the
+        next forward, by :meth:`adapt`, since gradients flow through them.
+
         Args:
-            configuration: one LayerConfig for each of :attr:`layer_names`, in that order or by
-                name; or a budget in mean bits per parameter; or a
-                :class:`~coalora_lib.allocation.Device` (allowed bit widths, bytes, ...), for
-                which the least-error configuration is allocated.
+            configuration: one choice for each of :attr:`layer_names`, in that order or by name; or
+                a budget in mean bits per parameter; or
+                :class:`~coalora_lib.allocation.Constraints` (allowed bit widths, bytes, ...), for
+                which the least-error configuration is allocated. None goes back to the pre-trained
+                weights and plain LoRA.
 
         Raises:
-            ValueError: the number or the names of the layers differ, or the budget or device is
-                not feasible; the model is left as it was.
+            ValueError: the number or the names of the layers differ, a layer may not take its
+                choice, or the budget or the constraints are not feasible; the model is left as it
+                was.
             TypeError: what is given is no configuration.
         """
-        configuration = self.resolve(configuration)
-        # Of the dtype of the weights that they are copied to, so that one kernel copies all.
-        dtype = self._layers[0].base_layer.weight.dtype if self._in_place else None
-        weights = [
-            self._cache.get(name, config, dtype)
-            for name, config in zip(self.layer_names, configuration, strict=True)
-        ]
-        indices = to_indices(configuration)
-        self._correct(configuration)
-        if self._in_place:
-            torch._foreach_copy_([layer.base_layer.weight.data for layer in self._layers], weights)
-        else:
-            for layer, weight in zip(self._layers, weights, strict=True):
-                layer.base_layer.weight = weight
-        if self._in_place and self._indices is not None:
-            self._indices.copy_(indices)
-        else:
+        if configuration is None:
+            self.layers.switch(None)
+            self.layers.use(self.layers.factors())
+            self._indices = None
+            return
+        resolved = self.resolve(configuration)
+        self.layers.switch(resolved)
+        indices = self.space.to_indices(resolved)
+        if self._indices is None:
             self._indices = indices.to(self.device)
-        self._configuration = configuration
+        else:  # where it was, since captured graphs read it there
+            self._indices = self._indices.to(self.device).copy_(indices)
 
-    @contextmanager
-    def weights_in_place(self) -> Iterator[None]:
-        """While it lasts, a configuration is copied to where the one before it was.
+    def adapt(self, *_: Any) -> None:
+        """Give every LoRA layer the factors for the current configuration, before a forward."""
+        if self._indices is None or not self.adjuster.follows:
+            return
+        self.layers.use(self.adjuster.adapted(self._indices, self.layers.factors()))
 
-        That costs a copy, and captured CUDA graphs see the new weights.
-        """
-        try:
-            with frozen_copies(self._layers):
-                for output in self._outputs if self.settings.bias_correction else ():
-                    zeros = output.weight.new_zeros(output.out_features)
-                    output.shift = zeros if output.shift is None else output.shift.clone()
-                self._in_place = True
-                yield
-        finally:
-            self._in_place = False
-            if self._configuration is not None:
-                self.set_configuration(self._configuration)
-            else:
-                for output in self._outputs:
-                    output.shift = None
-
-    def corrections(self, configuration: Sequence[LayerConfig]) -> list[Tensor]:
-        """What bias correction adds to each layer's output, by r / alpha: (out,) each.
-
-        PEFT scales what ``lora_B`` gives, its bias too.
-        """
-        lost = [
-            self._cache.correction(name, config)
-            for name, config in zip(self.layer_names, configuration, strict=True)
-        ]
-        dtype = self._outputs[0].weight.dtype
-        return [each.to(dtype) for each in torch._foreach_div(lost, self.scaling)]
-
-    def adjustments(self, configuration: Sequence[LayerConfig]) -> Adjustment:
+    def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
         """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
 
         Raises:
-            ValueError: the model is not configuration-aware.
+            ValueError: the model has no hypernetwork.
         """
-        if self.hypernetwork is None:
-            raise ValueError("attached with configuration_aware=False: there are no adjustments")
-        return self.hypernetwork(to_indices(configuration).to(self.device))
+        if not isinstance(self.adjuster, HyperNetwork):
+            raise ValueError(
+                f"attached with adjuster={self.settings.adjuster!r}: there are no adjustments"
+            )
+        return self.adjuster(self.space.to_indices(configuration).to(self.device))
 
-    def adjusted_factors(self, adjustment: Adjustment) -> list[Tensor]:
-        """(I + U) L2 of every layer, each (r, in).
+    def adapted_factors(self, configuration: Sequence[Choice]) -> list[Factors]:
+        """The LoRA factors of every layer under a configuration."""
+        indices = self.space.to_indices(configuration).to(self.device)
+        return self.adjuster.adapted(indices, self.layers.factors())
 
-        Layers of the same width go through one batched product: a handful of kernels, whatever
-        the number of layers.
-        """
-        factors: list[Tensor] = [None] * len(self._layers)
-        for group, numbers in enumerate(self._by_width):
-            # Not torch.stack: on a GPU it makes a view of each factor first, one by one.
-            stacked = torch.cat([self._factors[i].weight for i in numbers])
-            stacked = stacked.unflatten(0, (len(numbers), -1))
-            matrix = adjustment.matrix.index_select(0, getattr(self, f"_rows{group}"))
-            products = torch.baddbmm(stacked, matrix, stacked)
-            for number, product in zip(numbers, products.unbind(), strict=True):
-                factors[number] = product
-        return factors
-
-    def compact_weights(self, configuration: Sequence[LayerConfig]) -> dict[str, CompactWeight]:
-        """Each layer's packed weight, and frozen low-rank term if it has one, by name."""
-        return {
-            name: self._cache.compact(name, config)
-            for name, config in zip(self.layer_names, configuration, strict=True)
-        }
-
-    def forward(self, **batch: Tensor):
+    def forward(self, *arguments: Any, **batch: Any) -> ModelOutput:
         """The transformers model's output under the current configuration."""
-        return self.model(**batch)
+        return self.model(*arguments, **batch)
 
-    def generate(self, **arguments):
+    def generate(self, *arguments: Any, **options: Any) -> Tensor:
         """transformers' ``generate`` under the current configuration, for decoder models."""
-        return self.model.generate(**arguments)
+        return self.model.generate(*arguments, **options)
 
+    @torch.no_grad()
     def export_peft_adapter(
         self,
         folder: str | Path,
         configuration: ConfigurationLike | None = None,
         weights: str | None = None,
     ) -> Path:
-        """Write the adapter for one configuration as plain PEFT; see :mod:`.export`."""
-        return export.export_peft_adapter(self, folder, configuration, weights)
+        """Write the adapter for one configuration as plain PEFT; the model is left as it is.
+
+        ``PeftModel.from_pretrained(base, folder)`` reads it onto the model quantized under the
+        same configuration.
+
+        Args:
+            folder: new, empty, or an earlier export, which is replaced.
+            configuration: as for :meth:`set_configuration`; the current one by default.
+            weights: "packed" adds quantized.safetensors, which
+                :func:`coalora_lib.quantization.load_quantized` reads; "base_model" adds a folder
+                of that name with the quantized weights restored, which transformers reads.
+
+        Raises:
+            ValueError: no configuration is given or set, it does not fit the model, or ``weights``
+                is not known, or not to be had in the model's space.
+            FileExistsError: the folder holds something else.
+        """
+        configuration = self.configuration if configuration is None else configuration
+        if configuration is None:
+            raise ValueError(
+                "no configuration is set, and none is given: there is nothing to export"
+            )
+        resolved = self.resolve(configuration)
+        packed = self.layers.packed(resolved)
+        check_weights(weights, packed)
+        fixed = [
+            FixedLayer(name, factors, layer.correction_of(choice), packed[name], layer.transposed)
+            for (name, layer), factors, choice in zip(
+                self.layers.quantized.items(),
+                self.adapted_factors(resolved),
+                resolved,
+                strict=True,
+            )
+        ]
+        return write_adapter(self.model, fixed, folder, weights)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
-        """Write the whole method into one folder; see :mod:`.saving`."""
-        return saving.save_pretrained(self, folder, quantized)
+        """Write the whole method into one folder, see :mod:`.saving`; the model is left as it is.
+
+        Args:
+            folder: new, empty, or written by this method before; then it is replaced as a whole.
+            quantized: also write the packed weights of the current configuration.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+            ValueError: ``quantized`` without a current configuration.
+        """
+        current = self.configuration
+        if quantized and current is None:
+            raise ValueError("no configuration is set: there are no quantized weights to write")
+        packed = self.layers.packed(current) if quantized and current is not None else {}
+        check_weights("packed" if quantized else None, packed)
+        content = saving.Content(
+            settings=self.settings,
+            configuration=None if current is None else self.space.to_rows(current),
+            training_set=[self.space.to_rows(each) for each in self.training_set],
+            parameters={
+                name: parameter.detach()
+                for name, parameter in self.named_parameters()
+                if name in self._own_parameters or parameter.requires_grad
+            },
+            errors=self._resolver.errors,
+            mean_inputs=self.mean_inputs,
+        )
+        plain = {name: weight.quantized for name, weight in packed.items()}
+        base = self.model.get_base_model()
+        return saving.write(folder, content, base, self.pretrained_weights, plain)
 
     @classmethod
     def from_pretrained(
@@ -346,83 +335,33 @@ class CoaLora(nn.Module):
         base_model: PreTrainedModel | None = None,
         cache_bytes: int = CACHE_LIMIT,
     ) -> CoaLora:
-        """Read what :meth:`save_pretrained` wrote; see :mod:`.saving`."""
+        """Read what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: that it was written to.
+            base_model: the model that it was attached to; loaded by its name if it is not given.
+            cache_bytes: as for :meth:`attach`.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or a file is missing in it.
+            ValueError: the folder is not one of ours, or a file was altered or cut short; or the
+                base model is another one.
+            OSError: the base model cannot be loaded by its name.
+        """
         saved = saving.read(folder)
+        content, space = saved.content, get_space(saved.content.settings.space)
         base_model = saving.matching_base(saved, base_model)
-        model = cls(base_model, saved.settings, saved.errors, cache_bytes, saved.mean_inputs)
-        saving.restore(saved, model)
+        means = content.mean_inputs or None
+        model = cls(base_model, content.settings, content.errors, cache_bytes, means)
+        saving.load_parameters(model, content.parameters, str(saved.folder / saving.WEIGHTS))
+        model.training_set = [space.from_rows(rows) for rows in content.training_set]
+        if content.configuration is not None:
+            model.set_configuration(space.from_rows(content.configuration))
         return model
 
-    def _checked_means(
-        self, mean_inputs: Mapping[str, Tensor] | None
-    ) -> Mapping[str, Tensor] | None:
-        """The means if they are wanted and fit."""
-        wanted = self.settings.bias_correction
-        if wanted != (mean_inputs is not None):
-            raise ValueError(
-                f"bias_correction={wanted} {'needs' if wanted else 'has no use for'} mean_inputs"
-            )
-        for name, layer in zip(self.layer_names, self._layers, strict=True) if wanted else ():
-            if name not in mean_inputs or mean_inputs[name].shape != (layer.in_features,):
-                raise ValueError(f"mean_inputs[{name!r}] must be ({layer.in_features},)")
-        return mean_inputs
-
-    def _correct(self, configuration: Sequence[LayerConfig]) -> None:
-        """Hand every layer the correction of its mean output."""
-        if not self.settings.bias_correction:
-            return
-        shifts = self.corrections(configuration)
-        if self._in_place:
-            torch._foreach_copy_([output.shift for output in self._outputs], shifts)
-            return
-        for output, shift in zip(self._outputs, shifts, strict=True):
-            output.shift = shift
-
-    def _new_hypernetwork(self) -> HyperNetwork:
-        settings, measures = self.settings, None
-        if settings.error_features:
-            weights = self._cache.weights.values()
-            norms = torch.stack([weight.double().square().sum() for weight in weights])
-            measures = ContinuousMeasures(self.errors, norms, self.sizes)
-        layers = describe_layers(self.layer_names)
-        network = HyperNetwork(
-            ConfigurationEncoder(layers, settings.width, measures),
-            settings.rank,
-            settings.hidden,
-            settings.learned_scale,
-            settings.output_bias,
-        )
-        factor = self._factors[0].weight
-        return network.to(factor.device, factor.dtype)
-
-    @torch.no_grad()
-    def _start_from_residual(self, configuration: Sequence[LayerConfig]) -> None:
-        """(alpha / r) L1 L2 = SVD_r(W - Q) under one configuration."""
-        compact = self.compact_weights(configuration)
-        for layer, (name, quantized) in zip(self._layers, compact.items(), strict=True):
-            rest = self._cache.weights[name].float() - quantized.restore().float()
-            if isinstance(layer.base_layer, Conv1D):
-                rest = rest.T
-            left, right = truncated_svd(rest, self.settings.rank)
-            layer.lora_B["default"].weight.copy_(left / self.scaling**0.5)
-            layer.lora_A["default"].weight.copy_(right / self.scaling**0.5)
-
-    def _adapt(self, *_) -> None:
-        """Hand every layer its adjusted factor, before the transformers model's forward."""
-        if self.hypernetwork is None or self._indices is None:
-            return
-        adjustment = self.hypernetwork(self._indices)
-        shifts = [None] * len(self._layers) if adjustment.bias is None else adjustment.bias
-        factors = self.adjusted_factors(adjustment)
-        for lora_a, factor, shift in zip(self._factors, factors, shifts, strict=True):
-            lora_a.adjusted, lora_a.shift = factor, shift
-
-    def _apply(self, fn, *args, **kwargs):
-        """What ``.to()`` and its kin do, also for the pre-trained weights behind the cache."""
-        self._cache.convert(fn)
+    def _apply(self, fn, *args: Any, **kwargs: Any) -> CoaLora:
+        """What ``.to()`` and its kin do, also for the indices of the current configuration."""
         super()._apply(fn, *args, **kwargs)
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
-        for output in self._outputs:
-            output.shift = None if output.shift is None else fn(output.shift)
         return self

@@ -13,10 +13,10 @@ The base model's weights stay where they are: they are named, and recognised by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import transformers
@@ -28,14 +28,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from coalora_lib.adapter.lora import HEADS, adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
-from coalora_lib.quantization import save_quantized
+from coalora_lib.quantization import QuantizedTensor, save_quantized
+from coalora_lib.spaces import get_space
 
-if TYPE_CHECKING:
-    from coalora_lib.adapter.model import CoaLora
-
-DESCRIPTION, WEIGHTS, QUANTIZED = "coalora.json", "coalora.safetensors", "quantized.safetensors"
+DESCRIPTION, CONFIG = "coalora.json", "config.json"
+WEIGHTS, QUANTIZED = "coalora.safetensors", "quantized.safetensors"
 #: Name of the error table among the tensors; parameters have dots in their names.
 ERRORS = "errors"
 #: What the names of mean inputs begin with; the layer's follows.
@@ -43,11 +41,11 @@ MEANS = "mean_inputs."
 
 
 class Description(BaseModel):
-    """coalora.json. Configurations are rows of the 432 choices, one for each layer."""
+    """coalora.json. Configurations are rows of the space's choices, one for each layer."""
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["coalora-1"]
+    format: Literal["coalora-2"]
     base_class: str
     base_name: str
     base_dtype: str
@@ -56,7 +54,29 @@ class Description(BaseModel):
     layer_names: list[str]
     configuration: list[int] | None
     training_set: list[list[int]]
+    config_sha256: str
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a model is beside its base.
+
+    Attributes:
+        settings: what it was attached with.
+        configuration: rows of the current configuration, or None.
+        training_set: rows of each configuration it was trained on.
+        parameters: the trained parameters by name.
+        errors: the (layers, choices) error table, or None.
+        mean_inputs: E[x] of each layer by name; empty without bias correction.
+    """
+
+    settings: AdapterSettings
+    configuration: list[int] | None
+    training_set: list[list[int]]
+    parameters: dict[str, Tensor]
+    errors: Tensor | None
+    mean_inputs: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,64 +86,57 @@ class Saved:
     Attributes:
         folder: where it was read from.
         description: coalora.json.
-        parameters: the trained parameters by name.
-        errors: the (layers, 432) error table, or None.
-        mean_inputs: E[x] of each layer by name, or None.
+        content: what it holds.
     """
 
     folder: Path
     description: Description
-    parameters: dict[str, Tensor]
-    errors: Tensor | None
-    mean_inputs: dict[str, Tensor] | None
-
-    @property
-    def settings(self) -> AdapterSettings:
-        """What the model was attached with."""
-        return self.description.settings
+    content: Content
 
 
-def save_pretrained(model: CoaLora, folder: str | Path, quantized: bool = False) -> Path:
+def write(
+    folder: str | Path,
+    content: Content,
+    base: PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    quantized: Mapping[str, QuantizedTensor],
+) -> Path:
     """Write a model's whole method.
 
     Args:
-        model: left as it is.
         folder: new, empty, or written by this function before; then it is replaced as a whole.
-        quantized: also write the packed weights of the current configuration.
+        content: of the model.
+        base: the transformers model, LoRA in it.
+        weights: the pre-trained weight of each adapted layer by name, in the model's order.
+        quantized: packed weights to write too; none if empty.
 
     Raises:
         FileExistsError: the folder holds something else.
-        ValueError: ``quantized`` without a current configuration.
     """
-    if quantized and model.configuration is None:
-        raise ValueError("no configuration is set: there are no quantized weights to write")
-    base = model.model.get_base_model()
-    tensors = {name: p.detach() for name, p in trained_parameters(model).items()}
-    if model._errors is not None:
-        tensors[ERRORS] = model.errors
-    tensors |= {f"{MEANS}{name}": mean for name, mean in model.mean_inputs.items()}
+    tensors = dict(content.parameters)
+    if content.errors is not None:
+        tensors[ERRORS] = content.errors
+    tensors |= {f"{MEANS}{name}": mean for name, mean in content.mean_inputs.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    configuration = model.configuration
     with atomic_folder(folder, DESCRIPTION) as partial:
         save_file(tensors, partial / WEIGHTS)
         base.config.save_pretrained(partial)
         description = Description(
-            format="coalora-1",
+            format="coalora-2",
             base_class=type(base).__name__,
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),
-            base_checksum=base_checksum(base, model.pretrained_weights),
-            settings=model.settings,
-            layer_names=model.layer_names,
-            configuration=None if configuration is None else _to_rows(configuration),
-            training_set=[_to_rows(each) for each in model.training_set],
+            base_checksum=base_checksum(base, weights),
+            settings=content.settings,
+            layer_names=list(weights),
+            configuration=content.configuration,
+            training_set=content.training_set,
+            config_sha256=sha256_of(partial / CONFIG),
             weights_sha256=sha256_of(partial / WEIGHTS),
         )
         (partial / DESCRIPTION).write_text(seal(description.model_dump()))
         if quantized:
-            compact = model.compact_weights(configuration)
-            packed = {name: weight.quantized for name, weight in compact.items()}
-            save_quantized(partial / QUANTIZED, packed)
+            save_quantized(partial / QUANTIZED, quantized)
     return Path(folder)
 
 
@@ -139,25 +152,32 @@ def read(folder: str | Path) -> Saved:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     if not (folder / DESCRIPTION).is_file():
-        raise ValueError(f"{folder} holds no {DESCRIPTION}: CoaLora.save_pretrained wrote it not")
-    for name in (WEIGHTS, "config.json"):
+        raise ValueError(
+            f"{folder} holds no {DESCRIPTION}: CoaLora.save_pretrained did not write it"
+        )
+    for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: no such file")
     try:
-        description = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
-        for rows in (description.configuration or [], *description.training_set):
-            _from_rows(rows)
+        about = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
+        space = get_space(about.settings.space)
+        for rows in (about.configuration or [], *about.training_set):
+            space.from_rows(rows)
     except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}") from None
-    if sha256_of(folder / WEIGHTS) != description.weights_sha256:
-        raise ValueError(f"{folder / WEIGHTS} was altered: its sha256 is not the recorded one")
+    for name, expected in ((WEIGHTS, about.weights_sha256), (CONFIG, about.config_sha256)):
+        if sha256_of(folder / name) != expected:
+            raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
-    return Saved(folder, description, tensors, errors, means or None)
+    content = Content(
+        about.settings, about.configuration, about.training_set, tensors, errors, means
+    )
+    return Saved(folder, about, content)
 
 
 def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTrainedModel:
@@ -196,19 +216,6 @@ def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTraine
     return base_model
 
 
-def restore(saved: Saved, model: CoaLora) -> None:
-    """Put what was saved into a freshly attached model.
-
-    Raises:
-        ValueError: the parameters are not the model's.
-    """
-    load_parameters(model, saved.parameters, str(saved.folder / WEIGHTS))
-    about = saved.description
-    model.training_set = [_from_rows(rows) for rows in about.training_set]
-    if about.configuration is not None:
-        model.set_configuration(_from_rows(about.configuration))
-
-
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -216,28 +223,28 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) -> None:
-    """Copy values into a model's trained parameters, all or none.
+    """Copy values into a model's parameters, all or none.
 
     Args:
-        model: whose :func:`trained_parameters` they are.
+        model: whose parameters they are: all of :func:`trained_parameters`, and any others.
         values: by name.
         source: what to call them in an error.
 
     Raises:
         ValueError: a name or a shape differs.
     """
-    parameters = trained_parameters(model)
-    for name in sorted(parameters.keys() | values.keys()):
-        shapes = [
-            tuple(each[name].shape) if name in each else None for each in (parameters, values)
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{source}: {name} is {shapes[1]} there and {shapes[0]} in the model")
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+    parameters = dict(model.named_parameters())
+    for name in sorted(trained_parameters(model).keys() | values.keys()):
+        there, here = (
+            tuple(each[name].shape) if name in each else None for each in (values, parameters)
+        )
+        if there != here:
+            raise ValueError(f"{source}: {name} is {there} there and {here} in the model")
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
-def base_checksum(base: PreTrainedModel, weights: dict[str, Tensor]) -> str:
+def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
     """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
 
     Heads that are trained in full are left out.
@@ -254,14 +261,18 @@ def base_checksum(base: PreTrainedModel, weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _pretrained(base: PreTrainedModel, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _pretrained(
+    base: PreTrainedModel, weights: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    for layer, weight in weights.items():
+        yield f"{layer}.weight", weight
     for name, parameter in base.named_parameters():
         parts = name.split(".")
         if any(part in HEADS or part.startswith("lora_") for part in parts):
             continue
-        name = name.replace(".base_layer.", ".")
-        layer, _, part = name.rpartition(".")
-        yield name, weights[layer] if layer in weights and part == "weight" else parameter
+        layer, _, part = name.replace(".base_layer.", ".").rpartition(".")
+        if layer not in weights or part != "weight":
+            yield f"{layer}.{part}", parameter
 
 
 def _load_base(saved: Saved) -> PreTrainedModel:
@@ -281,15 +292,3 @@ def _load_base(saved: Saved) -> PreTrainedModel:
             f"the base model {about.base_name!r} of {saved.folder} was not found; load it and hand "
             f"it in as base_model ({error})"
         ) from error
-
-
-def _to_rows(configuration: list[LayerConfig]) -> list[int]:
-    return [config.choice for config in configuration]
-
-
-def _from_rows(rows: list[int]) -> list[LayerConfig]:
-    space = LayerConfig.space()
-    for row in rows:
-        if not 0 <= row < len(space):
-            raise ValueError(f"choice {row} is outside 0..{len(space) - 1}")
-    return [space[row] for row in rows]

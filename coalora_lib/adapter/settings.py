@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from coalora_lib.spaces import get_space
 
 
 class AdapterSettings(BaseModel):
@@ -19,9 +21,11 @@ class AdapterSettings(BaseModel):
             approximation of its own residual, frozen, beside a trained pair that starts as "zero".
         residual_rank: rank of that frozen term; ``rank`` by default. It counts as rank when the
             adapter is exported.
-        configuration_aware: False leaves the hypernetwork out: the same LoRA for every
-            configuration (Shared-LoRA), or QLoRA when it is trained on one configuration.
-        scheme: the code book, "nf" or "int".
+        adjuster: what makes LoRA follow the configuration. "hypernetwork": the paper's U. "bank":
+            factors for each bit width (:class:`~coalora_lib.adapter.adjusters.FactorBank`). "none":
+            the same LoRA for every configuration (Shared-LoRA), or QLoRA when it is trained on one.
+        space: name of the space of the configurations, one of
+            :func:`~coalora_lib.spaces.spaces`.
         error_features: the encoding also holds the layer's log relative error and the bits of
             layer and model (:class:`~coalora_lib.adapter.encoding.ContinuousMeasures`).
         bias_correction: every layer's output gets back what quantization takes from its mean,
@@ -37,14 +41,25 @@ class AdapterSettings(BaseModel):
     alpha: float = Field(16, gt=0)
     start: Literal["zero", "svd", "residual"] = "zero"
     residual_rank: int | None = Field(None, ge=1)
-    configuration_aware: bool = True
-    scheme: Literal["nf", "int"] = "nf"
+    adjuster: Literal["hypernetwork", "bank", "none"] = "hypernetwork"
+    space: str = "nf"
     error_features: bool = False
     bias_correction: bool = False
     learned_scale: bool = False
     output_bias: bool = False
     width: int = Field(8, ge=1)
     hidden: int = Field(128, ge=1)
+
+    @field_validator("space")
+    @classmethod
+    def _known_space(cls, name: str) -> str:
+        return get_space(name).name
+
+    @model_validator(mode="after")
+    def _bank_starts_from_zero(self) -> AdapterSettings:
+        if self.adjuster == "bank" and self.start != "zero":
+            raise ValueError(f"start={self.start!r} is not for adjuster='bank'; allowed: 'zero'")
+        return self
 
     @property
     def frozen_rank(self) -> int:

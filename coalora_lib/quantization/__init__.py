@@ -1,11 +1,13 @@
-"""Block-wise quantization of a weight tensor; knows nothing of layers or models."""
+"""How a weight becomes block-wise codes and back; knows nothing of layers or models."""
 
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
+from coalora_lib.quantization.choices import BlockwiseChoice
 from coalora_lib.quantization.codebooks import CODE_BOOKS, normal_float, symmetric_integer
 from coalora_lib.quantization.storage import load_quantized, save_quantized
 
 __all__ = [
     "CODE_BOOKS",
+    "BlockwiseChoice",
     "QuantizedTensor",
     "load_quantized",
     "normal_float",

@@ -1,14 +1,12 @@
 """Block-wise quantization with double-quantized scales (QLoRA, arXiv 2305.14314, section 3).
 
 The tensor is cut into blocks of B0 weights. A block's scale is its largest magnitude; the scales
-themselves are quantized to b1 bits against second-level scales shared by B1 blocks:
+themselves are quantized as :mod:`.scales` says. With s^ the scale that is read back:
 
-    s = max |w| over a block            u = s - m,  m = min s over the tensor
-    S = max u over B1 blocks, as b2     q = round(u (2^b1 - 1) / S)
-    s^ = m + q S / (2^b1 - 1)           code = nearest level to w / s^,  w^ = level[code] s^
+    s = max |w| over a block        code = nearest level to w / s^        w^ = level[code] s^
 
-The functions here run on any device. On a GPU :func:`quantize` and
-:meth:`QuantizedTensor.dequantize` hand the same arithmetic to :mod:`.kernels`.
+:func:`quantize` and :meth:`QuantizedTensor.dequantize` call the operators of :mod:`.operators`,
+which have one implementation for every device and a faster one for CUDA.
 """
 
 from __future__ import annotations
@@ -16,19 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
-from coalora_lib.quantization.codebooks import code_levels
-from coalora_lib.quantization.nearest import scheme_grid
-from coalora_lib.quantization.packing import pack, unpack
+from coalora_lib.quantization import operators
+from coalora_lib.quantization.blocks import check_kind
+from coalora_lib.quantization.choices import BlockwiseChoice
+from coalora_lib.quantization.packing import unpack
+from coalora_lib.quantization.scales import restored_scales
 
 
 @dataclass(frozen=True)
@@ -37,11 +31,10 @@ class QuantizedTensor:
 
     Attributes:
         codes: (bytes,) uint8, b0-bit codes of all blocks, packed; the last block may hold padding.
-        scale_codes: (bytes,) uint8, q above for each block, b1 bits each, packed.
-        group_scales: (groups,) in the dtype b2, S above.
-        offset: scalar float32, m above.
-        config: what the tensor was quantized with.
-        scheme: the code book, a key of :data:`~coalora_lib.quantization.codebooks.CODE_BOOKS`.
+        scale_codes: (bytes,) uint8, q of each block, b1 bits each, packed.
+        group_scales: (groups,) in the dtype b2, S.
+        offset: scalar float32, m.
+        choice: what the tensor was quantized with.
         shape, dtype: of the original tensor.
     """
 
@@ -49,8 +42,7 @@ class QuantizedTensor:
     scale_codes: Tensor
     group_scales: Tensor
     offset: Tensor
-    config: LayerConfig
-    scheme: str
+    choice: BlockwiseChoice
     shape: torch.Size
     dtype: torch.dtype
 
@@ -63,7 +55,7 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored, padding and offset included, as :meth:`LayerConfig.nbytes` foretells."""
+        """Bytes stored, padding and offset included: what the choice's ``nbytes`` predicts."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
 
     @property
@@ -74,9 +66,11 @@ class QuantizedTensor:
     @property
     def scales(self) -> Tensor:
         """The de-quantized block scales s^: (blocks,) float32."""
-        blocks = math.ceil(math.prod(self.shape) / self.config.block_size)
-        codes = unpack(self.scale_codes, self.config.scale_bits)[:blocks]
-        return restore_scales(codes, self.group_scales, self.offset, self.config)
+        blocks = math.ceil(math.prod(self.shape) / self.choice.block_size)
+        codes = unpack(self.scale_codes, self.choice.scale_bits)[:blocks].float()
+        groups = self.group_scales.float().repeat_interleave(self.choice.scale_block_size)
+        top = 2**self.choice.scale_bits - 1
+        return restored_scales(codes, groups[:blocks], self.offset, top)
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same quantized tensor on another device."""
@@ -88,18 +82,10 @@ class QuantizedTensor:
         Args:
             dtype: of the result; the original's by default.
         """
-        dtype = dtype or self.dtype
-        kernels = gpu_kernels(self.codes)
-        if kernels is not None:
-            return kernels.dequantize(self, dtype)
-        codes = unpack(self.codes, self.config.weight_bits).view(-1, self.config.block_size)
-        levels = code_levels(self.scheme, self.config.weight_bits, codes.device)
-        restored = levels.index_select(0, codes.flatten().long()).view(codes.shape)
-        restored.mul_(self.scales[:, None])
-        return restored.flatten()[: math.prod(self.shape)].reshape(self.shape).to(dtype)
+        return operators.dequantize(self, dtype or self.dtype)
 
 
-def quantize(weight: Tensor, config: LayerConfig, scheme: str = "nf") -> QuantizedTensor:
+def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
     """Quantize a tensor of any shape to block-wise codes with double-quantized scales.
 
     The arithmetic is float32 whatever the input's dtype, so that a model held in another
@@ -107,123 +93,12 @@ def quantize(weight: Tensor, config: LayerConfig, scheme: str = "nf") -> Quantiz
 
     Args:
         weight: floating point, any shape with at least one element, any device.
-        config: the choice c = [b0, b1, b2, B0, B1].
-        scheme: the code book, "nf" or "int".
+        choice: c = [b0, b1, b2, B0, B1] and the code book.
 
     Raises:
         TypeError: the tensor is not floating point.
-        ValueError: it is empty, or holds a NaN or an infinity; or the scheme is not known.
+        ValueError: it is empty, or holds a NaN or an infinity.
     """
     check_kind(weight)
-    kernels = gpu_kernels(weight)
-    make_parts = quantize_parts if kernels is None else kernels.quantize_parts
-    parts = make_parts(weight.detach(), config, scheme)
-    return QuantizedTensor(*parts, config, scheme, weight.shape, weight.dtype)
-
-
-def quantize_parts(
-    weight: Tensor, config: LayerConfig, scheme: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first four attributes of the quantized tensor; see :func:`quantize` for the errors."""
-    blocks = to_blocks(weight, config.block_size)
-    maxima = block_scales(blocks)
-    offset, largest = maxima.aminmax()
-    check_finite(largest, weight)
-    scale_codes, group_scales = quantize_scales(maxima, config, offset)
-    scales = restore_scales(scale_codes, group_scales, offset, config)
-    grid = scheme_grid(scheme, config.weight_bits, blocks.device)
-    codes = [
-        grid.codes(some / nonzero(scale)[:, None]).to(torch.uint8)
-        for some, scale in zip(blocks.split(ROWS), scales.split(ROWS), strict=True)
-    ]
-    return (
-        pack(torch.cat(codes).flatten(), config.weight_bits),
-        pack(scale_codes, config.scale_bits),
-        group_scales,
-        offset,
-    )
-
-
-#: Blocks that are coded together: what is made on the way stays in the processor's cache.
-ROWS = 4096
-
-
-def check_kind(weight: Tensor) -> None:
-    """Refuse integers and empty tensors; see :func:`quantize` for the errors."""
-    if not weight.is_floating_point():
-        raise TypeError(f"only floating-point tensors are quantized, got {weight.dtype}")
-    if weight.numel() == 0:
-        raise ValueError(f"a tensor of shape {tuple(weight.shape)} has nothing to quantize")
-
-
-def check_finite(largest: Tensor, weight: Tensor) -> None:
-    """Refuse a tensor by its largest block scale, which a NaN or an infinity shows up in."""
-    if not math.isfinite(largest.item()):
-        raise ValueError(
-            f"a tensor of shape {tuple(weight.shape)} holds a NaN, an infinity, or a number "
-            "beyond float32"
-        )
-
-
-def gpu_kernels(tensor: Tensor) -> ModuleType | None:
-    """The module of the fast kernels where they can run: a CUDA tensor, and Triton installed."""
-    return _kernels() if tensor.is_cuda else None
-
-
-@cache
-def _kernels() -> ModuleType | None:
-    if find_spec("triton") is None:
-        return None
-    return import_module("coalora_lib.quantization.kernels")
-
-
-def to_blocks(tensor: Tensor, size: int) -> Tensor:
-    """Cut a tensor into rows of ``size``, zero-padded at the end: (rows, size) float32."""
-    flat = tensor.detach().flatten().float()
-    return F.pad(flat, (0, -flat.numel() % size)).reshape(-1, size)
-
-
-def block_scales(blocks: Tensor) -> Tensor:
-    """s, the largest magnitude of each block: (blocks,)."""
-    return torch.maximum(blocks.amax(dim=1), blocks.amin(dim=1).neg_())
-
-
-def quantize_scales(scales: Tensor, config: LayerConfig, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize block scales against m.
-
-    Args:
-        scales: (blocks,) float32, s.
-        offset: scalar float32, m.
-
-    Returns:
-        (blocks,) uint8, q; and (groups,) in the dtype b2, S.
-    """
-    excess = to_blocks(scales - offset, config.scale_block_size)
-    stored = as_stored(excess.amax(dim=1), SCALE_DTYPES[config.scale_dtype])
-    codes = scale_codes_of(excess, stored.float()[:, None], 2**config.scale_bits - 1)
-    return codes.flatten()[: len(scales)].to(torch.uint8), stored
-
-
-def as_stored(group_scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """S in the dtype b2; what its range cannot hold becomes its largest number."""
-    return group_scales.clamp(max=torch.finfo(dtype).max).to(dtype)
-
-
-def scale_codes_of(excess: Tensor, group_scales: Tensor, top: int | Tensor) -> Tensor:
-    """q = round(u top / S), of the shape that the arguments broadcast to, float32."""
-    # Rounding S down to b2 can push a code above the top one, hence the minimum.
-    codes = (excess * top / nonzero(group_scales)).round_()
-    return codes.clamp_(max=top) if isinstance(top, int) else torch.minimum(codes, top)
-
-
-def restore_scales(
-    codes: Tensor, group_scales: Tensor, offset: Tensor, config: LayerConfig
-) -> Tensor:
-    """s^ = m + q S / (2^b1 - 1): (blocks,) float32."""
-    groups = group_scales.float().repeat_interleave(config.scale_block_size)[: len(codes)]
-    return offset + codes.float() * groups / (2**config.scale_bits - 1)
-
-
-def nonzero(divisor: Tensor) -> Tensor:
-    """A divisor with its zeros made one, so that an all-zero block divides to zero."""
-    return torch.where(divisor == 0, 1.0, divisor)
+    parts = operators.quantize(weight.detach(), choice)
+    return QuantizedTensor(*parts, choice, weight.shape, weight.dtype)

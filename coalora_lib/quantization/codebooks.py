@@ -1,7 +1,7 @@
-"""Code books: the levels that the k-bit codes of a scheme stand for, in [-1, 1].
+"""Code books: the levels that k-bit codes stand for, in [-1, 1].
 
-A code book is a function from k to at most 2^k ascending levels. A further format is one more such
-function and its entry in :data:`CODE_BOOKS`; nothing else asks what a scheme is.
+A code book is a function from k to at most 2^k ascending levels. A further one is one more such
+function and its entry in :data:`CODE_BOOKS`.
 """
 
 from __future__ import annotations
@@ -66,46 +66,46 @@ def _check_bits(format_name: str, bits: int) -> None:
         raise ValueError(f"bits={bits} has no {format_name} code book; allowed: 2 to 8")
 
 
-#: Scheme to code book.
+#: By name.
 CODE_BOOKS: dict[str, Callable[[int], Tensor]] = {"nf": normal_float, "int": symmetric_integer}
 
 
-def code_book(scheme: str, bits: int) -> Tensor:
-    """The ascending levels of a scheme's k-bit codes.
+def code_book(name: str, bits: int) -> Tensor:
+    """The ascending levels of a code book's k-bit codes.
 
     Raises:
-        ValueError: the scheme is not known, has no code book of so many bits, or gives one that
+        ValueError: the name is not known, has no code book of so many bits, or gives one that
             cannot be used (levels not ascending, outside [-1, 1], too many, or without a zero,
             which padding and all-zero blocks need).
     """
-    if scheme not in CODE_BOOKS:
-        raise ValueError(f"scheme={scheme!r} is not known; allowed: {', '.join(CODE_BOOKS)}")
-    levels = CODE_BOOKS[scheme](bits)
+    if name not in CODE_BOOKS:
+        raise ValueError(f"code_book={name!r} is not known; allowed: {', '.join(CODE_BOOKS)}")
+    levels = CODE_BOOKS[name](bits)
     usable = (levels.diff() > 0).all() and levels.abs().max() <= 1 and (levels == 0).any()
     if not usable or len(levels) > 2**bits:
         raise ValueError(
-            f"the {bits}-bit code book of {scheme!r} must be at most {2**bits} ascending levels "
+            f"the {bits}-bit code book {name!r} must be at most {2**bits} ascending levels "
             f"in [-1, 1], zero among them"
         )
     return levels
 
 
 @cache
-def code_levels(scheme: str, bits: int, device: torch.device | str = "cpu") -> Tensor:
+def code_levels(name: str, bits: int, device: torch.device | str = "cpu") -> Tensor:
     """What each of the 2^k codes stands for: (2^k,) float32, made once for each device.
 
     Codes that a code book leaves unused stand for its last level, so that every code can be read.
     """
-    levels = code_book(scheme, bits)
+    levels = code_book(name, bits)
     unused = levels[-1:].expand(2**bits - len(levels))
     return torch.cat([levels, unused]).to(device)
 
 
 @cache
-def midpoints(scheme: str, bits: int, device: torch.device | str = "cpu") -> Tensor:
+def thresholds(name: str, bits: int, device: torch.device | str = "cpu") -> Tensor:
     """The values half way between neighbouring levels: (levels - 1,) float32.
 
-    A value's code is the number of midpoints below it, so that ties go to the lower level.
+    A value's code is the number of thresholds below it, so that ties go to the lower level.
     """
-    levels = code_book(scheme, bits)
+    levels = code_book(name, bits)
     return ((levels[1:] + levels[:-1]) / 2).to(device)

@@ -1,8 +1,8 @@
 """The quantizer's arithmetic as Triton kernels, for tensors on a GPU.
 
-The functions of :mod:`.blockwise` make a dozen passes over memory; these read the weights twice
-and write the codes once. Results are theirs: divisions and roundings are IEEE's, so that codes
-agree bit for bit. Eight codes are handled together because they fill whole bytes whatever b0 is.
+The operators' definition makes a dozen passes over memory; these read the weights twice and write
+the codes once. Results are the same: divisions and roundings are IEEE's, so that codes agree bit
+for bit. Eight codes are handled together because they fill whole bytes whatever b0 is.
 
 Only b0, which shapes the inner loop, and what sets a tensor's shape are compiled in. The other
 fields are arguments, or a run over many configurations would wait for hundreds of compilations.
@@ -19,36 +19,42 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
-from coalora_lib.quantization.blockwise import QuantizedTensor, check_finite
-from coalora_lib.quantization.codebooks import code_levels, midpoints
+from coalora_lib.quantization.choices import SCALE_DTYPES
+from coalora_lib.quantization.codebooks import code_levels, thresholds
 from coalora_lib.quantization.packing import packed_bytes
 
 #: Weights that one program reads: enough independent loads in flight, few enough registers.
 TILE = 1024
 
 
-def quantize_parts(
-    weight: Tensor, config: LayerConfig, scheme: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes, scale codes, second-level scales and offset; as in blockwise."""
+def quantize(
+    weight: Tensor,
+    weight_bits: int,
+    scale_bits: int,
+    scale_dtype: str,
+    block_size: int,
+    scale_block_size: int,
+    code_book: str,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Codes, scale codes, second-level scales and offset; and the largest block scale.
+
+    Raises:
+        ValueError: a block size is no power of two of 8 or more.
+    """
     weight = weight.contiguous()
     size = weight.numel()
-    blocks = triton.cdiv(size, config.block_size)
-    groups = triton.cdiv(blocks, config.scale_block_size)
+    block_shift, _ = _shift(block_size // 8), _shift(scale_block_size // 8)
+    blocks = triton.cdiv(size, block_size)
+    groups = triton.cdiv(blocks, scale_block_size)
     device = weight.device
     maxima = torch.empty(blocks, device=device)
     scales = torch.empty_like(maxima)
-    group_scales = torch.empty(groups, dtype=SCALE_DTYPES[config.scale_dtype], device=device)
-    coded = blocks * config.block_size
-    codes = torch.empty(packed_bytes(coded, config.weight_bits), dtype=torch.uint8, device=device)
-    scale_codes = torch.empty(
-        packed_bytes(blocks, config.scale_bits), dtype=torch.uint8, device=device
-    )
-    rows = TILE // config.block_size
-    _block_maxima[(triton.cdiv(blocks, rows),)](
-        weight, maxima, size, blocks, config.block_size, rows
-    )
+    group_scales = torch.empty(groups, dtype=SCALE_DTYPES[scale_dtype], device=device)
+    coded = blocks * block_size
+    codes = torch.empty(packed_bytes(coded, weight_bits), dtype=torch.uint8, device=device)
+    scale_codes = torch.empty(packed_bytes(blocks, scale_bits), dtype=torch.uint8, device=device)
+    rows = TILE // block_size
+    _block_maxima[(triton.cdiv(blocks, rows),)](weight, maxima, size, blocks, block_size, rows)
     offset, largest = maxima.aminmax()
     _quantize_scales[(groups,)](
         maxima,
@@ -58,44 +64,53 @@ def quantize_parts(
         scales,
         blocks,
         torch.finfo(group_scales.dtype).max,
-        config.scale_bits,
-        config.scale_block_size,
+        scale_bits,
+        scale_block_size,
         num_warps=1,
     )
-    middles = _padded_midpoints(scheme, config.weight_bits, device)
     _quantize_codes[(triton.cdiv(coded, TILE),)](
         weight,
         scales,
-        middles,
+        _padded_thresholds(code_book, weight_bits, device),
         codes,
         size,
         coded // 8,
-        _shift(config.block_size // 8),
-        config.weight_bits,
+        block_shift,
+        weight_bits,
         TILE // 8,
     )
-    check_finite(largest, weight)  # last: it waits for the device
-    return codes, scale_codes, group_scales, offset
+    return (codes, scale_codes, group_scales, offset), largest
 
 
-def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    """The weights that the codes stand for, in one pass."""
-    config = quantized.config
-    device = quantized.codes.device
-    restored = torch.empty(quantized.shape, dtype=dtype, device=device)
+def dequantize(
+    codes: Tensor,
+    scale_codes: Tensor,
+    group_scales: Tensor,
+    offset: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    weight_bits: int,
+    scale_bits: int,
+    scale_dtype: str,
+    block_size: int,
+    scale_block_size: int,
+    code_book: str,
+) -> Tensor:
+    """The weights that the codes stand for, in one pass; see :func:`quantize` for the errors."""
+    restored = torch.empty(shape, dtype=dtype, device=codes.device)
     size = restored.numel()
     _dequantize[(triton.cdiv(size, TILE),)](
-        quantized.codes,
-        quantized.scale_codes,
-        quantized.group_scales,
-        quantized.offset,
-        code_levels(quantized.scheme, config.weight_bits, device),
+        codes,
+        scale_codes,
+        group_scales,
+        offset,
+        code_levels(code_book, weight_bits, codes.device),
         restored,
         size,
-        config.scale_bits,
-        _shift(config.block_size // 8),
-        _shift(config.scale_block_size),
-        config.weight_bits,
+        scale_bits,
+        _shift(block_size // 8),
+        _shift(scale_block_size),
+        weight_bits,
         TILE // 8,
     )
     return restored
@@ -103,14 +118,16 @@ def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
 
 def _shift(power: int) -> int:
     """The binary places that a division by a power of two shifts by."""
+    if power < 1 or power & (power - 1):
+        raise ValueError(f"blocks must hold 8 times a power of two; {power} groups of 8 are none")
     return power.bit_length() - 1
 
 
 @cache
-def _padded_midpoints(scheme: str, bits: int, device: torch.device) -> Tensor:
-    """2^bits - 1 midpoints, infinite where the code book has fewer, as the bisection expects."""
-    middles = midpoints(scheme, bits, device)
-    return F.pad(middles, (0, 2**bits - 1 - len(middles)), value=torch.inf)
+def _padded_thresholds(code_book: str, bits: int, device: torch.device) -> Tensor:
+    """2^bits - 1 thresholds, infinite where the code book has fewer, as the bisection expects."""
+    limits = thresholds(code_book, bits, device)
+    return F.pad(limits, (0, 2**bits - 1 - len(limits)), value=torch.inf)
 
 
 @triton.jit
@@ -160,7 +177,7 @@ def _quantize_scales(
 def _quantize_codes(
     weight,
     scales,
-    middles,
+    limits,
     codes,
     size,
     groups,
@@ -168,7 +185,7 @@ def _quantize_codes(
     BITS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Codes of some groups of eight weights, by bisection over the midpoints."""
+    """Codes of some groups of eight weights, by bisection over the thresholds."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = rows[:, None] * 8 + tl.arange(0, 8)[None, :]
     value = tl.load(weight + at, mask=at < size, other=0.0).to(tl.float32)
@@ -178,8 +195,8 @@ def _quantize_codes(
     code = tl.zeros(scaled.shape, tl.int32)
     for bit in tl.static_range(BITS):
         step = 2 ** (BITS - 1 - bit)
-        middle = tl.load(middles + code + (step - 1))
-        code += tl.where(scaled > middle, step, 0)
+        limit = tl.load(limits + code + (step - 1))
+        code += tl.where(scaled > limit, step, 0)
     _store_packed(codes, code.to(tl.int64), rows, rows < groups, BITS)
 
 
@@ -216,31 +233,32 @@ def _dequantize(
 def _store_packed(packed, codes, rows, inside, BITS: tl.constexpr):
     """Write (rows, 8) codes, int64, as BITS bytes a row: one word where there is one so long."""
     word = tl.sum(codes << (BITS * tl.arange(0, 8)[None, :]), axis=1)
-    if BITS == 3:
-        for byte in tl.static_range(3):
-            tl.store(packed + rows * 3 + byte, (word >> (8 * byte)).to(tl.uint8), mask=inside)
-    else:
+    if BITS == 2 or BITS == 4 or BITS == 8:
         words = packed.to(tl.pointer_type(_word(BITS)))
         tl.store(words + rows, word.to(_word(BITS)), mask=inside)
+    else:
+        for byte in tl.static_range(BITS):
+            tl.store(packed + rows * BITS + byte, (word >> (8 * byte)).to(tl.uint8), mask=inside)
 
 
 @triton.jit
 def _load_group(packed, rows, inside, BITS: tl.constexpr):
     """The eight codes of each row: (rows, 8) integers."""
-    if BITS == 3:
-        word = tl.load(packed + rows * 3, mask=inside, other=0).to(tl.int32)
-        for byte in tl.static_range(1, 3):
-            part = tl.load(packed + rows * 3 + byte, mask=inside, other=0)
-            word |= part.to(tl.int32) << (8 * byte)
-    else:
+    if BITS == 2 or BITS == 4 or BITS == 8:
         words = packed.to(tl.pointer_type(_word(BITS)))
         word = tl.load(words + rows, mask=inside, other=0)
+    else:  # 3 bits fill 24 of a word's 32; more than 4 need a longer one
+        kind = tl.int32 if BITS < 4 else tl.int64
+        word = tl.load(packed + rows * BITS, mask=inside, other=0).to(kind)
+        for byte in tl.static_range(1, BITS):
+            part = tl.load(packed + rows * BITS + byte, mask=inside, other=0)
+            word |= part.to(kind) << (8 * byte)
     return ((word[:, None] >> (BITS * tl.arange(0, 8)[None, :])) & (2**BITS - 1)).to(tl.int32)
 
 
 @triton.constexpr_function
 def _word(bits):
-    """The integer that holds eight codes."""
+    """The integer that eight codes fill exactly."""
     return {2: tl.int16, 4: tl.int32, 8: tl.int64}[bits]
 
 
@@ -250,6 +268,6 @@ def _load_code(packed, index, inside, bits):
     bit = index * bits
     shift = (bit % 8).to(tl.int32)
     word = tl.load(packed + bit // 8, mask=inside, other=0).to(tl.int32)
-    crosses = inside & (shift + bits > 8)  # codes of three bits only
+    crosses = inside & (shift + bits > 8)  # only where 8 is no multiple of the bits
     word |= tl.load(packed + bit // 8 + 1, mask=crosses, other=0).to(tl.int32) << 8
     return (word >> shift) & ((1 << bits) - 1)

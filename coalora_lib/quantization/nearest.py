@@ -1,8 +1,8 @@
 """The nearest level of many values at once.
 
-A value's code is the number of midpoints between levels that lie below it. `torch.bucketize`
+A value's code is the number of thresholds between levels that lie below it. `torch.bucketize`
 counts them by bisection; :class:`LevelGrid` looks the count up. It cuts [-1, 1] into so many equal
-cells that none holds two midpoints: the cell gives the count up to its own midpoint, and one
+cells that none holds two thresholds: the cell gives the count up to its own threshold, and one
 comparison settles that one.
 """
 
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coalora_lib.quantization.codebooks import midpoints
+from coalora_lib.quantization.codebooks import thresholds
 
 #: Where the search for a number of cells begins and ends. The look-up tables should stay in a
 #: first-level cache.
 FEWEST_CELLS, MOST_CELLS = 64, 1 << 14
-#: Where in a cell the value -1 may lie, in sixteenths: moving all edges parts close midpoints
+#: Where in a cell the value -1 may lie, in sixteenths: moving all edges parts close thresholds
 #: sooner than making all cells smaller.
 SHIFTS = 16
 #: How far, in cells, a value rounded to float32 may land on the wrong side of a cell's edge.
@@ -29,13 +29,13 @@ MARGIN = MOST_CELLS * 2.0**-22
 
 @dataclass(frozen=True)
 class LevelGrid:
-    """Look-up tables for the codes of one set of midpoints.
+    """Look-up tables for the codes of one set of thresholds.
 
     Attributes:
         cells: number of equal cells that an interval of length 2 is cut into.
         zero: where the value 0 lies, in cells.
-        below: (cells + 2,) int64, midpoints below each cell.
-        candidates: (midpoints + 1,) float32, the midpoint that decides for a count so far.
+        below: (cells + 2,) int64, thresholds below each cell.
+        candidates: (thresholds + 1,) float32, the threshold that decides for a count so far.
     """
 
     cells: int
@@ -44,7 +44,7 @@ class LevelGrid:
     candidates: Tensor
 
     def codes(self, values: Tensor) -> Tensor:
-        """The number of midpoints below each value: int64, as ``torch.bucketize`` counts.
+        """The number of thresholds below each value: int64, as ``torch.bucketize`` counts.
 
         Args:
             values: float32, any shape.
@@ -56,29 +56,29 @@ class LevelGrid:
         return codes.add_(passed).view(values.shape)
 
 
-def level_grid(middles: Tensor) -> LevelGrid:
-    """The coarsest grid that keeps midpoints apart.
+def level_grid(limits: Tensor) -> LevelGrid:
+    """The coarsest grid that keeps thresholds apart.
 
     Args:
-        middles: (m,) float32 midpoints in [-1, 1], strictly ascending, on any device.
+        limits: (m,) float32 thresholds in [-1, 1], strictly ascending, on any device.
 
     Raises:
-        ValueError: two midpoints are closer than the finest grid can part.
+        ValueError: two thresholds are closer than the finest grid can part.
     """
-    ordered = middles.double().cpu()
+    ordered = limits.double().cpu()
     cells, shift = _separating(ordered)
     edges = (torch.arange(cells + 2, dtype=torch.float64) - shift) * (2 / cells) - 1
     # Early by the margin, so that a value rounded into the next cell is still compared.
     below = torch.bucketize(edges - MARGIN * 2 / cells, ordered)
-    candidates = F.pad(middles, (0, 1), value=torch.inf)
-    zero = torch.tensor(cells / 2 + shift, device=middles.device)
-    return LevelGrid(cells, zero, below.to(middles.device), candidates)
+    candidates = F.pad(limits, (0, 1), value=torch.inf)
+    zero = torch.tensor(cells / 2 + shift, device=limits.device)
+    return LevelGrid(cells, zero, below.to(limits.device), candidates)
 
 
-def _separating(middles: Tensor) -> tuple[int, float]:
-    """The fewest cells, and the shift, for which neighbouring midpoints lie in different cells."""
+def _separating(limits: Tensor) -> tuple[int, float]:
+    """The fewest cells, and the shift, for which neighbouring thresholds lie in different cells."""
     shifts = torch.arange(SHIFTS, dtype=torch.float64)[:, None, None] / SHIFTS
-    lower, upper = middles[:-1] + 1, middles[1:] + 1
+    lower, upper = limits[:-1] + 1, limits[1:] + 1
     for counts in torch.arange(FEWEST_CELLS, MOST_CELLS + 1, dtype=torch.float64).split(128):
         close = upper - lower < (1 + 2 * MARGIN) * 2 / counts[0]  # the others are apart anyway
         scale = counts[:, None] / 2
@@ -92,6 +92,6 @@ def _separating(middles: Tensor) -> tuple[int, float]:
 
 
 @cache
-def scheme_grid(scheme: str, bits: int, device: torch.device) -> LevelGrid:
-    """The grid of a scheme's k-bit codes, made once for each device."""
-    return level_grid(midpoints(scheme, bits, device))
+def book_grid(code_book: str, bits: int, device: torch.device) -> LevelGrid:
+    """The grid of a code book's k-bit codes, made once for each device."""
+    return level_grid(thresholds(code_book, bits, device))

@@ -26,7 +26,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     Args:
         codes: (n,) uint8, each below 2^bits.
-        bits: k, one of 2, 3, 4, 8.
+        bits: k, 2 to 8.
 
     Returns:
         (ceil(n / 8) * k,) uint8; the codes that fill the last group are zero.
@@ -35,15 +35,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     codes_per_word, bytes_per_word = _word(bits)
-    words = codes.view(-1, codes_per_word)
-    if bytes_per_word > 1:
-        words = words.int()
+    words = codes.view(-1, codes_per_word).to(_holds(bytes_per_word))
     word = words[:, 0].clone()
     for position in range(1, codes_per_word):
         word |= words[:, position] << (bits * position)
     if bytes_per_word == 1:
         return word
-    shifts = torch.arange(0, 8 * bytes_per_word, 8, dtype=torch.int32, device=word.device)
+    shifts = torch.arange(0, 8 * bytes_per_word, 8, dtype=word.dtype, device=word.device)
     return (word[:, None] >> shifts).to(torch.uint8).flatten()
 
 
@@ -54,7 +52,7 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     codes_per_word, bytes_per_word = _word(bits)
     word = packed
     if bytes_per_word > 1:
-        parts = packed.view(-1, bytes_per_word).int()
+        parts = packed.view(-1, bytes_per_word).to(_holds(bytes_per_word))
         word = sum(parts[:, i] << (8 * i) for i in range(bytes_per_word))
     codes = torch.empty(len(word), codes_per_word, dtype=torch.uint8, device=packed.device)
     for position in range(codes_per_word):
@@ -66,3 +64,10 @@ def _word(bits: int) -> tuple[int, int]:
     """The smallest number of codes that fills whole bytes, and those bytes."""
     common = math.gcd(8, bits)
     return 8 // common, bits // common
+
+
+def _holds(size: int) -> torch.dtype:
+    """The fastest integer that holds words of so many bytes: 5 and 7 bits need more than 32."""
+    if size == 1:
+        return torch.uint8
+    return torch.int32 if size <= 3 else torch.int64

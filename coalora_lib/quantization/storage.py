@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
 from coalora_lib.files import atomic_file
 from coalora_lib.quantization.blockwise import QuantizedTensor
-from coalora_lib.quantization.codebooks import code_levels
+from coalora_lib.quantization.choices import SCALE_DTYPES, BlockwiseChoice
 
 #: Marks a file as ours, and says how to read it.
-FORMAT = "coalora-quantized-1"
+FORMAT = "coalora-quantized-2"
 
 
 def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> Path:
@@ -35,8 +34,7 @@ def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> 
     }
     about = {
         name: {
-            "config": asdict(quantized.config),
-            "scheme": quantized.scheme,
+            "choice": asdict(quantized.choice),
             "shape": list(quantized.shape),
             "dtype": str(quantized.dtype).removeprefix("torch."),
         }
@@ -59,7 +57,7 @@ def load_quantized(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not such a file, is cut short, or a part of a tensor is missing or has
-            another size or dtype than its configuration says; file and tensor are named.
+            another size or dtype than its choice says; file and tensor are named.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -81,14 +79,13 @@ def load_quantized(
 
 
 def _assemble(name: str, about: Mapping, stored: Mapping[str, torch.Tensor]) -> QuantizedTensor:
-    """One tensor from its parts, each checked against what the configuration makes of the shape."""
-    config = LayerConfig(**about["config"])
-    code_levels(about["scheme"], config.weight_bits)  # raises where the scheme is not known
+    """One tensor from its parts, each checked against what its choice makes of the shape."""
+    choice = BlockwiseChoice(**about["choice"])
     shape, dtype = torch.Size(about["shape"]), getattr(torch, about["dtype"], None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {about['dtype']!r} is not floating point")
-    scales = SCALE_DTYPES[config.scale_dtype]
-    codes, scale_codes, groups = config.stored_elements(shape.numel())
+    scales = SCALE_DTYPES[choice.scale_dtype]
+    codes, scale_codes, groups = choice.stored_elements(shape.numel())
     expected = {
         "codes": (torch.uint8, (codes,)),
         "scale_codes": (torch.uint8, (scale_codes,)),
@@ -100,4 +97,4 @@ def _assemble(name: str, about: Mapping, stored: Mapping[str, torch.Tensor]) -> 
         found = tensor.dtype, tuple(tensor.shape)
         if found != expected[part]:
             raise ValueError(f"{part} is {found}, expected {expected[part]}")
-    return QuantizedTensor(**parts, config=config, scheme=about["scheme"], shape=shape, dtype=dtype)
+    return QuantizedTensor(**parts, choice=choice, shape=shape, dtype=dtype)

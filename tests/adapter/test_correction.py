@@ -5,12 +5,12 @@ import torch
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.training import evaluate, mean_inputs
 from tests.conftest import some_means, tiny, tiny_bert
 
-COARSE = [LayerConfig(2, 2, "bf16", 64, 256)] * 12
-FINE = [LayerConfig(8, 8, "fp32", 16, 16)] * 12
+COARSE = [BlockwiseChoice(2, 2, "bf16", 64, 256)] * 12
+FINE = [BlockwiseChoice(8, 8, "fp32", 16, 16)] * 12
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
@@ -59,15 +59,15 @@ def test_the_mean_output_of_a_layer_is_what_it_was(examples):
     model.set_configuration(COARSE)
     inner = model.model.get_base_model()
     torch.testing.assert_close(mean_output(inner, QUERY, examples), whole)
-    for layer in model._layers:
-        layer.lora_B["default"].shift = None
+    for layer in model.layers.quantized.values():
+        layer.correction = None
     assert (mean_output(inner, QUERY, examples) - whole).abs().max() > 1e-3
 
 
 def test_the_correction_follows_the_configuration_in_place_too(examples):
     model = corrected(examples)
     swapped = [evaluate(model, examples, each).loss for each in (COARSE, FINE)]
-    with model.weights_in_place():
+    with model.layers.static_memory():
         assert [evaluate(model, examples, each).loss for each in (COARSE, FINE)] == swapped
     assert [evaluate(model, examples, each).loss for each in (COARSE, FINE)] == swapped
 

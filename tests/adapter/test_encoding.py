@@ -3,6 +3,7 @@ import torch
 
 from coalora_lib.adapter import ConfigurationEncoder, HyperNetwork, describe_layers
 from coalora_lib.adapter.encoding import LayerDescriptions
+from coalora_lib.spaces import NORMAL_FLOAT
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_layer_outside_blocks_is_refused():
 
 def test_encodings_tell_layers_and_choices_apart():
     names = [f"layer.{block}.{kind}" for block in range(3) for kind in ("q", "k")]
-    encoder = ConfigurationEncoder(describe_layers(names))
+    encoder = ConfigurationEncoder(describe_layers(names), NORMAL_FLOAT)
     indices = torch.zeros(6, 5, dtype=torch.int64)
     encoded = encoder(indices)
     assert encoded.shape == (6, 56)
@@ -49,12 +50,13 @@ def test_encodings_tell_layers_and_choices_apart():
 def test_size_of_the_papers_network():
     # 536,225 parameters at r = 64 (released code): 32 blocks, 5 types, and one learned scale.
     layers = LayerDescriptions(tuple("abcde"), torch.arange(5), torch.tensor([31] * 5))
-    network = HyperNetwork(ConfigurationEncoder(layers), rank=64)
+    network = HyperNetwork(ConfigurationEncoder(layers, NORMAL_FLOAT), rank=64, widths=[8] * 5)
     assert sum(p.numel() for p in network.parameters()) + 1 == 536_225
 
 
 def test_adjustments_start_close_to_zero_and_differ():
-    network = HyperNetwork(ConfigurationEncoder(describe_layers(["l.0.q", "l.1.q"])), rank=8)
+    encoder = ConfigurationEncoder(describe_layers(["l.0.q", "l.1.q"]), NORMAL_FLOAT)
+    network = HyperNetwork(encoder, rank=8, widths=[8, 8])
     adjustments, bias = network(torch.zeros(2, 5, dtype=torch.int64))
     assert bias is None
     assert adjustments.shape == (2, 8, 8)

@@ -8,8 +8,8 @@ from peft import PeftModel
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import random_configuration
 from coalora_lib.quantization import load_quantized, quantize
+from coalora_lib.spaces import random_configuration
 from tests.conftest import some_means, tiny
 
 #: Float32 logits of about 1 through two blocks.
@@ -54,7 +54,7 @@ def quantized_base(kind, configuration, names):
         {},
         {"start": "residual", "residual_rank": 3},
         {"output_bias": True, "learned_scale": True, "error_features": True},
-        {"configuration_aware": False},
+        {"adjuster": "none"},
         {"bias_correction": True, "output_bias": True},
     ],
     ids=["plain", "residual", "options", "shared", "correction"],
@@ -93,7 +93,7 @@ def test_packed_weights_beside_the_adapter_are_the_configurations(tmp_path):
     model.export_peft_adapter(tmp_path / "adapter", 3.0, weights="packed")
     packed = load_quantized(tmp_path / "adapter" / "quantized.safetensors")
     assert list(packed) == model.layer_names
-    assert [tensor.config for tensor in packed.values()] == model.resolve(3.0)
+    assert [tensor.choice for tensor in packed.values()] == model.resolve(3.0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])

@@ -8,7 +8,7 @@ from torch import nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.linear import LoraLinear, LoraProduct, frozen_copies
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.training import baselines
 from tests.conftest import tiny, tiny_bert
 
@@ -47,15 +47,15 @@ def test_gradients_are_those_of_differences(with_bias, with_shift):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("setting", [{}, {"output_bias": True}, {"configuration_aware": False}])
+@pytest.mark.parametrize("setting", [{}, {"output_bias": True}, {"adjuster": "none"}])
 def test_under_autocast_a_model_computes_and_learns_as_with_pefts_layers(
     setting, device, monkeypatch
 ):
     torch.manual_seed(0)
     model = CoaLora.attach(tiny_bert(), rank=4, alpha=8, start="svd", **setting).to(device).eval()
-    model.set_configuration([LayerConfig(3, 8, "fp32", 16, 16)] * len(model.layer_names))
-    if model.hypernetwork is not None:  # away from zero, where some gradients vanish
-        for parameter in model.hypernetwork.parameters():
+    model.set_configuration([BlockwiseChoice(3, 8, "fp32", 16, 16)] * len(model.layer_names))
+    if model.adjuster is not None:  # away from zero, where some gradients vanish
+        for parameter in model.adjuster.parameters():
             nn.init.normal_(parameter, std=0.05)
     batch = {"input_ids": torch.randint(5, 60, (6, 9), device=device)}
     batch["labels"] = torch.tensor([0, 1] * 3, device=device)

@@ -4,15 +4,16 @@ import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora, describe_layers
-from coalora_lib.adapter.layers import WeightCache
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.allocation import Device
-from coalora_lib.configuration import LayerConfig, random_configuration, to_indices
-from coalora_lib.quantization import quantize
+from coalora_lib.adapter.quantized import QuantizedLinear, WeightCache
+from coalora_lib.allocation import Constraints
+from coalora_lib.quantization import BlockwiseChoice, quantize
+from coalora_lib.spaces import NORMAL_FLOAT as NF
+from coalora_lib.spaces import random_configuration
 from tests.conftest import TINY, tiny
 
-COARSE = LayerConfig(2, 2, "bf16", 64, 256)
-FINE = LayerConfig(8, 8, "fp32", 16, 16)
+COARSE = BlockwiseChoice(2, 2, "bf16", 64, 256)
+FINE = BlockwiseChoice(8, 8, "fp32", 16, 16)
 
 
 def batch():
@@ -75,8 +76,8 @@ def test_forward_is_the_equation(model):
 
 
 def test_zero_adjustment_is_plain_lora(model, base_model):
-    shared = CoaLora.attach(base_model, rank=4, alpha=8, configuration_aware=False)
-    nn.init.zeros_(model.hypernetwork.output.weight)
+    shared = CoaLora.attach(base_model, rank=4, alpha=8, adjuster="none")
+    nn.init.zeros_(model.adjuster.output.weight)
     shared.model.load_state_dict(model.model.state_dict())
     for each in (model, shared):
         torch.manual_seed(3)
@@ -87,11 +88,11 @@ def test_zero_adjustment_is_plain_lora(model, base_model):
 
 def test_the_configuration_reaches_the_output_through_u(model):
     fill_lora(model)
-    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    nn.init.normal_(model.adjuster.output.weight, std=0.5)
     model.set_configuration([FINE] * 12)
     fine = logits(model)
     with torch.no_grad():
-        model._indices = to_indices([COARSE] * 12)  # only U changes: the weights stay fine
+        model._indices = NF.to_indices([COARSE] * 12)  # only U changes, no weight
         assert not torch.allclose(logits(model), fine)
 
 
@@ -116,7 +117,7 @@ def test_gradients_reach_factors_hypernetwork_and_head_and_nothing_else(model):
     model.train()
     model(**batch(), labels=torch.tensor([0, 1])).loss.backward()
     for name, parameter in model.named_parameters():
-        trained = any(part in name for part in ("lora_", "hypernetwork", "modules_to_save"))
+        trained = any(part in name for part in ("lora_", "adjuster", "modules_to_save"))
         assert (parameter.grad is not None) == trained, name
 
 
@@ -124,7 +125,7 @@ def test_gradients_reach_factors_hypernetwork_and_head_and_nothing_else(model):
 def test_a_configuration_of_another_model_is_refused_and_nothing_changes(model, wrong):
     model.set_configuration([FINE] * 12)
     before = logits(model)
-    with pytest.raises(ValueError, match=f"{len(wrong)} layer configurations for 12 layers"):
+    with pytest.raises(ValueError, match=f"{len(wrong)} choices for 12 layers"):
         model.set_configuration(wrong)
     with pytest.raises(ValueError, match="not feasible"):
         model.set_configuration(1.5)
@@ -132,7 +133,7 @@ def test_a_configuration_of_another_model_is_refused_and_nothing_changes(model, 
 
 
 @pytest.mark.parametrize(
-    "wrong", ["3.1", True, None, 3j, {COARSE}, torch.tensor(3.0)], ids=lambda value: repr(value)[:9]
+    "wrong", ["3.1", True, 3j, {COARSE}, torch.tensor(3.0)], ids=lambda value: repr(value)[:9]
 )
 def test_what_is_no_configuration_is_shown_with_what_is_allowed(model, wrong):
     with pytest.raises(TypeError, match=r"(?s)is no configuration; allowed: a budget"):
@@ -158,8 +159,8 @@ def test_a_model_without_blocks_is_refused(base_model):
 
 
 def test_shared_lora_has_no_adjustments(base_model):
-    with pytest.raises(ValueError, match="configuration_aware=False"):
-        CoaLora.attach(base_model, configuration_aware=False).adjustments([COARSE] * 12)
+    with pytest.raises(ValueError, match="adjuster='none': there are no adjustments"):
+        CoaLora.attach(base_model, adjuster="none").adjustments([COARSE] * 12)
 
 
 def test_casting_the_model_casts_what_the_cache_hands_out(model):
@@ -169,50 +170,60 @@ def test_casting_the_model_casts_what_the_cache_hands_out(model):
     assert logits(model).dtype == torch.float32
 
 
+def layers(*weights, limit, **options):
+    """Quantized layers over these weights, with one cache of so many bytes."""
+    cache = WeightCache(limit)
+    for weight in weights:
+        linear = nn.Linear(*reversed(weight.shape), bias=False)
+        linear.weight.data = weight
+        yield QuantizedLinear(linear, NF, cache, **options)
+    yield cache
+
+
 def test_cache_keeps_within_its_limit_and_lets_go_of_packed_weights_last():
-    weights = {"a": torch.randn(8, 8), "b": torch.randn(8, 8)}
     restored, packed = 8 * 8 * 4, FINE.nbytes(64)
-    cache = WeightCache(weights, limit=2 * restored + 3 * packed)
-    first = cache.get("a", FINE)
-    assert cache.get("a", FINE) is first
+    limit = 2 * restored + 3 * packed
+    a, b, cache = layers(torch.randn(8, 8), torch.randn(8, 8), limit=limit)
+    first = a.restored(FINE)
+    assert a.restored(FINE) is first
     assert cache.held == restored + packed
-    cache.get("b", FINE)
-    cache.get("a", FINE)
-    cache.get("b", COARSE)  # drops the weight of ("b", FINE), used longest ago
+    b.restored(FINE)
+    a.restored(FINE)
+    b.restored(COARSE)  # drops the weight of (b, FINE), used longest ago
     assert cache.held == 2 * restored + 2 * packed + COARSE.nbytes(64)
-    assert cache.get("a", FINE) is first
-    compact = cache.compact("b", FINE)
-    assert torch.equal(cache.get("b", FINE), compact.restore())
-    assert cache.compact("b", FINE) is compact
+    assert a.restored(FINE) is first
+    compact = b.packed(FINE)
+    assert torch.equal(b.restored(FINE), compact.restore())
+    assert b.packed(FINE) is compact
     assert cache.held <= cache.limit
 
 
 def test_a_cache_of_no_size_still_hands_out_weights():
-    cache = WeightCache({"a": torch.randn(8, 8)}, limit=0)
-    assert torch.equal(cache.get("a", FINE), cache.get("a", FINE))
+    layer, cache = layers(torch.randn(8, 8), limit=0)
+    assert torch.equal(layer.restored(FINE), layer.restored(FINE))
     assert cache.held == 0
 
 
 @pytest.mark.parametrize("residual_rank", [0, 4])
 def test_a_weight_of_another_dtype_is_rounded_once_and_held_beside(residual_rank):
-    weights, means = {"a": torch.randn(32, 48)}, {"a": torch.randn(48)}
-    cache = WeightCache(weights, 2**20, residual_rank=residual_rank, mean_inputs=means)
-    low = cache.get("a", COARSE, torch.bfloat16)
-    plain = cache.get("a", COARSE)
+    weight, mean = torch.randn(32, 48), torch.randn(48)
+    layer, cache = layers(weight, limit=2**20, residual_rank=residual_rank, mean_input=mean)
+    low = layer.restored(COARSE, torch.bfloat16)
+    plain = layer.restored(COARSE)
     assert plain.dtype == torch.float32
     assert torch.equal(low, plain.bfloat16())
-    assert cache.get("a", COARSE, torch.bfloat16) is low
-    assert cache.get("a", COARSE, torch.float32) is plain
-    assert cache.held == low.nbytes + plain.nbytes + cache.compact("a", COARSE).nbytes
+    assert layer.restored(COARSE, torch.bfloat16) is low
+    assert layer.restored(COARSE, torch.float32) is plain
+    assert cache.held == low.nbytes + plain.nbytes + layer.packed(COARSE).nbytes
     torch.testing.assert_close(
-        cache.correction("a", COARSE), (weights["a"] - plain) @ means["a"], rtol=0, atol=1e-4
+        layer.correction_of(COARSE), (weight - plain) @ mean, rtol=0, atol=1e-4
     )
 
 
 def test_a_frozen_residual_brings_every_weight_closer():
     weight = torch.randn(32, 48)
     plain, corrected = (
-        WeightCache({"a": weight}, 2**20, residual_rank=rank).get("a", COARSE) for rank in (0, 8)
+        next(layers(weight, limit=2**20, residual_rank=rank)).restored(COARSE) for rank in (0, 8)
     )
     rest = weight - plain
     best = torch.linalg.svdvals(rest)[8:].square().sum().sqrt()
@@ -240,7 +251,7 @@ def test_the_svd_start_repairs_its_own_configuration(kind):
     wrong = {}
     for start in ("zero", "svd"):
         model = CoaLora.attach(tiny(kind), rank=24, alpha=6, start=start, start_configuration=2.5)
-        nn.init.zeros_(model.hypernetwork.output.weight)
+        nn.init.zeros_(model.adjuster.output.weight)
         model.set_configuration(2.5)
         wrong[start] = float((logits(model) - exact).norm())
     assert wrong["svd"] < 0.5 * wrong["zero"]
@@ -250,10 +261,10 @@ def test_every_option_of_the_hypernetwork_works_for_several_configurations_at_on
     model = CoaLora.attach(
         tiny("bert"), rank=4, error_features=True, learned_scale=True, output_bias=True
     )
-    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    nn.init.normal_(model.adjuster.output.weight, std=0.5)
     generator = torch.Generator().manual_seed(0)
     several = [random_configuration(12, generator) for _ in range(3)]
-    together = model.hypernetwork(torch.stack([to_indices(each) for each in several]))
+    together = model.adjuster(torch.stack([NF.to_indices(each) for each in several]))
     assert together.matrix.shape == (3, 12, 4, 4)
     assert together.bias.shape == (3, 12, 4)
     for each, matrix, bias in zip(several, *together, strict=True):
@@ -265,7 +276,7 @@ def test_every_option_of_the_hypernetwork_works_for_several_configurations_at_on
 def test_the_output_bias_is_added_between_the_factors(base_model):
     model = CoaLora.attach(base_model, rank=4, alpha=8, output_bias=True)
     fill_lora(model)
-    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    nn.init.normal_(model.adjuster.output.weight, std=0.5)
     model.set_configuration([COARSE] * 12)
     logits(model)
     matrix, bias = model.adjustments([COARSE] * 12)
@@ -280,7 +291,7 @@ def test_the_output_bias_is_added_between_the_factors(base_model):
 def test_continuous_measures_are_what_they_say():
     model = CoaLora.attach(tiny("bert"), rank=4, error_features=True)
     configuration = random_configuration(12, torch.Generator().manual_seed(0))
-    found = model.hypernetwork.encoder.measures(to_indices(configuration))
+    found = model.adjuster.encoder.measures(NF.to_indices(configuration))
     relative = []
     for name, config in zip(model.layer_names, configuration, strict=True):
         weight = model.pretrained_weights[name]
@@ -294,13 +305,13 @@ def test_continuous_measures_are_what_they_say():
 
 
 def test_a_device_or_names_may_stand_for_a_configuration(model):
-    device = Device(allowed={"weight_bits": (4,)}, fixed={model.layer_names[0]: FINE})
+    device = Constraints(allowed={"weight_bits": (4,)}, fixed={model.layer_names[0]: FINE})
     model.set_configuration(device)
     assert model.configuration[0] == FINE
     assert {config.weight_bits for config in model.configuration[1:]} == {4}
     model.set_configuration(dict.fromkeys(reversed(model.layer_names), COARSE))
     assert model.configuration == [COARSE] * 12
-    model.set_configuration(Device(max_bytes=12_000))
+    model.set_configuration(Constraints(max_bytes=12_000))
     assert sum(c.nbytes(n) for c, n in zip(model.configuration, model.sizes, strict=True)) <= 12_000
 
 
@@ -311,7 +322,7 @@ def test_names_that_do_not_fit_are_named(model):
         model.set_configuration(missing)
     with pytest.raises(ValueError, match=r"no such layer as 'h\.0\.attn'"):
         model.set_configuration(named | {"h.0.attn": COARSE})
-    with pytest.raises(TypeError, match="is not a LayerConfig"):
+    with pytest.raises(TypeError, match="4 is no choice of the space"):
         model.set_configuration([4] * 12)
     assert model.configuration is None
 
@@ -321,7 +332,7 @@ def test_names_that_do_not_fit_are_named(model):
     [
         ({"rank": 0}, "rank"),
         ({"start": "random"}, "start"),
-        ({"scheme": "fp"}, "scheme"),
+        ({"space": "fp"}, "space"),
         ({"lora_dropout": 0.1}, "lora_dropout"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -333,7 +344,7 @@ def test_settings_that_are_not_known_are_named(base_model, wrong, message):
 
 def test_a_decoder_generates_under_the_current_configuration():
     model = CoaLora.attach(tiny("llama"), rank=4)
-    nn.init.normal_(model.hypernetwork.output.weight, std=0.5)
+    nn.init.normal_(model.adjuster.output.weight, std=0.5)
     fill_lora(model)
     arguments = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     model.set_configuration([FINE] * 14)

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import random_configuration
 from coalora_lib.files import seal, unseal
 from coalora_lib.quantization import load_quantized
+from coalora_lib.spaces import random_configuration
 from tests.adapter.test_export import attached, logits
 from tests.conftest import tiny
 
@@ -66,7 +66,7 @@ def test_packed_weights_are_written_if_asked_for(saved):
     folder, model = saved
     model.save_pretrained(folder, quantized=True)
     packed = load_quantized(folder / "quantized.safetensors")
-    assert [tensor.config for tensor in packed.values()] == model.configuration
+    assert [tensor.choice for tensor in packed.values()] == model.configuration
 
 
 def test_another_base_model_is_refused(saved):

@@ -6,8 +6,8 @@ from botorch.acquisition.multi_objective.analytic import ExpectedHypervolumeImpr
 from botorch.models import ModelListGP
 from botorch.optim.fit import fit_gpytorch_mll_scipy
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
-
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
+
 from coalora_lib.search import Acquisition, Surrogate, finite_differences, moves_from, propose
 from coalora_lib.search.surrogate import map_closure
 from coalora_lib.search.walk import one_thread

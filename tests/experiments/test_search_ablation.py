@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from coalora_lib.configuration import LayerConfig, to_indices
+
 from coalora_lib.experiments.landscape import Landscape
 from coalora_lib.experiments.records import SearchedSet
 from coalora_lib.experiments.search_ablation import (

@@ -4,19 +4,21 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coalora_lib.configuration import SCALE_DTYPES, LayerConfig
-from coalora_lib.quantization import quantize
+from coalora_lib.quantization import BlockwiseChoice, quantize
+from coalora_lib.quantization.choices import SCALE_DTYPES
 from coalora_lib.quantization.codebooks import code_book
 from coalora_lib.quantization.packing import unpack
+from coalora_lib.spaces import INTEGER, NORMAL_FLOAT, get_space
 
-FINE = LayerConfig(8, 8, "fp32", 16, 16)
-any_choice = st.sampled_from(LayerConfig.space())
+FINE = BlockwiseChoice(8, 8, "fp32", 16, 16)
+any_choice = st.sampled_from(NORMAL_FLOAT.choices + INTEGER.choices)
+each_space = pytest.mark.parametrize("space", ["nf", "int"])
 any_shape = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 
 
-def by_definition(weight, config, scheme):
+def by_definition(weight, config):
     """The quantizer of the QLoRA and LQ-LoRA papers, one block at a time, for whole groups."""
-    levels = code_book(scheme, config.weight_bits)
+    levels = code_book(config.code_book, config.weight_bits)
     blocks = weight.reshape(-1, config.block_size)
     scales = blocks.abs().amax(1)
     offset, top = scales.min(), 2**config.scale_bits - 1
@@ -32,14 +34,14 @@ def by_definition(weight, config, scheme):
     return torch.cat(restored).reshape(weight.shape)
 
 
-@pytest.mark.parametrize("scheme", ["nf", "int"])
+@each_space
 @pytest.mark.parametrize("choice", range(0, 432, 29))
-def test_equals_the_definition(choice, scheme):
-    config = LayerConfig.space()[choice]
+def test_equals_the_definition(choice, space):
+    config = get_space(space).choices[choice]
     weight = torch.randn(64, 512)
     torch.testing.assert_close(
-        quantize(weight, config, scheme).dequantize(),
-        by_definition(weight, config, scheme),
+        quantize(weight, config).dequantize(),
+        by_definition(weight, config),
         atol=1e-6,
         rtol=1e-6,
     )
@@ -50,7 +52,7 @@ def test_codes_are_bitsandbytes_where_scales_are_exact():
     for _ in range(50):
         weight = torch.randn(64)
         packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
-        ours = quantize(weight, LayerConfig(4, 8, "fp32", 64, 16))
+        ours = quantize(weight, BlockwiseChoice(4, 8, "fp32", 64, 16))
         pairs = packed.flatten()
         theirs = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()  # high half first
         assert torch.equal(unpack(ours.codes, 4), theirs)
@@ -66,7 +68,7 @@ def test_agrees_with_bitsandbytes_up_to_the_rounding_of_scales(nested):
     theirs = dequantize_4bit(
         *quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=nested)
     )
-    ours = quantize(weight, LayerConfig(4, 8, "fp32", 64, 16)).dequantize()
+    ours = quantize(weight, BlockwiseChoice(4, 8, "fp32", 64, 16)).dequantize()
     close = (ours - theirs).abs() < 0.01 * weight.abs().max()
     assert close.double().mean() > 0.98
     torch.testing.assert_close((ours - weight).norm(), (theirs - weight).norm(), rtol=0.01, atol=0)
@@ -76,12 +78,11 @@ def test_agrees_with_bitsandbytes_up_to_the_rounding_of_scales(nested):
 @given(
     any_shape,
     any_choice,
-    st.sampled_from(["nf", "int"]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
 )
-def test_any_shape_and_dtype(shape, config, scheme, dtype):
+def test_any_shape_and_dtype(shape, config, dtype):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    quantized = quantize(weight, config, scheme)
+    quantized = quantize(weight, config)
     restored = quantized.dequantize()
     assert restored.shape == weight.shape
     assert restored.dtype == dtype
@@ -91,12 +92,12 @@ def test_any_shape_and_dtype(shape, config, scheme, dtype):
 
 
 @settings(max_examples=40, deadline=None)
-@given(any_choice, st.sampled_from(["nf", "int"]))
-def test_quantizing_twice_changes_little(config, scheme):
+@given(any_choice)
+def test_quantizing_twice_changes_little(config):
     """Not idempotent to the bit: the restored maxima are other scales. Its error is no larger."""
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
-    once = quantize(weight, config, scheme).dequantize()
-    twice = quantize(once, config, scheme).dequantize()
+    once = quantize(weight, config).dequantize()
+    twice = quantize(once, config).dequantize()
     assert (twice - once).norm() <= 1.05 * (once - weight).norm()
 
 
@@ -105,39 +106,39 @@ def test_quantizing_twice_is_exact_where_scales_are():
     weight = torch.rand(16, 64) * 2 - 1
     weight[:, 0] = 1
     for bits in (2, 3, 4, 8):
-        config = LayerConfig(bits, 8, "fp32", 64, 16)
+        config = BlockwiseChoice(bits, 8, "fp32", 64, 16)
         once = quantize(weight, config).dequantize()
         assert torch.equal(quantize(once, config).dequantize(), once)
 
 
 @pytest.mark.parametrize("choice", range(0, 432, 37))
 def test_storage_is_the_formula_up_to_the_offset(choice):
-    config = LayerConfig.space()[choice]
+    config = NORMAL_FLOAT.choices[choice]
     weight = torch.randn(64, 256)  # one whole second-level group of every size
     quantized = quantize(weight, config)
     assert quantized.nbytes == config.bits_per_parameter * weight.numel() / 8 + 4
     assert quantized.bits_per_parameter == 8 * quantized.nbytes / weight.numel()
 
 
-@pytest.mark.parametrize("scheme", ["nf", "int"])
+@each_space
 @pytest.mark.parametrize("block_size", [16, 32, 64])
-def test_error_falls_with_the_bits_of_the_codes(scheme, block_size):
+def test_error_falls_with_the_bits_of_the_codes(space, block_size):
     weight = torch.randn(64, 256)
-    configs = [LayerConfig(bits, 8, "fp32", block_size, 256) for bits in (2, 3, 4, 8)]
-    errors = [(quantize(weight, config, scheme).dequantize() - weight).norm() for config in configs]
+    configs = [BlockwiseChoice(bits, 8, "fp32", block_size, 256, space) for bits in (2, 3, 4, 8)]
+    errors = [(quantize(weight, config).dequantize() - weight).norm() for config in configs]
     assert errors == sorted(errors, reverse=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("scheme", ["nf", "int"])
+@each_space
 @pytest.mark.parametrize("shape", [(1,), (37, 41), (512, 256)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_gpu_stores_what_the_processor_stores(scheme, shape, dtype):
+def test_the_gpu_stores_what_the_processor_stores(space, shape, dtype):
     weight = torch.randn(shape).to(dtype)
-    for config in LayerConfig.space()[::7]:
-        here = quantize(weight, config, scheme)
-        there = quantize(weight.cuda(), config, scheme)
+    for config in get_space(space).choices[::7]:
+        here = quantize(weight, config)
+        there = quantize(weight.cuda(), config)
         for (name, expected), (_, found) in zip(here.tensors(), there.tensors(), strict=True):
             assert torch.equal(expected, found.cpu()), (name, config)
         torch.testing.assert_close(there.dequantize().cpu(), here.dequantize())
@@ -154,7 +155,7 @@ def test_constant_tensors_survive(value):
 
 def test_scales_beyond_half_precision_stay_finite():
     weight = torch.randn(64, 64) * 1e6
-    restored = quantize(weight, LayerConfig(4, 8, "fp16", 16, 16)).dequantize()
+    restored = quantize(weight, BlockwiseChoice(4, 8, "fp16", 16, 16)).dequantize()
     assert torch.isfinite(restored).all()
 
 
@@ -166,7 +167,7 @@ def test_moving_to_the_same_device_changes_nothing():
 def test_an_all_zero_block_stays_zero():
     weight = torch.randn(4, 16)
     weight[1] = 0
-    assert (quantize(weight, LayerConfig(2, 2, "bf16", 16, 16)).dequantize()[1] == 0).all()
+    assert (quantize(weight, BlockwiseChoice(2, 2, "bf16", 16, 16)).dequantize()[1] == 0).all()
 
 
 @pytest.mark.parametrize(

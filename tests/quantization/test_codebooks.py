@@ -3,8 +3,13 @@ import torch
 from bitsandbytes.functional import get_4bit_type
 from scipy.stats import norm
 
-from coalora_lib.configuration import LayerConfig
-from coalora_lib.quantization import CODE_BOOKS, normal_float, quantize, symmetric_integer
+from coalora_lib.quantization import (
+    CODE_BOOKS,
+    BlockwiseChoice,
+    normal_float,
+    quantize,
+    symmetric_integer,
+)
 from coalora_lib.quantization.codebooks import code_levels
 
 
@@ -56,7 +61,7 @@ def test_a_further_format_is_one_function(monkeypatch):
         CODE_BOOKS, "power", lambda bits: torch.tensor([-1, -0.5, -0.25, 0, 0.25, 0.5, 1])
     )
     weight = torch.randn(4, 64)
-    restored = quantize(weight, LayerConfig(3, 8, "fp32", 16, 16), "power").dequantize()
+    restored = quantize(weight, BlockwiseChoice(3, 8, "fp32", 16, 16, "power")).dequantize()
     assert len(restored[0, :16].unique()) <= 7
 
 
@@ -67,10 +72,12 @@ def test_a_further_format_is_one_function(monkeypatch):
 )
 def test_unusable_code_books_are_refused(monkeypatch, levels):
     monkeypatch.setitem(CODE_BOOKS, "odd", lambda bits: torch.tensor(levels))
-    with pytest.raises(ValueError, match=r"2-bit code book of 'odd' must be at most 4 ascending"):
+    with pytest.raises(ValueError, match=r"2-bit code book 'odd' must be at most 4 ascending"):
         code_levels.__wrapped__("odd", 2)
 
 
-def test_an_unknown_scheme_is_named():
-    with pytest.raises(ValueError, match="scheme='fp4' is not known; allowed: nf, int"):
-        quantize(torch.ones(3), LayerConfig(4, 8, "fp32", 16, 16), "fp4")
+def test_an_unknown_code_book_is_named():
+    with pytest.raises(ValueError, match="code_book='fp4' is not a choice; allowed"):
+        BlockwiseChoice(4, 8, "fp32", 16, 16, "fp4")
+    with pytest.raises(ValueError, match="code_book='fp4' is not known; allowed: nf, int"):
+        code_levels("fp4", 4)

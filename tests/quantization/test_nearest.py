@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coalora_lib.quantization.codebooks import code_book, midpoints
-from coalora_lib.quantization.nearest import level_grid, scheme_grid
+from coalora_lib.quantization.codebooks import code_book, thresholds
+from coalora_lib.quantization.nearest import book_grid, level_grid
 
 CPU = torch.device("cpu")
 
@@ -15,11 +15,11 @@ def around(values):
     return torch.cat([values, torch.nextafter(values, up), torch.nextafter(values, down)])
 
 
-@pytest.mark.parametrize("scheme", ["nf", "int"])
+@pytest.mark.parametrize("name", ["nf", "int"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_nearest_level_is_brute_force_with_ties_to_the_lower(scheme, bits):
-    levels, middles = code_book(scheme, bits), midpoints(scheme, bits)
-    grid = scheme_grid(scheme, bits, CPU)
+def test_nearest_level_is_brute_force_with_ties_to_the_lower(name, bits):
+    levels, middles = code_book(name, bits), thresholds(name, bits)
+    grid = book_grid(name, bits, CPU)
     edges = (torch.arange(grid.cells + 2) - grid.zero) * (2 / grid.cells)
     values = torch.cat([torch.randn(20_000) / 2, around(middles), around(edges)])
     assert torch.equal(grid.codes(values), torch.bucketize(values, middles))
@@ -29,7 +29,7 @@ def test_nearest_level_is_brute_force_with_ties_to_the_lower(scheme, bits):
 
 
 @given(st.lists(st.integers(-400, 400), min_size=1, max_size=40, unique=True))
-def test_any_midpoints(positions):
+def test_any_thresholds(positions):
     middles = torch.tensor(sorted(positions)).float() / 400
     grid = level_grid(middles)
     values = torch.cat([around(middles), torch.linspace(-1.5, 1.5, 999)])

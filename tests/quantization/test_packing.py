@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from coalora_lib.quantization.packing import pack, packed_bytes, unpack
 
 
-@given(st.integers(0, 200), st.sampled_from([2, 3, 4, 8]), st.integers(0, 2**31))
+@given(st.integers(0, 200), st.integers(2, 8), st.integers(0, 2**31))
 def test_codes_come_back(count, bits, seed):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(2**bits, (count,), generator=generator, dtype=torch.uint8)
@@ -17,7 +17,7 @@ def test_codes_come_back(count, bits, seed):
     assert (restored[count:] == 0).all()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_the_layout_is_a_little_endian_stream_of_bits(bits):
     codes = torch.randint(2**bits, (24,), dtype=torch.uint8)
     stream = sum(int(code) << (bits * position) for position, code in enumerate(codes))

@@ -5,21 +5,20 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.quantization import load_quantized, quantize, save_quantized
+from coalora_lib.spaces import INTEGER, NORMAL_FLOAT
 
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.sampled_from(LayerConfig.space()),
-    st.sampled_from(["nf", "int"]),
+    st.sampled_from(NORMAL_FLOAT.choices + INTEGER.choices),
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_round_trip(tmp_path_factory, config, scheme, dtype):
+def test_round_trip(tmp_path_factory, config, dtype):
     path = tmp_path_factory.mktemp("stored") / "weights.safetensors"
     tensors = {
-        "layer.0": quantize(torch.randn(33, 7).to(dtype), config, scheme),
-        "layer.1": quantize(torch.randn(5).to(dtype), config, scheme),
+        "layer.0": quantize(torch.randn(33, 7).to(dtype), config),
+        "layer.1": quantize(torch.randn(5).to(dtype), config),
     }
     assert save_quantized(path, tensors) == path
     loaded = load_quantized(path)
@@ -33,7 +32,7 @@ def test_round_trip(tmp_path_factory, config, scheme, dtype):
 @pytest.fixture
 def stored(tmp_path):
     path = tmp_path / "weights.safetensors"
-    return save_quantized(path, {"a": quantize(torch.randn(64, 64), LayerConfig.space()[40])})
+    return save_quantized(path, {"a": quantize(torch.randn(64, 64), NORMAL_FLOAT.choices[40])})
 
 
 def test_a_failed_write_leaves_the_old_file(stored, monkeypatch):
@@ -70,11 +69,11 @@ def test_another_kind_of_file_is_refused(tmp_path):
     [
         ('"shape": [64, 64]', '"shape": [64, 65]', "tensor a is damaged: codes is"),
         ('"weight_bits": 2', '"weight_bits": 5', "tensor a is damaged: weight_bits=5"),
-        ('"scheme": "nf"', '"scheme": "fp"', "tensor a is damaged: scheme='fp'"),
+        ('"code_book": "nf"', '"code_book": "fp"', "tensor a is damaged: code_book='fp'"),
         ('"dtype": "float32"', '"dtype": "uint8"', "tensor a is damaged: dtype 'uint8'"),
         ('{"a": ', '{"b": ', "tensor b is damaged"),
     ],
-    ids=["shape", "configuration", "scheme", "dtype", "name"],
+    ids=["shape", "choice", "code-book", "dtype", "name"],
 )
 def test_altered_metadata_is_refused(stored, old, new, message):
     with safe_open(stored, "pt") as file:

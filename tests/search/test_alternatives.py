@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
+
 from coalora_lib.search import STRATEGIES, Acquisition, ScoredSet, Surrogate, moves_from, propose
 from coalora_lib.search.alternatives import BotorchAcquisition, new_rows
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
+
 from coalora_lib.search import (
     Acquisition,
     Neighbourhood,

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 import torch
-
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
+
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
 from coalora_lib.search.walk import LEAST_GAIN
 from tests.search.toy import CHOICES, drawn, true_loss

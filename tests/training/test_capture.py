@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from coalora_lib.configuration import LayerConfig
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.training import SearchPlan, TrainingPlan, evaluate, train
 from coalora_lib.training import loop as training_loop
 from coalora_lib.training.batches import collate

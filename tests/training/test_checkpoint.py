@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from coalora_lib.configuration import LayerConfig
 from safetensors.torch import load_file, save_file
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.files import seal, unseal
 from coalora_lib.training import SearchPlan, TrainingPlan, train
 from coalora_lib.training.checkpoint import found

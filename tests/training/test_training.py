@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from coalora_lib.configuration import FINEST, LayerConfig
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import FINEST, LayerConfig
 from coalora_lib.training import (
     SearchPlan,
     TrainingPlan,

@@ -7,38 +7,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coalora_lib.allocation import allocate, error_table, knapsack, undominated
-from coalora_lib.allocation.program import Limit, integer_program
-from coalora_lib.configuration import LayerConfig, bits_table
-from coalora_lib.quantization import quantize
+from coalora_lib.allocation.solver import Limit, integer_program
+from coalora_lib.quantization import BlockwiseChoice, quantize
+from coalora_lib.spaces import NORMAL_FLOAT as NF
+from coalora_lib.spaces import get_space
 
 
 def random_errors(layers):
     """Errors that fall with bits, as real ones do, and cross often."""
     noise = torch.rand(layers, 432, dtype=torch.float64)
-    return (4.0 ** -bits_table()) * (0.5 + noise) * (1 + torch.arange(layers)[:, None])
+    return (4.0 ** -NF.bits_table()) * (0.5 + noise) * (1 + torch.arange(layers)[:, None])
 
 
 def test_error_table_is_the_quantizers_error():
     weights = {"a": torch.randn(40, 30), "b": torch.randn(130, 140)}
     table = error_table(weights)
     for row, weight in enumerate(weights.values()):
-        for config in LayerConfig.space()[::31]:
+        for config in NF.choices[::31]:
             error = (quantize(weight, config).dequantize() - weight).double().square().sum()
-            assert table[row, config.choice] == pytest.approx(error.item(), rel=1e-4)
+            assert table[row, NF.index(config)] == pytest.approx(error.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["nf", "int"])
-def test_importance_weighs_the_squares(scheme):
+@pytest.mark.parametrize("space", ["nf", "int"])
+def test_importance_weighs_the_squares(space):
     weights = {"a": torch.randn(40, 30), "b": torch.randn(130, 140)}
     importance = {name: torch.rand_like(weight) for name, weight in weights.items()}
-    table = error_table(weights, scheme, importance)
+    table = error_table(weights, space, importance)
     for row, (name, weight) in enumerate(weights.items()):
-        for config in LayerConfig.space()[::53]:
-            squares = (quantize(weight, config, scheme).dequantize() - weight).double().square()
+        for number, config in enumerate(get_space(space).choices[::53]):
+            squares = (quantize(weight, config).dequantize() - weight).double().square()
             expected = (importance[name] * squares).sum().item()
-            assert table[row, config.choice] == pytest.approx(expected, rel=1e-4)
+            assert table[row, 53 * number] == pytest.approx(expected, rel=1e-4)
     ones = {name: torch.ones_like(weight) for name, weight in weights.items()}
-    torch.testing.assert_close(error_table(weights, scheme, ones), error_table(weights, scheme))
+    torch.testing.assert_close(error_table(weights, space, ones), error_table(weights, space))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_error_table_names_the_layer_at_fault():
 
 
 def test_undominated_choices_are_those_nothing_beats():
-    errors, bits = random_errors(1)[0], bits_table()
+    errors, bits = random_errors(1)[0], NF.bits_table()
     kept = set(undominated(errors, bits).tolist())
     for i in range(len(errors)):
         beaten = (
@@ -87,7 +88,7 @@ def test_undominated_choices_are_those_nothing_beats():
 
 @pytest.mark.parametrize("budget", [2.2, 2.8, 4.1, 6.0, 20.0])
 def test_allocation_is_the_optimum_by_enumeration(budget):
-    errors, bits, sizes = random_errors(2), bits_table(), [64, 192]
+    errors, bits, sizes = random_errors(2), NF.bits_table(), [64, 192]
     best = min(
         errors[0, i] + errors[1, j]
         for i, j in product(
@@ -113,7 +114,7 @@ def test_pruning_and_the_knapsack_change_nothing(budget):
     """The integer program over all 432 choices of every layer, by HiGHS, has the same optimum."""
     errors, sizes = random_errors(10), [64, 64, 64, 64, 256] * 2
     everything = [torch.arange(432)] * len(sizes)
-    stored = ((bits_table() * 1024).round().long() * torch.tensor(sizes)[:, None]).numpy()
+    stored = ((NF.bits_table() * 1024).round().long() * torch.tensor(sizes)[:, None]).numpy()
     limit = Limit(stored, int(budget * 1024 * sum(sizes)))
     picked, gap = integer_program(errors, everything, [limit])
     best = sum(float(errors[i, row]) for i, row in enumerate(picked))
@@ -152,7 +153,7 @@ def test_too_many_partial_solutions_fall_back_on_the_integer_program(monkeypatch
 
 def test_a_device_allows_some_choices_and_fixes_some_layers():
     errors, names = random_errors(3), ["query", "key", "value"]
-    fixed = LayerConfig(8, 8, "fp32", 16, 16)
+    fixed = BlockwiseChoice(8, 8, "fp32", 16, 16)
     found = allocate(
         errors,
         [64] * 3,
@@ -179,7 +180,7 @@ def test_a_device_allows_some_choices_and_fixes_some_layers():
     [
         ({"allowed": {"weight_bits": 4}}, "weight_bits=4: give the allowed values as a tuple"),
         ({"allowed": {"scale_dtype": "fp16"}}, "scale_dtype='fp16': give the allowed values"),
-        ({"fixed": {0: 4}}, "fixed layer 0: 4 is not a LayerConfig"),
+        ({"fixed": {0: 4}}, "fixed layer 0: 4 is no choice of the space"),
     ],
     ids=["number", "text", "fixed"],
 )
@@ -197,16 +198,16 @@ def test_a_limit_in_bytes_counts_padding_and_offsets():
         for size, config in zip(sizes, found.configs, strict=True)
     )
     assert found.nbytes == stored <= limit
-    kept = [[c for c in LayerConfig.space() if c.block_size == 64] for _ in sizes]
+    kept = [[c for c in NF.choices if c.block_size == 64] for _ in sizes]
     for configs in zip(*(row[::7] for row in kept), strict=True):  # nothing tried by hand is better
         if sum(c.nbytes(n) for c, n in zip(configs, sizes, strict=True)) <= limit:
-            error = sum(float(errors[i, c.choice]) for i, c in enumerate(configs))
+            error = sum(float(errors[i, NF.index(c)]) for i, c in enumerate(configs))
             assert found.error <= error
 
 
 def test_a_budget_and_a_limit_in_bytes_hold_together():
     errors, sizes = random_errors(3), [100, 200, 300]
-    smallest = allocate(errors, sizes, max_bytes=10**6, budget=bits_table().min().item()).nbytes
+    smallest = allocate(errors, sizes, max_bytes=10**6, budget=NF.bits_table().min().item()).nbytes
     for budget, limit in ((2.5, 10**6), (20.0, 260), (3.0, 238), (3.4, 252)):
         found = allocate(errors, sizes, budget, max_bytes=max(limit, smallest))
         assert found.bits <= budget + 1e-12
@@ -225,8 +226,8 @@ def test_without_limits_every_layer_takes_its_best():
         ({"allowed": {"bits": (4,)}}, "'bits' is no field of a choice; allowed: weight_bits"),
         ({"allowed": {"weight_bits": (4, 5)}}, r"weight_bits=\(4, 5\) is not among \(2, 3, 4, 8\)"),
         ({"allowed": {"weight_bits": ()}}, r"weight_bits=\(\) is not among"),
-        ({"fixed": {"key": LayerConfig.space()[0]}}, "fixed layer 'key' is not among the names"),
-        ({"fixed": {2: LayerConfig.space()[0]}}, r"fixed layer 2 is outside 0\.\.1"),
+        ({"fixed": {"key": NF.choices[0]}}, "fixed layer 'key' is not among the names"),
+        ({"fixed": {2: NF.choices[0]}}, r"fixed layer 2 is outside 0\.\.1"),
         (
             {"allowed": {"weight_bits": (8,)}},
             r"4\.0 bits is not feasible: .* 8\.032227",
@@ -241,8 +242,8 @@ def test_constraints_that_cannot_be_met_are_named(limits, message):
 
 
 def test_the_smallest_budget_is_met_exactly():
-    found = allocate(random_errors(3), [5, 7, 11], float(bits_table().min()))
-    assert found.bits == bits_table().min()
+    found = allocate(random_errors(3), [5, 7, 11], float(NF.bits_table().min()))
+    assert found.bits == NF.bits_table().min()
 
 
 def test_shapes_must_agree():

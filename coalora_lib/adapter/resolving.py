@@ -1,0 +1,94 @@
+"""What may stand for a configuration, and which configuration it is for a model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+from torch import Tensor
+
+from coalora_lib.allocation import Constraints, allocate, error_table
+from coalora_lib.spaces import Choice, ConfigurationSpace
+
+#: What :meth:`CoaLora.set_configuration` takes, beside None.
+ConfigurationLike = Sequence[Choice] | Mapping[str, Choice] | Constraints | float
+
+
+class ConfigurationResolver:
+    """Turns budgets, constraints and names into one choice for each layer.
+
+    Args:
+        weights: the pre-trained weight of each layer by name, in the model's order.
+        space: of the choices.
+        errors: the (layers, choices) error table where the caller has it; otherwise it is measured
+            when a budget is first asked for.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], space: ConfigurationSpace, errors: Tensor | None = None
+    ) -> None:
+        self.names = list(weights)
+        self.shapes = [tuple(weight.shape) for weight in weights.values()]
+        self.space = space
+        self.errors = errors
+        expected = len(self.names), len(space.choices)
+        if errors is not None and tuple(errors.shape) != expected:
+            raise ValueError(
+                f"errors must be {expected}, layers by choices, got {tuple(errors.shape)}"
+            )
+
+    def measured_errors(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The error table, measured now if that was not done before."""
+        if self.errors is None:
+            self.errors = error_table(weights, self.space)
+        return self.errors
+
+    def __call__(
+        self, configuration: ConfigurationLike, weights: Mapping[str, Tensor]
+    ) -> list[Choice]:
+        """The configuration of every layer.
+
+        Args:
+            configuration: see :meth:`CoaLora.set_configuration`.
+            weights: the pre-trained weights, which a budget's errors are measured on.
+
+        Raises:
+            ValueError: the number or the names of the layers differ, a layer may not take its
+                choice, or a budget or constraint is not feasible.
+            TypeError: what is given is no configuration.
+        """
+        if isinstance(configuration, Real) and not isinstance(configuration, bool):
+            configuration = Constraints(budget=float(configuration))
+        if isinstance(configuration, Constraints):
+            errors = self.measured_errors(weights)
+            return allocate(
+                errors, self.shapes, space=self.space, names=self.names, **vars(configuration)
+            ).configs
+        if isinstance(configuration, Mapping):
+            configuration = self._in_order(configuration)
+        if not isinstance(configuration, Sequence) or isinstance(configuration, str | bytes):
+            raise TypeError(
+                f"{configuration!r} is no configuration; allowed: a budget in bits per parameter, "
+                "Constraints, or one choice per layer, in order or by name"
+            )
+        if len(configuration) != len(self.names):
+            raise ValueError(f"{len(configuration)} choices for {len(self.names)} layers")
+        for name, shape, choice in zip(self.names, self.shapes, configuration, strict=True):
+            try:
+                row = self.space.index(choice)
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from None
+            if not self.space.mask(shape)[row]:
+                raise ValueError(f"{name}: {choice!r} is not allowed for the shape {shape}")
+        return list(configuration)
+
+    def _in_order(self, named: Mapping[str, Choice]) -> list[Choice]:
+        missing = [name for name in self.names if name not in named]
+        unknown = [name for name in named if name not in self.names]
+        if missing:
+            raise ValueError(f"the configuration lacks {missing[0]!r} ({len(missing)} in all)")
+        if unknown:
+            raise ValueError(
+                f"this model has no such layer as {unknown[0]!r} ({len(unknown)} in all)"
+            )
+        return [named[name] for name in self.names]

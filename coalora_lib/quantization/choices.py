@@ -1,0 +1,86 @@
+"""One choice of block-wise quantization, c = [b0, b1, b2, B0, B1] (paper, section 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from coalora_lib.quantization.codebooks import CODE_BOOKS
+
+#: What each field may be, in the order of c = [b0, b1, b2, B0, B1]: 432 choices in all.
+FIELDS: dict[str, tuple] = {
+    "weight_bits": (2, 3, 4, 8),
+    "scale_bits": (2, 3, 4, 8),
+    "scale_dtype": ("bf16", "fp16", "fp32"),
+    "block_size": (16, 32, 64),
+    "scale_block_size": (16, 64, 256),
+}
+SCALE_DTYPES: dict[str, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class BlockwiseChoice:
+    """How one weight is quantized: c = [b0, b1, b2, B0, B1] and the code book.
+
+    Args:
+        weight_bits: b0, bits of a weight code.
+        scale_bits: b1, bits of a quantized block scale.
+        scale_dtype: b2, dtype of the second-level scales: "bf16", "fp16" or "fp32".
+        block_size: B0, weights that share a scale.
+        scale_block_size: B1, scales that share a second-level scale.
+        code_book: what the codes stand for, a key of
+            :data:`~coalora_lib.quantization.codebooks.CODE_BOOKS`.
+
+    Raises:
+        ValueError: a value is not among :data:`FIELDS`, or the code book is not known; the
+            message names it.
+    """
+
+    weight_bits: int
+    scale_bits: int
+    scale_dtype: str
+    block_size: int
+    scale_block_size: int
+    code_book: str = "nf"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (*FIELDS.items(), ("code_book", tuple(CODE_BOOKS))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is not a choice; allowed: {allowed}")
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Storage in bits per parameter, scales included: b0 + b1/B0 + bits(b2)/(B0*B1)."""
+        second_level = torch.finfo(SCALE_DTYPES[self.scale_dtype]).bits
+        return (
+            self.weight_bits
+            + self.scale_bits / self.block_size
+            + second_level / (self.block_size * self.scale_block_size)
+        )
+
+    def stored_elements(self, parameters: int) -> tuple[int, int, int]:
+        """What a tensor of so many parameters is stored as, beside its float32 offset.
+
+        Returns:
+            Bytes of packed weight codes (the last block padded), bytes of packed scale codes, and
+            number of second-level scales. Eight codes of k bits fill k bytes.
+        """
+        blocks = math.ceil(parameters / self.block_size)
+        return (
+            blocks * self.block_size // 8 * self.weight_bits,
+            math.ceil(blocks / 8) * self.scale_bits,
+            math.ceil(blocks / self.scale_block_size),
+        )
+
+    def nbytes(self, parameters: int) -> int:
+        """Bytes that a tensor of so many parameters takes, padding and offset included."""
+        codes, scale_codes, groups = self.stored_elements(parameters)
+        dtype = SCALE_DTYPES[self.scale_dtype]
+        return codes + scale_codes + groups * dtype.itemsize + torch.float32.itemsize

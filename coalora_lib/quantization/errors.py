@@ -1,0 +1,174 @@
+"""The squared error of one weight under each of the 432 block-wise choices.
+
+Work is shared wherever choices agree. Block maxima depend on B0 alone and scales not on b0; and
+one look-up finds every b0's level for a weight, because the thresholds of all code books together
+cut the line into intervals in which no code changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coalora_lib.quantization.blocks import (
+    block_scales,
+    check_finite,
+    check_kind,
+    nonzero,
+    to_blocks,
+)
+from coalora_lib.quantization.choices import FIELDS, SCALE_DTYPES
+from coalora_lib.quantization.codebooks import code_levels, thresholds
+from coalora_lib.quantization.nearest import LevelGrid, level_grid
+from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
+
+#: Weights in a piece: whole second-level groups for every B0 and B1.
+PIECE = max(FIELDS["block_size"]) * max(FIELDS["scale_block_size"])
+#: Pieces handled together: on a processor they stay in one core's cache, a GPU wants many.
+CPU_PIECES, GPU_PIECES = 16, 256
+#: How many values each field has, in order: the shape of a table of all choices.
+SHAPE = tuple(len(values) for values in FIELDS.values())
+
+
+def error_parts(
+    weight: Tensor, code_book: str, importance: Tensor | None = None, pieces: int | None = None
+) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    """The squared errors of a weight in parts that may be computed in any order, and added.
+
+    Args:
+        weight: any shape, floating point.
+        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
+        importance: of the weight's shape, not negative: factors of the squared errors.
+        pieces: look at this many evenly spaced pieces of 16,384 weights only, and scale the sums
+            up to the whole weight.
+
+    Yields:
+        Weights that the part stands for, and () to (432,) float64 on the weight's device.
+
+    Raises:
+        TypeError, ValueError: as :func:`~coalora_lib.quantization.quantize`; or the importance has
+            another shape, or is negative or not finite.
+    """
+    check_kind(weight)
+    maxima = [block_scales(to_blocks(weight, size)) for size in FIELDS["block_size"]]
+    check_finite(maxima[0].max(), weight)
+    offsets = [scales.min() for scales in maxima]
+    whole = to_blocks(weight, PIECE)
+    roots = None if importance is None else to_blocks(_root(importance, weight), PIECE)
+    count = len(whole)
+    if pieces is not None and pieces < count:
+        chosen = torch.linspace(0, count - 1, pieces, device=whole.device).round().long()
+        whole = whole[chosen]
+        roots = None if roots is None else roots[chosen]
+    factor = count / len(whole)
+    together = GPU_PIECES if weight.is_cuda else CPU_PIECES
+    for start in range(0, len(whole), together):
+        taken = slice(start, start + together)
+        root = None if roots is None else roots[taken]
+        stands_for = round(whole[taken].numel() * factor)
+        yield stands_for, partial(_part_errors, whole[taken], offsets, root, code_book, factor)
+
+
+def _root(importance: Tensor, weight: Tensor) -> Tensor:
+    if importance.shape != weight.shape:
+        raise ValueError(f"importance is {tuple(importance.shape)}, not {tuple(weight.shape)}")
+    if not (torch.isfinite(importance) & (importance >= 0)).all():
+        raise ValueError("importance holds a negative number, a NaN or an infinity")
+    return importance.to(weight.device).float().sqrt()
+
+
+@dataclass(frozen=True)
+class _SharedLevels:
+    """One look-up for the code books of every b0.
+
+    Attributes:
+        grid: finds the interval between neighbouring thresholds of all code books together.
+        levels: for every b0 the level that each interval belongs to: (intervals,) float32.
+    """
+
+    grid: LevelGrid
+    levels: tuple[Tensor, ...]
+
+
+@cache
+def _shared_levels(code_book: str, device: torch.device) -> _SharedLevels:
+    books = [
+        (code_levels(code_book, bits), thresholds(code_book, bits))
+        for bits in FIELDS["weight_bits"]
+    ]
+    together = torch.cat([limits for _, limits in books]).unique()
+    levels = []
+    for values, limits in books:
+        # Past a threshold of the union, how many of this book's thresholds have been passed?
+        passed = F.pad(torch.bucketize(together, limits, right=True), (1, 0))
+        levels.append(values[passed].to(device))
+    return _SharedLevels(level_grid(together.to(device)), tuple(levels))
+
+
+def _part_errors(
+    weights: Tensor, offsets: list[Tensor], roots: Tensor | None, code_book: str, factor: float
+) -> Tensor:
+    """Squared errors of some pieces under every choice: (432,) float64.
+
+    Args:
+        weights: (pieces, PIECE) float32.
+        offsets: m of the whole weight for every B0, scalars.
+        roots: square roots of the importance, as the weights; or None.
+        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
+        factor: what the sums are multiplied by.
+    """
+    device = weights.device
+    shared = _shared_levels(code_book, device)
+    b0s, b1s, b2s, *_ = SHAPE
+    # Rows (b1, b2) are neighbours in each of the (b0, B0, B1) slices.
+    errors = torch.empty(b0s, b1s * b2s, *SHAPE[3:], dtype=torch.float64, device=device)
+    for place, (block_size, offset) in enumerate(zip(FIELDS["block_size"], offsets, strict=True)):
+        blocks = weights.reshape(-1, block_size)
+        importance = None if roots is None else roots.reshape(-1, block_size)
+        # Padding has a scale of zero, below m; it counts as the smallest block.
+        excess = block_scales(blocks).sub_(offset).clamp_(min=0)
+        for scale_place, rows, scales in _restored_scales(excess, offset):
+            scales = scales[..., None]  # (choices of b1 and b2, blocks, 1)
+            interval = shared.grid.codes(blocks / nonzero(scales)).flatten()
+            for b0, levels in enumerate(shared.levels):
+                residual = levels.index_select(0, interval).view(len(scales), *blocks.shape)
+                residual.mul_(scales).sub_(blocks)
+                if importance is not None:
+                    residual.mul_(importance)
+                distances = torch.linalg.vector_norm(residual.flatten(1), dim=1)
+                errors[b0, rows, place, scale_place] = distances.double().square_()
+    return errors.flatten() * factor
+
+
+def _restored_scales(excess: Tensor, offset: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """s^ of every block under every choice of b1, b2 and B1.
+
+    Args:
+        excess: (blocks,) float32, s - m; whole second-level blocks.
+        offset: scalar float32, m.
+
+    Yields:
+        The index of B1, rows of the choices (b1, b2), and (rows, blocks) float32: one row at a
+        time on a processor, whose cache holds no more, all of them on a GPU, where a kernel's
+        launch costs more than its work.
+    """
+    count = math.prod(SHAPE[1:3])
+    together = count if excess.is_cuda else 1
+    tops = [float(2**bits - 1) for bits in FIELDS["scale_bits"]]
+    top = torch.tensor(tops, device=excess.device)[:, None, None, None]
+    dtypes = [SCALE_DTYPES[name] for name in FIELDS["scale_dtype"]]
+    for place, scale_block in enumerate(FIELDS["scale_block_size"]):
+        groups = excess.view(-1, scale_block)
+        stored = torch.stack([group_scales(groups, dtype).float() for dtype in dtypes])
+        stored = stored[None, :, :, None]
+        codes = scale_codes(groups, stored, top)  # (b1, b2, groups, B1)
+        restored = restored_scales(codes, stored, offset, top).view(count, -1)
+        for start in range(0, count, together):
+            rows = slice(start, start + together)
+            yield place, rows, restored[rows]

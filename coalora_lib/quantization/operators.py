@@ -1,0 +1,149 @@
+"""The quantizer's two operators, ``coalora::quantize`` and ``coalora::dequantize``.
+
+torch picks the implementation by the device of the tensors. The one written here runs on every
+device and is the definition. On CUDA, where Triton is installed, :mod:`.kernels` is faster and
+tested to give the same bits.
+
+They are registered with ``define`` and ``impl``. The wrapper that ``custom_op`` adds costs 50 us
+per call, more than the de-quantization of a small layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from coalora_lib.quantization.blocks import block_scales, check_finite, nonzero, to_blocks
+from coalora_lib.quantization.choices import SCALE_DTYPES, BlockwiseChoice
+from coalora_lib.quantization.codebooks import code_levels
+from coalora_lib.quantization.nearest import book_grid
+from coalora_lib.quantization.packing import pack, unpack
+from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
+
+if TYPE_CHECKING:
+    from coalora_lib.quantization.blockwise import QuantizedTensor
+
+#: Codes, scale codes, second-level scales, offset: the tensors of a ``QuantizedTensor``.
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+#: Blocks that are coded together: what is made on the way stays in the processor's cache.
+ROWS = 4096
+
+
+_CHOICE = (
+    "int weight_bits, int scale_bits, str scale_dtype, int block_size, int scale_block_size, "
+    "str code_book"
+)
+torch.library.define(
+    "coalora::quantize", f"(Tensor weight, {_CHOICE}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+torch.library.define(
+    "coalora::dequantize",
+    "(Tensor codes, Tensor scale_codes, Tensor group_scales, Tensor offset, int[] shape, "
+    f"ScalarType dtype, {_CHOICE}) -> Tensor",
+)
+
+
+def quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
+    """Codes, scale codes, second-level scales and offset of a weight.
+
+    Raises:
+        ValueError: the weight holds a NaN or an infinity.
+    """
+    return torch.ops.coalora.quantize.default(weight, *_arguments(choice))
+
+
+def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+    """The tensor that a quantized one stands for, of its shape."""
+    return torch.ops.coalora.dequantize.default(
+        quantized.codes,
+        quantized.scale_codes,
+        quantized.group_scales,
+        quantized.offset,
+        quantized.shape,
+        dtype,
+        *_arguments(quantized.choice),
+    )
+
+
+@cache
+def _arguments(choice: BlockwiseChoice) -> tuple:
+    return astuple(choice)
+
+
+@torch.library.impl("coalora::quantize", "default")
+def _quantize(
+    weight: Tensor,
+    weight_bits: int,
+    scale_bits: int,
+    scale_dtype: str,
+    block_size: int,
+    scale_block_size: int,
+    code_book: str,
+) -> Parts:
+    blocks = to_blocks(weight, block_size)
+    maxima = block_scales(blocks)
+    offset, largest = maxima.aminmax()
+    check_finite(largest, weight)
+    top = 2**scale_bits - 1
+    excess = to_blocks(maxima - offset, scale_block_size)
+    stored = group_scales(excess, SCALE_DTYPES[scale_dtype])
+    second = scale_codes(excess, stored.float()[:, None], top)
+    scales = restored_scales(second, stored.float()[:, None], offset, top)
+    grid = book_grid(code_book, weight_bits, blocks.device)
+    rows = scales.flatten()[: len(blocks)].split(ROWS)
+    codes = [
+        grid.codes(some / nonzero(scale)[:, None]).to(torch.uint8)
+        for some, scale in zip(blocks.split(ROWS), rows, strict=True)
+    ]
+    second = second.flatten()[: len(blocks)].to(torch.uint8)
+    return pack(torch.cat(codes).flatten(), weight_bits), pack(second, scale_bits), stored, offset
+
+
+@torch.library.impl("coalora::dequantize", "default")
+def _dequantize(
+    codes: Tensor,
+    scale_codes: Tensor,
+    group_scales: Tensor,
+    offset: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    weight_bits: int,
+    scale_bits: int,
+    scale_dtype: str,
+    block_size: int,
+    scale_block_size: int,
+    code_book: str,
+) -> Tensor:
+    parameters = math.prod(shape)
+    blocks = math.ceil(parameters / block_size)
+    groups = group_scales.float().repeat_interleave(scale_block_size)[:blocks]
+    second = unpack(scale_codes, scale_bits)[:blocks].float()
+    scales = restored_scales(second, groups, offset, 2**scale_bits - 1)
+    rows = unpack(codes, weight_bits).view(-1, block_size)
+    levels = code_levels(code_book, weight_bits, codes.device)
+    restored = levels.index_select(0, rows.flatten().long()).view(rows.shape)
+    restored.mul_(scales[:, None])
+    return restored.flatten()[:parameters].reshape(shape).to(dtype)
+
+
+if find_spec("triton") is not None:
+
+    @torch.library.impl("coalora::quantize", "cuda")
+    def _quantize_on_gpu(weight: Tensor, *choice) -> Parts:
+        from coalora_lib.quantization import kernels  # here: importing Triton looks for a GPU
+
+        parts, largest = kernels.quantize(weight, *choice)
+        check_finite(largest, weight)  # last, since it waits for the device
+        return parts
+
+    @torch.library.impl("coalora::dequantize", "cuda")
+    def _dequantize_on_gpu(*arguments) -> Tensor:
+        from coalora_lib.quantization import kernels
+
+        return kernels.dequantize(*arguments)

@@ -1,0 +1,33 @@
+"""Spaces of choices: what each layer may be quantized to, and what a configuration costs."""
+
+from coalora_lib.spaces.blockwise import INTEGER, NORMAL_FLOAT, BlockwiseSpace
+from coalora_lib.spaces.costs import LayerCosts, mean_bits_cost
+from coalora_lib.spaces.registry import get_space, register_space, spaces
+from coalora_lib.spaces.sampling import random_at_bits, random_configuration
+from coalora_lib.spaces.space import (
+    Choice,
+    Configuration,
+    ConfigurationSpace,
+    QuantizedWeight,
+    Shape,
+    parameters,
+)
+
+__all__ = [
+    "INTEGER",
+    "NORMAL_FLOAT",
+    "BlockwiseSpace",
+    "Choice",
+    "Configuration",
+    "ConfigurationSpace",
+    "LayerCosts",
+    "QuantizedWeight",
+    "Shape",
+    "get_space",
+    "mean_bits_cost",
+    "parameters",
+    "random_at_bits",
+    "random_configuration",
+    "register_space",
+    "spaces",
+]

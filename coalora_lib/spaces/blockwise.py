@@ -1,0 +1,56 @@
+"""The paper's 432 block-wise choices: as NormalFloat, and the same with integer codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+
+from torch import Tensor
+
+from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
+from coalora_lib.quantization.choices import FIELDS, BlockwiseChoice
+from coalora_lib.quantization.errors import error_parts
+from coalora_lib.spaces.registry import register_space
+from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters
+
+
+class BlockwiseSpace(ConfigurationSpace):
+    """Every :class:`~coalora_lib.quantization.BlockwiseChoice` of one code book.
+
+    Args:
+        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`; the space has its name.
+    """
+
+    fields = FIELDS
+
+    def __init__(self, code_book: str) -> None:
+        self.name = code_book
+
+    def make_choice(self, *values: Hashable) -> BlockwiseChoice:
+        """The choice with these values of b0, b1, b2, B0, B1."""
+        return BlockwiseChoice(*values, code_book=self.name)
+
+    def nbytes(self, choice: BlockwiseChoice, shape: Shape) -> int:
+        """Packed codes and scales, padding and the float32 offset included."""
+        return choice.nbytes(parameters(shape))
+
+    def bits_per_parameter(self, choice: BlockwiseChoice, shape: Shape | None = None) -> float:
+        """As the paper counts, b0 + b1/B0 + bits(b2)/(B0*B1): padding and offset left out."""
+        return choice.bits_per_parameter
+
+    def quantize(self, weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
+        """Packed codes with double-quantized scales."""
+        return quantize(weight, choice)
+
+    def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+        """All 432 errors in a few passes over the weight."""
+        return sum(part() for _, part in self.error_parts(weight, importance))
+
+    def error_parts(
+        self, weight: Tensor, importance: Tensor | None = None, pieces: int | None = None
+    ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        """See :func:`coalora_lib.quantization.errors.error_parts`."""
+        return error_parts(weight, self.name, importance, pieces)
+
+
+NORMAL_FLOAT = register_space(BlockwiseSpace("nf"))
+INTEGER = register_space(BlockwiseSpace("int"))

@@ -1,0 +1,76 @@
+"""Costs of a configuration that are sums over its layers: bits, bytes, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from coalora_lib.spaces.registry import get_space
+from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters
+
+
+class LayerCosts:
+    """sum_i n_i t_i(c_i): a table of costs, and a factor for each layer.
+
+    It is the search's second objective; :meth:`after` spares it from building a row for each step.
+
+    Args:
+        table: (layers, choices) float64, t. Infinite where a layer may not take a choice: the
+            search then proposes no such configuration.
+        space: whose choices the columns are.
+        factors: (layers,) float64, n; one by default.
+    """
+
+    def __init__(
+        self, table: Tensor, space: str | ConfigurationSpace, factors: Tensor | None = None
+    ) -> None:
+        self._space = get_space(space)
+        layers, choices = table.shape
+        if choices != len(self._space.choices):
+            raise ValueError(
+                f"the table has {choices} columns; {self._space.name!r} has "
+                f"{len(self._space.choices)} choices"
+            )
+        self._table = table.double().flatten()
+        self._first = torch.arange(layers) * choices
+        self._factors = torch.ones(layers).double() if factors is None else factors.double()
+        self._strides = torch.tensor(self._space.strides)
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """(n, layers * fields) integers to (n,) float64 costs."""
+        return self._table[self._entries(indices)] @ self._factors
+
+    def after(self, indices: Tensor, start: Tensor, coordinate: Tensor, change: Tensor) -> Tensor:
+        """The costs after single steps: each changes one layer.
+
+        Args:
+            indices: (s, layers * fields) integers, of finite costs.
+            start, coordinate, change: (k,) which row takes the step, in which coordinate, by -1
+                or +1.
+
+        Returns:
+            (k,) float64.
+        """
+        entries = self._entries(indices)
+        fields = len(self._strides)
+        layer, field = coordinate // fields, coordinate % fields
+        old = entries[start, layer]
+        difference = self._table[old + change * self._strides[field]] - self._table[old]
+        before = self._table[entries] @ self._factors
+        return before[start] + difference * self._factors[layer]
+
+    def _entries(self, indices: Tensor) -> Tensor:
+        """Where each layer's choice stands in the flat table: (n, layers)."""
+        return self._space.rows(indices) + self._first
+
+
+def mean_bits_cost(space: str | ConfigurationSpace, shapes: Sequence[Shape]) -> LayerCosts:
+    """Mean bits per parameter of a model, the paper's second objective."""
+    space = get_space(space)
+    sizes = torch.tensor([parameters(shape) for shape in shapes], dtype=torch.float64)
+    tables = [
+        space.bits_table(shape).masked_fill(~space.mask(shape), torch.inf) for shape in shapes
+    ]
+    return LayerCosts(torch.stack(tables), space, sizes / sizes.sum())

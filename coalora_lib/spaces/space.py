@@ -1,0 +1,250 @@
+"""What a layer may be quantized to: a finite set of choices, each a value of every field."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections import namedtuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+#: One choice of a space, with the fields as attributes.
+Choice = Any
+#: One choice for each layer, in the model's order.
+Configuration = Sequence[Choice]
+#: A weight's shape, or its number of parameters where nothing but that matters.
+Shape = Sequence[int] | int
+
+
+class QuantizedWeight(Protocol):
+    """What :meth:`ConfigurationSpace.quantize` returns."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored."""
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight that is computed with, in its original shape (and dtype by default)."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that is stored, by name."""
+
+
+class ConfigurationSpace(ABC):
+    """The choices for a layer, what each costs, and how a weight is quantized to it.
+
+    A subclass sets :attr:`name` and :attr:`fields` and defines :meth:`nbytes`,
+    :meth:`bits_per_parameter` and :meth:`quantize`; see :func:`~coalora_lib.spaces.register_space`.
+
+    Attributes:
+        name: what one passes as ``space``.
+        fields: each field's values in their order. A step of one field's index is a move of the
+            search, so neighbours should be alike.
+    """
+
+    name: ClassVar[str] | str
+    fields: Mapping[str, tuple]
+
+    @abstractmethod
+    def nbytes(self, choice: Choice, shape: Shape) -> int:
+        """All that is stored for a weight of this shape, in bytes."""
+
+    @abstractmethod
+    def bits_per_parameter(self, choice: Choice, shape: Shape | None = None) -> float:
+        """What a budget in bits counts; without a shape, for a large weight."""
+
+    @abstractmethod
+    def quantize(self, weight: Tensor, choice: Choice) -> QuantizedWeight:
+        """Quantize a weight of any allowed shape."""
+
+    def allowed(self, choice: Choice, shape: Shape) -> bool:
+        """Whether a weight of this shape can be quantized so."""
+        return True
+
+    def make_choice(self, *values: Hashable) -> Choice:
+        """The choice with these values, one for each field."""
+        return self._choice_type(*values)
+
+    def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+        """The squared error of a weight under every choice: (choices,) float64.
+
+        sum F (w - w^)^2 with F the importance, or 1. A choice that is not allowed counts as if the
+        weight were lost, sum F w^2.
+
+        Args:
+            weight: floating point.
+            importance: of the weight's shape, not negative.
+        """
+        exact = weight.detach().double()
+        factor = 1.0 if importance is None else importance.to(exact)
+        found = []
+        for choice, usable in zip(self.choices, self.mask(tuple(weight.shape)), strict=True):
+            left = exact - self.quantize(weight, choice).dequantize().double() if usable else exact
+            found.append((factor * left.square()).sum())
+        return torch.stack(found)
+
+    def error_parts(
+        self, weight: Tensor, importance: Tensor | None = None, pieces: int | None = None
+    ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        """:meth:`errors` in parts to be computed in any order, and added: one by default.
+
+        Args:
+            weight, importance: as :meth:`errors` takes them.
+            pieces: a space may estimate the errors from so many pieces; this one does not.
+
+        Yields:
+            Weights that the part stands for, and () to (choices,) float64.
+        """
+        yield weight.numel(), lambda: self.errors(weight, importance)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """All choices in lexicographic order of the fields, the last one fastest."""
+        return tuple(self.make_choice(*values) for values in itertools.product(*self._values))
+
+    @cached_property
+    def cardinalities(self) -> tuple[int, ...]:
+        """How many values each field has."""
+        return tuple(len(values) for values in self._values)
+
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """By how many rows of :attr:`choices` a step of each field's index moves."""
+        sizes = self.cardinalities
+        return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+
+    def finest(self, shape: Shape | None = None) -> Choice:
+        """The choice of the most bits that is allowed, nearest to the unquantized weight."""
+        bits = self.bits_table(shape)
+        if shape is not None:
+            bits = bits.masked_fill(~self.mask(shape), -torch.inf)
+        return self.choices[int(bits.argmax())]
+
+    def index(self, choice: Choice) -> int:
+        """A choice's row in :attr:`choices`.
+
+        Raises:
+            TypeError: it is no choice of this space.
+        """
+        try:
+            return self._index[choice]
+        except (KeyError, TypeError):
+            raise TypeError(
+                f"{choice!r} is no choice of the space {self.name!r}; its fields are "
+                f"{', '.join(self.fields)}"
+            ) from None
+
+    def indices(self, choice: Choice) -> tuple[int, ...]:
+        """The position of each field's value among its values."""
+        row = self.index(choice)
+        return tuple(
+            row // stride % size
+            for stride, size in zip(self.strides, self.cardinalities, strict=True)
+        )
+
+    def to_indices(self, configuration: Configuration) -> Tensor:
+        """A configuration as integers: (layers, fields) int64."""
+        rows = torch.tensor(self.to_rows(configuration), dtype=torch.int64)
+        return rows[:, None] // torch.tensor(self.strides) % torch.tensor(self.cardinalities)
+
+    def from_indices(self, indices: Tensor) -> list[Choice]:
+        """The inverse of :meth:`to_indices`; also takes the flat form (layers * fields,).
+
+        Raises:
+            ValueError: the number of integers is no multiple of the fields, or one is out of range.
+        """
+        width = len(self.fields)
+        if indices.numel() % width:
+            raise ValueError(f"{indices.numel()} indices are no multiple of {width}")
+        rows = indices.reshape(-1, width)
+        for column, (name, size) in enumerate(zip(self.fields, self.cardinalities, strict=True)):
+            outside = rows[(rows[:, column] < 0) | (rows[:, column] >= size), column]
+            if len(outside):
+                raise ValueError(f"index {int(outside[0])} of {name} is outside 0..{size - 1}")
+        return [self.choices[row] for row in self.rows(rows.flatten()).tolist()]
+
+    def to_flat(self, configurations: Sequence[Configuration]) -> Tensor:
+        """Configurations as the search's integers: (n, layers * fields) int64."""
+        flat = [self.to_indices(configuration).flatten() for configuration in configurations]
+        return torch.stack(flat) if flat else torch.empty(0, len(self.fields), dtype=torch.int64)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """The row of each layer's choice: (..., layers * fields) integers to (..., layers)."""
+        strides = torch.tensor(self.strides, device=indices.device)
+        return (indices.unflatten(-1, (-1, len(self.fields))) * strides).sum(-1)
+
+    def to_rows(self, configuration: Configuration) -> list[int]:
+        """A configuration as rows of :attr:`choices`, one for each layer."""
+        return [self.index(choice) for choice in configuration]
+
+    def from_rows(self, rows: Sequence[int]) -> list[Choice]:
+        """A configuration from rows of :attr:`choices`, one for each layer.
+
+        Raises:
+            ValueError: a row is out of range.
+        """
+        for row in rows:
+            if not 0 <= row < len(self.choices):
+                raise ValueError(f"choice {row} is outside 0..{len(self.choices) - 1}")
+        return [self.choices[row] for row in rows]
+
+    def bits_table(self, shape: Shape | None = None) -> Tensor:
+        """Bits per parameter of every choice: (choices,) float64."""
+        return self._table("bits", shape, self.bits_per_parameter, torch.float64)
+
+    def bytes_table(self, shape: Shape) -> Tensor:
+        """Bytes stored under every choice: (choices,) int64."""
+        return self._table("bytes", shape, self.nbytes, torch.int64)
+
+    def mask(self, shape: Shape) -> Tensor:
+        """Which choices a weight of this shape may take: (choices,) bool."""
+        return self._table("allowed", shape, self.allowed, torch.bool)
+
+    def mean_bits(self, configuration: Configuration, shapes: Sequence[Shape]) -> float:
+        """A model's bits per parameter: the layers' bits weighted by their sizes.
+
+        Raises:
+            ValueError: the two lengths differ.
+        """
+        if len(configuration) != len(shapes):
+            raise ValueError(f"{len(configuration)} choices for {len(shapes)} layers")
+        sizes = [parameters(shape) for shape in shapes]
+        stored = sum(
+            self.bits_per_parameter(choice, shape) * size
+            for choice, shape, size in zip(configuration, shapes, sizes, strict=True)
+        )
+        return stored / sum(sizes)
+
+    @cached_property
+    def _values(self) -> tuple[tuple, ...]:
+        return tuple(tuple(values) for values in self.fields.values())
+
+    @cached_property
+    def _choice_type(self) -> type:
+        return namedtuple(f"{type(self).__name__}Choice", self.fields)
+
+    @cached_property
+    def _index(self) -> dict[Choice, int]:
+        return {choice: row for row, choice in enumerate(self.choices)}
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, Shape | None], Tensor]:
+        return {}
+
+    def _table(self, name: str, shape: Shape | None, entry: Callable, dtype: torch.dtype) -> Tensor:
+        """One number for every choice, made once for each shape; not to be written to."""
+        key = name, shape if isinstance(shape, int) or shape is None else tuple(shape)
+        if key not in self._tables:
+            found = [entry(choice, shape) for choice in self.choices]
+            self._tables[key] = torch.tensor(found, dtype=dtype)
+        return self._tables[key]
+
+
+def parameters(shape: Shape) -> int:
+    """The number of weights of a shape."""
+    return shape if isinstance(shape, int) else math.prod(shape)
