@@ -5,7 +5,7 @@ from coalora_lib.configuration import FIELD_SIZES, MeanBits
 from coalora_lib.search import STRATEGIES, Acquisition, ScoredSet, Surrogate, moves_from, propose
 from coalora_lib.search.alternatives import BotorchAcquisition, new_rows
 
-CHOICES = torch.tensor(FIELD_SIZES * 2)
+CARDINALITIES = torch.tensor(FIELD_SIZES * 2)
 BITS = MeanBits([100, 300])
 #: botorch's posterior against ours, relative to the area of all.
 AS_BOTORCH = 1e-8
@@ -13,9 +13,9 @@ AS_BOTORCH = 1e-8
 
 def scored(count=12, seed=0):
     generator = torch.Generator().manual_seed(50 + seed)  # else "random" draws the same rows
-    columns = [torch.randint(int(n), (count,), generator=generator) for n in CHOICES]
+    columns = [torch.randint(int(n), (count,), generator=generator) for n in CARDINALITIES]
     rows = torch.stack(columns, dim=1)
-    weights = torch.rand(len(CHOICES), generator=generator, dtype=torch.float64)
+    weights = torch.rand(len(CARDINALITIES), generator=generator, dtype=torch.float64)
     return rows, torch.exp(-0.4 * rows.double()) @ weights
 
 
@@ -24,11 +24,11 @@ def scored(count=12, seed=0):
 def test_proposals_are_new_inside_and_no_more_than_asked(name, count):
     rows, losses = scored()
     before = rows.clone()
-    found = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), count)
+    found = STRATEGIES[name](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), count)
     assert torch.equal(rows, before)
     assert found.dtype == torch.int64
     assert 0 < len(found) <= count
-    assert ((found >= 0) & (found < CHOICES)).all()
+    assert ((found >= 0) & (found < CARDINALITIES)).all()
     everything = [tuple(row) for row in torch.cat([rows, found]).tolist()]
     assert len(set(everything)) == len(everything)
 
@@ -37,9 +37,9 @@ def test_proposals_are_new_inside_and_no_more_than_asked(name, count):
 def test_the_same_seed_proposes_the_same(name):
     rows, losses = scored()
     torch.manual_seed(5)
-    first = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, seed=2)
+    first = STRATEGIES[name](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 3, seed=2)
     torch.manual_seed(6)
-    again = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, seed=2)
+    again = STRATEGIES[name](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 3, seed=2)
     assert torch.equal(first, again)
 
 
@@ -47,7 +47,7 @@ def test_the_same_seed_proposes_the_same(name):
 def test_another_seed_proposes_others(name):
     rows, losses = scored()
     first, other = (
-        STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, seed=seed)
+        STRATEGIES[name](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 3, seed=seed)
         for seed in (2, 3)
     )
     assert not torch.equal(first, other)
@@ -55,37 +55,37 @@ def test_another_seed_proposes_others(name):
 
 def test_the_walks_strategy_is_propose():
     rows, losses = scored()
-    found = STRATEGIES["walk"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3, 2, 1)
-    expected = propose(rows, losses, BITS, CHOICES, 3, 2, 1).configurations
+    found = STRATEGIES["walk"](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 3, 2, 1)
+    expected = propose(rows, losses, BITS, CARDINALITIES, 3, 2, 1).configurations
     assert torch.equal(found, expected)
 
 
 def test_random_proposals_are_uniform():
     rows, losses = scored()
-    found = STRATEGIES["random"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 2000)
+    found = STRATEGIES["random"](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 2000)
     assert len(found) == 2000
-    for column, count in zip(found.T, CHOICES.tolist(), strict=True):
+    for column, count in zip(found.T, CARDINALITIES.tolist(), strict=True):
         share = column.bincount(minlength=count) / len(found)
         assert (share - 1 / count).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_coordinate_with_one_choice_stays(name):
+def test_a_coordinate_with_one_value_stays(name):
     rows, losses = scored()
     rows = torch.cat([rows, torch.zeros_like(rows[:, :1])], dim=1)
 
     def bits(rows):
         return BITS(rows[:, :-1])
 
-    found = STRATEGIES[name](ScoredSet(rows, losses, bits, [*CHOICES.tolist(), 1]), 4)
+    found = STRATEGIES[name](ScoredSet(rows, losses, bits, [*CARDINALITIES.tolist(), 1]), 4)
     assert len(found) > 0
     assert (found[:, -1] == 0).all()
 
 
 def test_botorch_sees_our_acquisition():
     rows, losses = scored()
-    ours = Acquisition(Surrogate(rows, losses, CHOICES), losses, BITS)
-    asked = STRATEGIES["random"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 50)
+    ours = Acquisition(Surrogate(rows, losses, CARDINALITIES), losses, BITS)
+    asked = STRATEGIES["random"](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 50)
     with torch.no_grad():
         theirs = BotorchAcquisition(ours)(ours.surrogate.scale(asked)[:, None])
     assert theirs.max() > 0
@@ -97,12 +97,12 @@ def test_local_search_ends_where_no_step_is_better(seed):
     """Of the neighbours that were neither scored nor found before."""
     rows, losses = scored(seed=seed)
     found = STRATEGIES["local search"](
-        ScoredSet(rows, losses, BITS, CHOICES.tolist()), 4, seed=seed
+        ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 4, seed=seed
     )
-    acquisition = Acquisition(Surrogate(rows, losses, CHOICES), losses, BITS)
+    acquisition = Acquisition(Surrogate(rows, losses, CARDINALITIES), losses, BITS)
     taken = set(map(tuple, rows.tolist()))
     for row in found:
-        around = moves_from(row[None], CHOICES).applied(row[None])
+        around = moves_from(row[None], CARDINALITIES).applied(row[None])
         new = torch.tensor([tuple(other) not in taken for other in around.tolist()])
         value = acquisition(row[None]).item()
         assert value >= acquisition(around[new]).max() - AS_BOTORCH * acquisition.area
@@ -113,8 +113,8 @@ def test_local_search_does_not_end_on_what_is_scored():
     """The walks find room on this problem, so that every start has a new end."""
     for seed in range(4):
         rows, losses = scored(seed=seed)
-        acquisition = Acquisition(Surrogate(rows, losses, CHOICES), losses, BITS)
-        found = STRATEGIES["local search"](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3)
+        acquisition = Acquisition(Surrogate(rows, losses, CARDINALITIES), losses, BITS)
+        found = STRATEGIES["local search"](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 3)
         assert len(found) == min(3, len(acquisition.rows))
 
 
@@ -128,7 +128,7 @@ def test_degenerate_sets_are_proposed_from(name, kind):
         rows, losses = rows[:2], losses[:2]
     if kind == "duplicates":
         rows, losses = rows.repeat(2, 1), losses.repeat(2)
-    found = STRATEGIES[name](ScoredSet(rows, losses, BITS, CHOICES.tolist()), 3)
+    found = STRATEGIES[name](ScoredSet(rows, losses, BITS, CARDINALITIES.tolist()), 3)
     assert 0 < len(found) <= 3
     assert not set(map(tuple, rows.tolist())) & set(map(tuple, found.tolist()))
 

@@ -2,14 +2,16 @@
 
 import torch
 
-#: Six coordinates, one of them without a choice.
-CHOICES = torch.tensor([4, 4, 3, 3, 3, 1])
+#: Six coordinates, one of them with a single value.
+CARDINALITIES = torch.tensor([4, 4, 3, 3, 3, 1])
 
 
-def drawn(choices, count, seed=0):
+def drawn(cardinalities, count, seed=0):
     """Random configurations, (count, d) integers; they may repeat."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randint(int(n), (count,), generator=generator) for n in choices], 1)
+    return torch.stack(
+        [torch.randint(int(n), (count,), generator=generator) for n in cardinalities], 1
+    )
 
 
 def true_loss(rows):
