@@ -113,19 +113,21 @@ class Acquisition:
             moves: k moves of them.
             costs: (k,) after the moves, where they are known already.
             log: return logarithms.
-
-        Raises:
-            ValueError: one of the configurations is not allowed.
         """
         mean, std = self._neighbourhood.predict(configurations, moves)
-        here = finite_costs(self.cost_of, configurations)
+        here = self.cost_of(configurations)
         if costs is None:
             costs = costs_after(self.cost_of, configurations, moves)
         values = self._improvement(mean, std, torch.cat([costs, here]), log)
         return values[: len(moves.start)], values[len(moves.start) :]
 
     def gradient(self, configurations: Tensor) -> Tensor:
-        """Finite differences at (s, d) allowed configurations: (s, d) float64."""
+        """Finite differences at (s, d) configurations: (s, d) float64.
+
+        Raises:
+            ValueError: one of the configurations is not allowed.
+        """
+        finite_costs(self.cost_of, configurations)
         moves, costs = self.moves(configurations)
         values, here = self.around(configurations, moves, costs)
         return finite_differences(values, here, moves, configurations.shape[1])
@@ -224,6 +226,7 @@ def walk(
     Raises:
         ValueError: a walk begins where it is not allowed.
     """
+    finite_costs(acquisition.cost_of, restarts)
     here, trace = restarts.clone(), [[] for _ in restarts]
     walking, taken = torch.arange(len(here)), 0
     while taken != max_steps:

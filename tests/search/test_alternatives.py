@@ -4,6 +4,7 @@ import torch
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
 from coalora_lib.search import STRATEGIES, Acquisition, ScoredSet, Surrogate, moves_from, propose
 from coalora_lib.search.alternatives import BotorchAcquisition, new_rows
+from tests.search.toy import IncrementalLayerTable, LayerTable
 
 CARDINALITIES = torch.tensor(FIELD_SIZES * 2)
 BITS = MeanBits([100, 300])
@@ -138,3 +139,54 @@ def test_new_rows_are_the_first_distinct_ones():
     rows = torch.tensor([[3, 3], [0, 1], [3, 3], [1, 0], [4, 4]])
     assert new_rows(seen, rows, 2).tolist() == [[3, 3], [1, 0]]
     assert new_rows(seen, seen, 2).shape == (0, 2)
+
+
+def restricted(kind, layers=4, count=12, seed=0):
+    """A scored set of a space in which layers may not take some of their choices."""
+    cost_of = kind(layers)
+    rows = cost_of.allowed(count, seed)
+    losses = torch.exp(-0.5 * rows[:, ::2].double()).mean(1) + 0.05 * rows[:, 1]
+    return ScoredSet(rows, losses, cost_of, cost_of.cardinalities)
+
+
+@pytest.mark.parametrize("kind", [LayerTable, IncrementalLayerTable])
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_not_allowed_is_never_proposed(name, kind, seed):
+    known = restricted(kind, seed=seed)
+    found = STRATEGIES[name](known, 6, seed=seed)
+    assert 0 < len(found) <= 6
+    assert known.cost_of(found).isfinite().all()
+    assert not set(map(tuple, known.configurations.tolist())) & set(map(tuple, found.tolist()))
+
+
+@pytest.mark.parametrize("name", ["random", "nsga2"])
+def test_proposals_are_found_where_hardly_any_draw_is_allowed(name):
+    """Of uniform draws of 36 layers, about one in 1,600 is allowed."""
+    known = restricted(LayerTable, layers=36)
+    draws = torch.stack([torch.randint(n, (10_000,)) for n in known.cardinalities], 1)
+    assert known.cost_of(draws).isfinite().double().mean() < 1 / 500
+    found = STRATEGIES[name](known, 5)
+    assert len(found) == 5
+    assert known.cost_of(found).isfinite().all()
+
+
+def test_random_proposals_are_uniform_over_what_is_allowed():
+    """The chains end at their uniform stationary distribution, but for what four sweeps leave."""
+    known = restricted(LayerTable, layers=16)
+    found = STRATEGIES["random"](known, 2000)
+    assert len(found) == 2000
+    for layer in range(16):
+        choices = 3 * found[:, 2 * layer] + found[:, 2 * layer + 1]
+        share = choices.bincount(minlength=12) / len(found)
+        allowed = known.cost_of.table[layer].flatten().isfinite()
+        assert (share[~allowed] == 0).all()
+        assert (share[allowed] - 1 / allowed.sum()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_scored_set_with_what_is_not_allowed_is_refused(name):
+    known = restricted(LayerTable, layers=16)
+    known.configurations[:, 2] = 3
+    with pytest.raises(ValueError, match="the cost of configuration 0 is inf; it must be finite"):
+        STRATEGIES[name](known, 3)

@@ -9,8 +9,8 @@ from coalora_lib.search import (
     finite_differences,
     moves_from,
 )
-from coalora_lib.search.moves import costs_after
-from tests.search.toy import drawn
+from coalora_lib.search.moves import allowed_moves, costs_after
+from tests.search.toy import IncrementalLayerTable, LayerTable, drawn
 
 CARDINALITIES = torch.tensor([4, 4, 3, 3, 3, 1, 2])
 #: The kernel as a product of factors against the kernel of built rows.
@@ -158,3 +158,64 @@ def test_costs_after_moves_are_those_of_built_rows(function):
     found = costs_after(function, here, moves)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, function(moves.applied(here)).double())
+
+
+@pytest.mark.parametrize("kind", [LayerTable, IncrementalLayerTable])
+def test_allowed_moves_are_those_of_finite_cost(kind):
+    cost_of = kind(6)
+    here, cardinalities = cost_of.allowed(3), torch.tensor(cost_of.cardinalities)
+    everything = moves_from(here, cardinalities)
+    after = cost_of(everything.applied(here))
+    moves, costs = allowed_moves(cost_of, here, cardinalities)
+    assert 0 < len(costs) < len(after)
+    for part, whole in zip(moves, everything, strict=True):
+        assert torch.equal(part, whole[after.isfinite()])
+    torch.testing.assert_close(costs, after[after.isfinite()])
+
+
+def test_a_neighbour_that_is_not_allowed_is_a_bound():
+    """Its difference is the one-sided one, and nothing is NaN."""
+    cost_of = IncrementalLayerTable(4)
+    cardinalities = torch.tensor(cost_of.cardinalities)
+    rows = torch.unique(cost_of.allowed(12), dim=0)
+    acquisition = Acquisition(Surrogate(rows, uneven(rows), cardinalities), uneven(rows), cost_of)
+    here = torch.cat([rows[acquisition.rows], cost_of.allowed(6, seed=9)])
+    slopes = acquisition.gradient(here)
+    assert slopes.isfinite().all()
+    values, one_sided = acquisition(here), 0
+    for row, value, found in zip(here, values, slopes, strict=True):
+        for i, count in enumerate(cost_of.cardinalities):
+            sides = []
+            for change in (-1, 1):
+                moved = row.clone()
+                moved[i] += change
+                if 0 <= moved[i] < count and cost_of(moved[None]).isfinite():
+                    sides.append((acquisition(moved[None])[0] - value) * change)
+            one_sided += 0 < row[i] < count - 1 and len(sides) == 1
+            expected = sum(sides) / max(len(sides), 1)
+            assert found[i].item() == pytest.approx(
+                float(expected), abs=AS_BUILT * acquisition.area
+            )
+    assert one_sided > 0
+
+
+def test_the_acquisition_of_what_is_not_allowed_is_zero():
+    cost_of = LayerTable(4)
+    cardinalities = torch.tensor(cost_of.cardinalities)
+    rows = torch.unique(cost_of.allowed(12), dim=0)
+    acquisition = Acquisition(Surrogate(rows, uneven(rows), cardinalities), uneven(rows), cost_of)
+    asked = drawn(cost_of.cardinalities, 100)
+    outside = cost_of(asked).isinf()
+    assert outside.any()
+    assert (acquisition(asked)[outside] == 0).all()
+    assert (acquisition(asked, log=True)[outside] == -torch.inf).all()
+    here = rows[:3]
+    moves = moves_from(here, cardinalities)
+    outside = cost_of(moves.applied(here)).isinf()
+    for log, nothing in ((False, 0), (True, -torch.inf)):
+        values, current = acquisition.around(here, moves, log=log)
+        assert (values[outside] == nothing).all()
+        assert not values.isnan().any()
+        assert not current.isnan().any()
+    with pytest.raises(ValueError, match="the cost of configuration 0 is inf"):
+        acquisition.gradient(asked[cost_of(asked).isinf()][:1])

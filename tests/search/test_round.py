@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from coalora_lib.search import STRATEGIES, ScoredSet, SearchPlan, extend
+from coalora_lib.search import (
+    STRATEGIES,
+    ScoredSet,
+    SearchPlan,
+    extend,
+    search_round,
+    segment_pareto_filter,
+)
+from tests.search.toy import IncrementalLayerTable
 
 CARDINALITIES = (4, 4, 3, 3, 3)
 
@@ -116,3 +124,46 @@ def test_groups_reach_the_strategy(monkeypatch):
     groups = torch.zeros(len(CARDINALITIES), dtype=torch.int64)
     extend(ScoredSet(*scored(), cost_of, CARDINALITIES, groups), loss_of, plan, 0)
     assert met == [groups]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_round_of_a_space_with_restrictions(strategy):
+    """All that it scores is allowed, and so is what the filter keeps."""
+    cost_of = IncrementalLayerTable(3)
+    rows = cost_of.allowed(8)
+    plan = SearchPlan(rounds=2, restarts=3, proposals=9, segments=5, strategy=strategy)
+
+    def score(rows):
+        assert cost_of(rows).isfinite().all()
+        return torch.exp(-rows[:, ::2].double()).sum(1)
+
+    found = search_round(
+        ScoredSet(rows, score(rows), cost_of, cost_of.cardinalities), score, plan, 0
+    )
+    assert torch.equal(found.configurations[:8], rows)
+    assert 0 < found.proposed <= 9
+    assert len(found.configurations) == len(found.losses) == len(found.costs) == 8 + found.proposed
+    assert torch.equal(found.losses, score(found.configurations))
+    assert torch.equal(found.costs, cost_of(found.configurations))
+    kept = segment_pareto_filter(torch.stack([found.losses, found.costs], 1), 5)
+    assert torch.equal(found.kept, kept)
+
+
+def test_a_round_without_a_filter_keeps_everything():
+    plan = SearchPlan(rounds=2, restarts=2, proposals=3, segments=None, strategy="random")
+    found = search_round(ScoredSet(*scored(), cost_of, CARDINALITIES), loss_of, plan, 0)
+    assert found.kept.tolist() == list(range(len(found.losses)))
+
+
+def test_a_set_with_what_is_not_allowed_is_refused_before_anything_is_scored():
+    rows, losses = scored()
+    plan = SearchPlan(rounds=2, restarts=2, proposals=3)
+
+    def cost(rows):
+        return torch.where(rows[:, 0] == rows[0, 0], torch.inf, 2.0)
+
+    def score(rows):
+        raise AssertionError(f"asked to score {rows}")
+
+    with pytest.raises(ValueError, match="the cost of configuration 0 is inf"):
+        search_round(ScoredSet(rows, losses, cost, CARDINALITIES), score, plan, 0)

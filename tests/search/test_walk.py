@@ -6,7 +6,7 @@ import torch
 from coalora_lib.configuration import FIELD_SIZES, MeanBits
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
 from coalora_lib.search.walk import LEAST_GAIN
-from tests.search.toy import CARDINALITIES, drawn, true_loss
+from tests.search.toy import CARDINALITIES, IncrementalLayerTable, drawn, true_loss
 
 #: Values of a neighbourhood against values of built rows, in the logarithm.
 OF_A_LOGARITHM = 1e-6
@@ -58,6 +58,9 @@ def reference_walk(acquisition, start, max_steps=None):
             if 0 <= here[i] + change < cardinalities[i]
         ]
         rows = [(*here[:i], here[i] + change, *here[i + 1 :]) for i, change in places]
+        finite = acquisition.cost_of(torch.tensor(rows)).isfinite().tolist()
+        places = [place for place, allowed in zip(places, finite, strict=True) if allowed]
+        rows = [row for row, allowed in zip(rows, finite, strict=True) if allowed]
         logs = acquisition(torch.tensor([*rows, here]), log=True)
         unit = logs.max().item()
         *after, current = (logs - unit).exp().tolist()
@@ -369,3 +372,61 @@ def test_a_walk_does_not_stop_between_two_equal_neighbours():
     moves = moves_from(end[None], acquisition.surrogate.cardinalities)
     values, (here,) = acquisition.around(end[None], moves)
     assert (values <= here * (1 + LEAST_GAIN)).all()
+
+
+def restricted(seed, kind=Acquisition):
+    """A space in which some choices of some layers are not allowed, some of it scored."""
+    cost_of = IncrementalLayerTable(4)
+    rows = torch.unique(cost_of.allowed(20, seed), dim=0)
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(rows.shape[1], generator=generator, dtype=torch.float64)
+    losses = torch.exp(-0.5 * rows.double()) @ weights
+    acquisition = kind(Surrogate(rows, losses, cost_of.cardinalities), losses, cost_of)
+    return acquisition, torch.cat([rows[acquisition.rows], cost_of.allowed(6, 50 + seed)])
+
+
+@pytest.mark.parametrize("by", [0, 30, 2000])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_walk_goes_around_what_is_not_allowed(seed, by):
+    """Step by step as a plain loop does, also where the acquisition underflows."""
+    plain, restarts = restricted(seed)
+    acquisition, _ = restricted(seed, shrunk(by))
+    ends, trace = walk(acquisition, restarts)
+    assert sum(len(steps) for steps in trace) > len(trace)
+    blocked = 0
+    for start, end, steps in zip(restarts, ends, trace, strict=True):
+        expected_end, expected = reference_walk(plain, start)
+        assert moves_of(steps) == [(i, change) for i, change, _ in expected]
+        assert torch.equal(end, expected_end)
+        here = start.clone()
+        for step in steps:
+            here[step.coordinate] += step.change
+            assert plain.cost_of(here[None]).isfinite()
+        around = moves_from(here[None], plain.surrogate.cardinalities).applied(here[None])
+        blocked += int(plain.cost_of(around).isinf().sum())
+    assert blocked > 0
+
+
+def test_a_walk_that_is_shut_in_stays():
+    """The only way off a scored configuration is not allowed."""
+    rows, losses = torch.tensor([[0], [2]]), torch.tensor([1.0, 0.2])
+
+    def cost(rows):
+        return torch.where(rows[:, 0] == 1, torch.inf, 2.0 + rows[:, 0].double())
+
+    found = propose(rows, losses, cost, [3])
+    assert found.configurations.shape == (0, 1)
+    assert found.trace == [[], []]
+
+
+def test_a_walk_that_begins_where_it_is_not_allowed_is_refused():
+    acquisition, restarts = restricted(0)
+    restarts[1, 2] = 3
+    with pytest.raises(ValueError, match="the cost of configuration 1 is inf"):
+        walk(acquisition, restarts)
+
+
+def test_a_cost_that_is_nan_next_to_a_walk_is_refused():
+    rows, losses = torch.tensor([[0], [2]]), torch.tensor([1.0, 0.2])
+    with pytest.raises(ValueError, match="a cost is nan; allowed: finite values and"):
+        propose(rows, losses, lambda rows: torch.where(rows[:, 0] == 1, torch.nan, 2.0), [3])
