@@ -30,17 +30,19 @@ from coalora_lib.experiments.records import (
 )
 from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.experiments.search_ablation import (
-    ALLOCATION,
     ARMS,
-    FIRST_SEED,
     ablation_size,
-    compare_on_landscape,
     experiment_name,
-    synthetic_plan,
     train_with_strategy,
 )
 from coalora_lib.search import STRATEGIES
 from coalora_lib.tasks import TASKS, checkpoint_checksum, data_checksum
+from coalora_lib.testbed.comparison import (
+    ALLOCATION,
+    FIRST_SEED,
+    compare_on_landscape,
+    synthetic_plan,
+)
 
 app = typer.Typer(
     help="Run and render the CoA-LoRA book.",

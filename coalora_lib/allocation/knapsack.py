@@ -44,10 +44,10 @@ def solve(
     """
     if sum(int(w[-1]) for w in weights) <= limit:
         return [len(w) - 1 for w in weights]
-    price = _multiplier(costs, weights, limit)
-    if price == 0.0:
+    multiplier = _multiplier(costs, weights, limit)
+    if multiplier == 0.0:
         return [len(w) - 1 for w in weights]
-    lagrangian = [cost + price * weight for cost, weight in zip(costs, weights, strict=True)]
+    lagrangian = [cost + multiplier * weight for cost, weight in zip(costs, weights, strict=True)]
     reduced = [values - values.min() for values in lagrangian]
     rounding = ROUNDING * sum(float(np.abs(values).max()) for values in lagrangian)
     # The lightest of each layer's choices without a reduced cost fit the limit together; the room
@@ -56,10 +56,10 @@ def solve(
         int(weight[values <= rounding].min())
         for weight, values in zip(weights, reduced, strict=True)
     )
-    worst = price * (limit - lightest) + rounding
+    worst = multiplier * (limit - lightest) + rounding
     slack = worst * FIRST_SLACK + rounding
     while True:
-        found = _within(costs, weights, reduced, limit, price, min(slack, worst))
+        found = _within(costs, weights, reduced, limit, multiplier, min(slack, worst))
         if found is None or found:
             return found
         slack *= 2
@@ -98,7 +98,7 @@ def _within(
     weights: Sequence[NDArray[np.int64]],
     reduced: Sequence[NDArray[np.float64]],
     limit: int,
-    price: float,
+    multiplier: float,
     slack: float,
 ) -> list[int] | None:
     """The best solution whose cost is at most bound + slack: empty if none, None if too many."""
@@ -119,7 +119,7 @@ def _within(
         cost = (cost[:, None] + costs[layer][choices]).ravel()
         # In cost: sum of r, plus lambda for each unit of the limit that stays unused.
         unused = np.maximum(limit - weight - most_left, 0)
-        alive = (spent + price * unused <= slack) & (weight + least_left <= limit)
+        alive = (spent + multiplier * unused <= slack) & (weight + least_left <= limit)
         alive = np.flatnonzero(alive)
         alive = alive[np.lexsort((cost[alive], weight[alive]))]
         best = np.minimum.accumulate(cost[alive])

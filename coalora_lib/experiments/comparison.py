@@ -30,7 +30,8 @@ from coalora_lib.experiments.records import (
     write_record,
 )
 from coalora_lib.experiments.setup import Setup
-from coalora_lib.training import SearchPlan, TrainingPlan, train
+from coalora_lib.search import SearchPlan
+from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.alternation import to_flat
 from coalora_lib.training.evaluation import evaluate_each
 

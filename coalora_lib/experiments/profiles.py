@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from coalora_lib.allocation.budgets import spread
+from coalora_lib.search import SearchPlan
 from coalora_lib.tasks.models import MINILM
-from coalora_lib.training import SearchPlan
-
-
-def spread(low: float, high: float, count: int) -> tuple[float, ...]:
-    """``count`` budgets at equal distances, both ends included; one alone is the middle."""
-    if count == 1:
-        return ((low + high) / 2,)
-    return tuple(low + (high - low) * i / (count - 1) for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ _PAPER = Profile(
     error_pieces=None,
     training_budgets=spread(2.25, 7.25, 50),
     random_configurations=0,
-    search=SearchPlan(rounds=10, starts=5, max_steps=120, proposals=20),
+    search=SearchPlan(rounds=10, restarts=5, max_steps=120, proposals=20),
 )
 
 
@@ -123,7 +117,7 @@ PROFILES: dict[str, Profile] = {
             error_pieces=1,
             training_budgets=spread(2.25, 5.0, 6),
             random_configurations=3,
-            search=SearchPlan(rounds=2, starts=3, max_steps=30, proposals=6),
+            search=SearchPlan(rounds=2, restarts=3, max_steps=30, proposals=6),
             budgets=(2.5, 3.0, 3.5, 4.0),
             arbitrary_configurations=6,
         ),
@@ -144,7 +138,7 @@ PROFILES: dict[str, Profile] = {
             error_pieces=None,
             training_budgets=spread(2.25, 5.0, 25),
             random_configurations=25,
-            search=SearchPlan(rounds=3, starts=5, max_steps=30, proposals=20),
+            search=SearchPlan(rounds=3, restarts=5, max_steps=30, proposals=20),
         ),
         _PAPER,
         _on_c4("paper-qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B"),

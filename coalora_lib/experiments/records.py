@@ -22,8 +22,9 @@ from torch import Tensor
 from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.files import atomic_file
+from coalora_lib.search import Round
 from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
-from coalora_lib.training import Evaluation, Round, TrainingPlan
+from coalora_lib.training import Evaluation, TrainingPlan
 
 #: The packages whose versions decide what a run computes.
 PACKAGES = (
@@ -108,7 +109,7 @@ class SearchedSet(BaseModel):
         return cls(
             configurations=digits(found.configurations),
             losses=[float(f"{loss:.7g}") for loss in found.losses.tolist()],
-            bits=[float(f"{bits:.7g}") for bits in found.bits.tolist()],
+            bits=[float(f"{bits:.7g}") for bits in found.costs.tolist()],
             proposed=found.proposed,
             kept=found.kept.tolist(),
         )

@@ -1,24 +1,18 @@
-"""Does the search earn its place? Strategies compared at equal numbers of scored configurations.
+"""Search strategies on a real model, at equal numbers of scored configurations.
 
-Once on a synthetic loss whose Pareto front is known, where many seeds are cheap, and once on a
-model that is trained with each strategy and evaluated on configurations outside every set.
+A model is trained with each of them and evaluated on configurations outside every set. On losses
+whose Pareto front is known, :mod:`coalora_lib.testbed` compares them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-import torch
-from pydantic import BaseModel, ConfigDict
-from tqdm import tqdm
-
-from coalora_lib.configuration import FIELD_SIZES, LayerConfig
-from coalora_lib.experiments.landscape import CHANCE, Landscape
-from coalora_lib.experiments.profiles import Profile, spread
+from coalora_lib.configuration import LayerConfig
+from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.records import (
     Record,
     SearchedSet,
@@ -26,27 +20,11 @@ from coalora_lib.experiments.records import (
     new_record,
     read_records,
     result_of,
-    versions,
     write_record,
 )
 from coalora_lib.experiments.setup import Setup
-from coalora_lib.files import atomic_file
-from coalora_lib.search import ScoredSet, hypervolume
-from coalora_lib.training import SearchPlan, evaluate, train
-from coalora_lib.training.alternation import extend, to_flat
-
-#: The reference point of the synthetic comparison: guessing, and more bits than any choice has.
-REFERENCE = (CHANCE, 8.5)
-#: Budgets of the allocated configurations that the synthetic search starts from.
-START = spread(2.1, 7.6, 25)
-#: Budgets at which the synthetic front is computed.
-FRONT = spread(2.1, 7.6, 111)
-#: What the synthetic comparison calls the allocation at further budgets between those.
-ALLOCATION = "allocation"
-#: Seed of the first landscape that is reported on; those before it served for tuning.
-FIRST_SEED = 100
-#: Scored configurations after which the hypervolume is noted.
-EVERY = 5
+from coalora_lib.training import evaluate, train
+from coalora_lib.training.alternation import to_flat
 
 #: The arms on a real model: strategy, and segments of the filter; None for no search at all.
 ARMS: dict[str, tuple[str, int | None] | None] = {
@@ -62,47 +40,6 @@ ARMS: dict[str, tuple[str, int | None] | None] = {
 UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
 
 
-class SyntheticRun(BaseModel):
-    """One landscape, every strategy.
-
-    Attributes:
-        layers, seed: of the landscape; the seed is the strategies' too.
-        true: hypervolume of the front; start: of the allocated set that all begin with.
-        found: strategy to the hypervolume after each :data:`EVERY` scored configurations.
-        seconds: strategy to the time its proposals took.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    layers: int
-    seed: int
-    true: float
-    start: float
-    found: dict[str, list[float]]
-    seconds: dict[str, float]
-
-    def closed(self, strategy: str) -> list[float]:
-        """The share of the gap between start and front that is closed, as the budget is spent."""
-        gap = self.true - self.start
-        # To what the stored volumes hold; plus zero, which makes of a minus zero a zero.
-        return [round((value - self.start) / gap, 4) + 0.0 for value in self.found[strategy]]
-
-
-class SyntheticRecord(BaseModel):
-    """The synthetic comparison, with what made it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    plan: dict
-    versions: dict[str, str]
-    runs: list[SyntheticRun]
-
-
-def synthetic_plan(proposals: int) -> SearchPlan:
-    """The sizes of the synthetic search, with a budget of scored configurations."""
-    return SearchPlan(rounds=1, starts=5, max_steps=30, proposals=proposals)
-
-
 def ablation_size(profile: Profile, rank: int, epochs: float) -> Profile:
     """A profile as the ablation on a model runs it: searches between quarters of the training."""
     return replace(
@@ -112,89 +49,6 @@ def ablation_size(profile: Profile, rank: int, epochs: float) -> Profile:
         scoring_examples=min(profile.scoring_examples, 512),
         search=replace(profile.search, rounds=4),
     )
-
-
-def compare_on_landscape(
-    layers: int, seeds: Iterable[int], plan: SearchPlan, strategies: Sequence[str], path: Path
-) -> SyntheticRecord:
-    """Let strategies search the same landscapes; the record is written after each.
-
-    Args:
-        layers: of the made-up model.
-        seeds: one landscape each.
-        plan: sizes of the search; ``proposals`` is the budget of scored configurations.
-        strategies: of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`.
-        path: of the record. If there is one, landscapes that it holds are not searched again.
-
-    Raises:
-        ValueError: the record that is there was made with another plan, versions or strategies.
-    """
-    sizes = {"layers": layers, "starts": plan.starts, "max_steps": plan.max_steps}
-    record = SyntheticRecord(
-        plan=sizes | {"proposals": plan.proposals}, versions=versions(), runs=[]
-    )
-    if path.exists():
-        found = SyntheticRecord.model_validate_json(path.read_text())
-        other = any(sorted(run.found) != sorted(strategies) for run in found.runs)
-        if (found.plan, found.versions) != (record.plan, record.versions) or other:
-            raise ValueError(f"{path} was made with another plan, versions or strategies")
-        record = found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    there = {run.seed for run in record.runs}
-    for seed in tqdm([seed for seed in seeds if seed not in there], "landscapes", disable=None):
-        record.runs.append(search_landscape(layers, seed, plan, strategies))
-        with atomic_file(path) as partial:
-            partial.write_text(record.model_dump_json(indent=1) + "\n")
-    return record
-
-
-def search_landscape(
-    layers: int, seed: int, plan: SearchPlan, strategies: Sequence[str]
-) -> SyntheticRun:
-    """One landscape, searched by each strategy from the same allocated set.
-
-    :data:`ALLOCATION` is no search: it scores what the allocation, blind to the sensitivities,
-    finds at further budgets, and says what density alone is worth.
-    """
-    landscape = Landscape(layers, seed)
-    start = to_flat([landscape.allocated(budget) for budget in START])
-
-    def volume(indices: torch.Tensor, losses: torch.Tensor) -> float:
-        points = torch.stack([losses, landscape.bits_of(indices)], dim=1)
-        return hypervolume(points, REFERENCE)
-
-    # Layers have no kinds here: what is alike is a field.
-    alike = torch.arange(len(FIELD_SIZES)).repeat(layers)
-    scored = ScoredSet(start, landscape(start), landscape.bits_of, FIELD_SIZES * layers, alike)
-    run = SyntheticRun(
-        layers=layers,
-        seed=seed,
-        true=hypervolume(landscape.front(FRONT), REFERENCE),
-        start=volume(start, scored.losses),
-        found={},
-        seconds={},
-    )
-    for strategy in strategies:
-        began = time.perf_counter()
-        if strategy == ALLOCATION:
-            more = to_flat([landscape.allocated(budget) for budget in between(plan.proposals)])
-            ended = scored.extended(more, landscape(more))
-        else:
-            ended = extend(scored, landscape, replace(plan, strategy=strategy), seed)
-        run.seconds[strategy] = round(time.perf_counter() - began, 2)
-        counts = range(len(start) + EVERY, len(start) + plan.proposals + 1, EVERY)
-        run.found[strategy] = [
-            round(volume(ended.configurations[:n], ended.losses[:n]), 6) for n in counts
-        ]
-    return run
-
-
-def between(count: int) -> list[float]:
-    """So many budgets over the range of :data:`START`, none of them in it, in mixed order."""
-    step = (START[-1] - START[0]) / count
-    budgets = [START[0] + step * (i + 0.5) for i in range(count)]
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return [budgets[i] for i in order.tolist()]
 
 
 def train_with_strategy(setup: Setup, arm: str, folder: str | Path, experiment: str) -> Record:

@@ -9,60 +9,62 @@ from torch import Tensor
 
 from coalora_lib.search.pareto import staircase
 
-#: Below this z the two terms of h(z) cancel, and the form with the scaled erfc takes over.
+#: Below this z the two terms of h(z) cancel, and the form with the scaled erfc takes over (the
+#: point where Ament et al. 2023 switch).
 CANCELLING = -1.0
-#: Below this z the scaled form cancels too, and the first terms of its series are exact enough.
+#: Below this z the scaled form cancels too: 1 + z Phi(z) / phi(z) is about 1 / z^2, of which
+#: float64 keeps ten digits here. The series 1 - 3 / z^2 is off by about 15 / z^4, below 2e-11.
 DISTANT = -1e3
 
 
 def expected_hypervolume_improvement(
     mean: Tensor,
     std: Tensor,
-    bits: Tensor,
+    cost: Tensor,
     front: Tensor,
     reference: tuple[float, float],
     log: bool = False,
 ) -> Tensor:
     """How much area a candidate is expected to add to what the front dominates, in closed form.
 
-    A candidate's loss Y ~ N(mean, std^2) is uncertain, its bits b are not. Let L(t) be the least
-    loss on the front at no more than t bits, capped at the reference. The candidate adds the
-    area between L and Y to the right of b, so that
+    A candidate's loss Y ~ N(mean, std^2) is uncertain, its cost c is not. Let L(t) be the least
+    loss on the front at a cost of at most t, capped at the reference. The candidate adds the area
+    between L and Y to the right of c, so that
 
-        EHVI = int_b^{b_ref} E[(L(t) - Y)^+] dt = sum_j w_j(b) std h((L_j - mean) / std)
+        EHVI = int_c^{c_ref} E[(L(t) - Y)^+] dt = sum_j w_j(c) std h((L_j - mean) / std)
 
-    with L_j the steps of L, w_j(b) the part of step j to the right of b, and
+    with L_j the steps of L, w_j(c) the part of step j to the right of c, and
     h(z) = z Phi(z) + phi(z) (expected improvement, Jones et al. 1998).
 
     Args:
         mean, std: (n,) of the predicted loss; std may be zero.
-        bits: (n,) mean bits, known exactly.
-        front: (m, 2) of [loss, bits], m >= 0; dominated rows change nothing.
-        reference: (loss, bits), the corner the area is measured to.
+        cost: (n,), known exactly; +inf, of what is not allowed, improves nothing.
+        front: (m, 2) of [loss, cost], m >= 0; dominated rows change nothing.
+        reference: (loss, cost), the corner the area is measured to.
         log: return the logarithm, which tells candidates apart whose improvement is too small
             for a float; -inf where it is zero.
 
     Returns:
-        (n,) float64 in units of loss times bits, non-negative; or its logarithm.
+        (n,) float64 in units of loss times cost, non-negative; or its logarithm.
 
     Raises:
-        ValueError: mean, std and bits are not of one length, one of them is NaN, or a std is
+        ValueError: mean, std and cost are not of one length, one of them is NaN, or a std is
             negative.
     """
-    mean, std, bits = (values.double() for values in (mean, std, bits))
-    _check(mean, std, bits)
-    return improvement_over(mean, std, bits, staircase(front, reference), log)
+    mean, std, cost = (values.double() for values in (mean, std, cost))
+    _check(mean, std, cost)
+    return improvement_over(mean, std, cost, staircase(front, reference), log)
 
 
 def improvement_over(
-    mean: Tensor, std: Tensor, bits: Tensor, stairs: tuple[Tensor, Tensor], log: bool = False
+    mean: Tensor, std: Tensor, cost: Tensor, stairs: tuple[Tensor, Tensor], log: bool = False
 ) -> Tensor:
-    """:func:`expected_hypervolume_improvement` over a front's staircase, of float64 and unchecked.
+    """:func:`expected_hypervolume_improvement` over the staircase of a front, for many calls.
 
-    For many calls over one front.
+    The arguments are float64 and are not checked.
     """
     losses, edges = stairs
-    widths = (edges[1:] - torch.maximum(edges[:-1], bits[:, None])).clamp(min=0)  # (n, m + 1)
+    widths = (edges[1:] - torch.maximum(edges[:-1], cost[:, None])).clamp(min=0)  # (n, m + 1)
     gains = losses - mean[:, None]
     if log:
         parts = widths.log() + log_expected_improvement(gains, std[:, None])
@@ -107,11 +109,11 @@ def _log_density(z: Tensor) -> Tensor:
     return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
 
 
-def _check(mean: Tensor, std: Tensor, bits: Tensor) -> None:
-    if not mean.shape == std.shape == bits.shape or mean.ndim != 1:
-        shapes = ", ".join(str(tuple(values.shape)) for values in (mean, std, bits))
-        raise ValueError(f"mean, std and bits must be of one shape (n,), got {shapes}")
-    for name, values in (("mean", mean), ("std", std), ("bits", bits)):
+def _check(mean: Tensor, std: Tensor, cost: Tensor) -> None:
+    if not mean.shape == std.shape == cost.shape or mean.ndim != 1:
+        shapes = ", ".join(str(tuple(values.shape)) for values in (mean, std, cost))
+        raise ValueError(f"mean, std and cost must be of one shape (n,), got {shapes}")
+    for name, values in (("mean", mean), ("std", std), ("cost", cost)):
         if values.isnan().any():
             row = int(values.isnan().nonzero()[0])
             raise ValueError(f"{name} of candidate {row} is nan")

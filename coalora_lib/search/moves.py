@@ -1,22 +1,18 @@
-"""Steps of one coordinate: all neighbours of several configurations, and what is known of them."""
+"""Moves of one coordinate: the neighbours of several configurations and their predicted losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from coalora_lib.search.cost import Cost, IncrementalCost, is_allowed
 from coalora_lib.search.surrogate import Surrogate
-
-#: Mean bits of (k, d) integers, (k,). It may also have a method ``after(configurations, *moves)``
-#: that gives the bits after each of the moves faster than by building the rows.
-Bits = Callable[[Tensor], Tensor]
 
 
 class Moves(NamedTuple):
-    """Single steps from several configurations, k in all.
+    """Moves of one coordinate by one, from several configurations, k in all.
 
     Attributes:
         start: (k,) the row of the configuration that moves.
@@ -35,25 +31,25 @@ class Moves(NamedTuple):
         return rows
 
 
-def moves_from(configurations: Tensor, choices: Tensor) -> Moves:
-    """Every move that stays inside, of each of (s, d) configurations."""
-    inside = torch.stack([configurations > 0, configurations < choices - 1], dim=2)
+def moves_from(configurations: Tensor, cardinalities: Tensor) -> Moves:
+    """Every move that stays in range, of each of (s, d) configurations."""
+    inside = torch.stack([configurations > 0, configurations < cardinalities - 1], dim=2)
     start, coordinate, side = inside.nonzero(as_tuple=True)
     return Moves(start, coordinate, 2 * side - 1)
 
 
 def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: int) -> Tensor:
-    """The gradient's stand-in: central differences with delta = 1, one-sided at a bound.
+    """A gradient in integers: central differences with delta = 1, one-sided at a bound.
 
     Args:
-        values: (k,) the function after each of the moves from :func:`moves_from`.
+        values: (k,) the function after each of the moves.
         here: (s,) the function at the configurations that move.
-        moves: the moves.
+        moves: the moves, at most one up and one down for each coordinate.
         dimension: d.
 
     Returns:
-        (s, d): (f(C + e_i) - f(C - e_i)) / 2 inside, the true one-sided difference at a bound,
-        and 0 for a coordinate with one value.
+        (s, d): (f(C + e_i) - f(C - e_i)) / 2 where both moves are given, the one-sided difference
+        where one is (the other leaves the range or is not allowed), and 0 where none is.
     """
     total, sides = torch.zeros(2, len(here) * dimension, dtype=values.dtype)
     place = moves.start * dimension + moves.coordinate
@@ -62,19 +58,37 @@ def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: in
     return (total / sides.clamp(min=1)).reshape(len(here), dimension)
 
 
-def bits_after(bits_of: Bits, configurations: Tensor, moves: Moves) -> Tensor:
-    """Mean bits after each of the moves, (k,) float64."""
-    if hasattr(bits_of, "after"):
-        return bits_of.after(configurations, *moves)
-    return bits_of(moves.applied(configurations)).double()
+def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
+    """The cost after each of the moves, (k,) float64."""
+    if isinstance(cost_of, IncrementalCost):
+        return cost_of.after(configurations, *moves).double()
+    return cost_of(moves.applied(configurations)).double()
+
+
+def allowed_moves(
+    cost_of: Cost, configurations: Tensor, cardinalities: Tensor
+) -> tuple[Moves, Tensor]:
+    """Every move in range to a configuration that is allowed, and the cost after each, (k,).
+
+    Args:
+        cost_of: +inf marks what is not allowed.
+        configurations: (s, d) integers, all of them allowed.
+        cardinalities: (d,) number of values of each coordinate.
+    """
+    moves = moves_from(configurations, cardinalities)
+    costs = costs_after(cost_of, configurations, moves)
+    allowed = is_allowed(costs)
+    if allowed.all():
+        return moves, costs
+    return Moves(*(part[allowed] for part in moves)), costs[allowed]
 
 
 class Neighbourhood:
-    """The surrogate's predictions after single moves, without one kernel evaluation.
+    """The surrogate's predictions after single moves, without a kernel evaluation.
 
     The kernel is a product over coordinates, so a move of one coordinate multiplies the
-    covariance with every scored configuration by a ratio of two factors that only depend on the
-    coordinate, its value and the direction. All ratios stand in one table, (d, values, 2, n).
+    covariance with every scored configuration by a ratio of two factors, which depends only on
+    the coordinate, its value and the direction. One table holds all ratios, (d, values, 2, n).
 
     Args:
         surrogate: the fitted Gaussian process.
@@ -103,7 +117,7 @@ class Neighbourhood:
             moves: k moves of them.
 
         Returns:
-            Two (k + s,) float64: after each move by itself, and last at the configurations.
+            Two (k + s,) float64: after each move by itself, then at the configurations.
         """
         covariances = self.covariances(configurations)
         value = configurations[moves.start, moves.coordinate]

@@ -1,4 +1,4 @@
-"""Pareto fronts of (loss, bits), both minimised: the front, its hypervolume, the filter."""
+"""Pareto fronts of (loss, cost), both minimised: the front, its hypervolume, the filter."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def pareto_front(points: Tensor) -> Tensor:
-    """The rows no other row beats in both columns, in ascending bits; of equal rows the first.
+    """The rows no other row beats in both columns, in ascending cost; of equal rows the first.
 
     Args:
-        points: (n, 2) of [loss, bits].
+        points: (n, 2) of [loss, cost].
 
     Returns:
         (kept,) int64 row numbers.
@@ -22,7 +22,7 @@ def pareto_front(points: Tensor) -> Tensor:
     """
     _check(points)
     points = points.double()
-    # A stable sort by bits after one by loss is a sort by (bits, loss).
+    # A stable sort by cost after one by loss is a sort by (cost, loss).
     order = points[:, 0].argsort(stable=True)
     order = order[points[order, 1].argsort(stable=True)]
     losses = points[order, 0]
@@ -31,25 +31,25 @@ def pareto_front(points: Tensor) -> Tensor:
 
 
 def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
-    """The worst loss and bits plus a margin of the range: behind every point in both.
+    """The worst loss and cost plus a margin of the range: behind every point in both.
 
     Args:
-        points: (n, 2) of [loss, bits].
+        points: (n, 2) of [loss, cost].
         margin: as a part of each column's range (of its magnitude where the range is zero).
     """
     _check(points)
     worst, best = points.amax(0), points.amin(0)
     spread = torch.where(worst > best, worst - best, worst.abs().clamp(min=1.0))
-    loss, bits = (worst + margin * spread).tolist()
-    return loss, bits
+    loss, cost = (worst + margin * spread).tolist()
+    return loss, cost
 
 
 def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
     """The area that the points dominate, up to the reference point; more is better.
 
     Args:
-        points: (n, 2) of [loss, bits]; those beyond the reference add nothing.
-        reference: (loss, bits).
+        points: (n, 2) of [loss, cost]; those beyond the reference add nothing.
+        reference: (loss, cost).
 
     Raises:
         ValueError: the shape is not (n, 2), or a value is NaN.
@@ -59,12 +59,12 @@ def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
 
 
 def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """L(t), the least loss of a point with at most t bits, as steps; capped at the reference.
+    """L(t), the least loss of a point that costs at most t, as steps; capped at the reference.
 
     Returns:
         losses: (m + 1,) float64, the height of each step; the first is the reference loss.
-        edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m bits in
-            ascending order, the reference bits.
+        edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m costs in
+            ascending order, the reference cost.
 
     Raises:
         ValueError: the shape is not (n, 2), or a value is NaN.
@@ -80,14 +80,14 @@ def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, T
 
 
 def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
-    """The union of the Pareto fronts inside equal segments of the bit range (paper, 4.2).
+    """The union of the Pareto fronts inside equal segments of the range of costs (paper, 4.2).
 
     Keeping a front in every segment keeps the set diverse: the overall front alone would drop
-    whole ranges of bits. Every segment that has a point keeps at least one.
+    whole ranges of costs. Every segment that has a point keeps at least one.
 
     Args:
-        points: (n, 2) of [loss, bits].
-        segments: U, the number of equal segments from the least to the most bits.
+        points: (n, 2) of [loss, cost].
+        segments: U, the number of equal segments from the least to the highest cost.
 
     Returns:
         (kept,) int64 row numbers, ascending.
@@ -101,17 +101,17 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
     if not points.isfinite().all():
         row = int((~points.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"point {row} is {points[row].tolist()}: it has no place in a segment")
-    bits = points[:, 1].double()
-    low, high = bits.min(), bits.max()
-    width = (high - low).clamp(min=torch.finfo(bits.dtype).tiny)
-    segment = ((bits - low) / width * segments).long().clamp(max=segments - 1)
+    costs = points[:, 1].double()
+    low, high = costs.min(), costs.max()
+    width = (high - low).clamp(min=torch.finfo(costs.dtype).tiny)
+    segment = ((costs - low) / width * segments).long().clamp(max=segments - 1)
     members = [(segment == value).nonzero().flatten() for value in segment.unique()]
     return torch.cat([rows[pareto_front(points[rows])] for rows in members]).sort().values
 
 
 def _check(points: Tensor) -> None:
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points must be (n, 2) of [loss, bits], got {tuple(points.shape)}")
+        raise ValueError(f"points must be (n, 2) of [loss, cost], got {tuple(points.shape)}")
     if points.isnan().any():
         row = int(points.isnan().any(1).nonzero()[0])
         raise ValueError(f"point {row} is {points[row].tolist()}: a NaN cannot be ranked")

@@ -19,7 +19,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 #: The shortest length scale, as a part of a coordinate's range. Two neighbours of a coordinate
-#: with four values are then 3.3 length scales apart: strangers already.
+#: with four values are then 3.3 length scales apart and their correlation is exp(-3.3^2 / 2), below
+#: 0.4 %: a shorter one would change nothing.
 SHORTEST = 0.1
 
 
@@ -31,44 +32,45 @@ class Surrogate:
         k(x, x') = prod_i exp(-(x_i - x'_i)^2 / (2 l_i^2)),
 
     with one length scale for each group of coordinates: a few dozen losses cannot tell hundreds of
-    length scales apart, and a fit that tries is too sure of itself. The median of a length scale's
+    length scales apart, and a fit that tries is overconfident. The median of a length scale's
     prior grows with the square root of the number of coordinates (Hvarfner et al. 2024,
-    arXiv 2402.02229). Without that, 180 coordinates make every point a stranger to every other and
-    the posterior flat.
+    arXiv 2402.02229). Without that, any two of the points in 180 dimensions are uncorrelated and
+    the posterior mean is constant.
 
-    The model is botorch's; the fit climbs its posterior of the hyperparameters with the gradient
-    written down (:func:`map_closure`). Predictions come from one Cholesky factor.
+    The model is botorch's. The fit maximises the posterior of the hyperparameters with an analytic
+    gradient (:func:`map_closure`). Predictions come from one Cholesky factor.
 
     Args:
         configurations: (n, d) integer indices, n >= 2.
         losses: (n,) finite.
-        choices: (d,) number of values of each coordinate.
+        cardinalities: (d,) number of values of each coordinate.
         groups: (d,) integers from 0; coordinates with the same one share a length scale. By
             default each has its own.
 
     Attributes:
         model: the fitted botorch model; its inputs are :meth:`scale` of the integers.
         configurations: (n, d) int64, what it was fitted to.
-        choices: (d,) int64.
+        cardinalities: (d,) int64.
         length_scales: (d,) float64, as parts of the coordinates' ranges.
         noise: fitted standard deviation of a score around the loss that is predicted, in its unit.
 
     Raises:
-        ValueError: shapes disagree, fewer than two configurations, what is no integer or an index
-            outside its coordinate's range, a loss that is not finite, or a group that is skipped.
+        ValueError: shapes disagree, there are fewer than two configurations, an index is not an
+            integer or outside its coordinate's range, a loss is not finite, or a group is skipped.
     """
 
     def __init__(
         self,
         configurations: Tensor,
         losses: Tensor,
-        choices: Sequence[int] | Tensor,
+        cardinalities: Sequence[int] | Tensor,
         groups: Sequence[int] | Tensor | None = None,
     ) -> None:
-        self.choices = torch.as_tensor(choices)
-        self._ranges = (self.choices - 1).clamp(min=1).double()
-        groups = torch.arange(len(self.choices)) if groups is None else torch.as_tensor(groups)
-        _check(configurations, losses, self.choices, groups)
+        self.cardinalities = torch.as_tensor(cardinalities)
+        self._ranges = (self.cardinalities - 1).clamp(min=1).double()
+        coordinates = torch.arange(len(self.cardinalities))
+        groups = coordinates if groups is None else torch.as_tensor(groups)
+        _check(configurations, losses, self.cardinalities, groups)
         self.configurations = configurations.long()
         losses = losses.detach()
         self.model = SingleTaskGP(
@@ -86,7 +88,7 @@ class Surrogate:
         self._condition(self.model.train_targets - self._center)
 
     def _condition(self, residuals: Tensor) -> None:
-        """Make ready to predict from the configurations and their standardized residuals."""
+        """Factorize the kernel matrix of the configurations, given their standardized residuals."""
         self._residuals = residuals
         self._points = self.scale(self.configurations)
         identity = torch.eye(len(residuals), dtype=torch.float64)
@@ -95,22 +97,26 @@ class Surrogate:
         self._weights = torch.cholesky_solve(residuals[:, None], factor)[:, 0]
         self._inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
 
-    def believing(self, configurations: Tensor) -> Surrogate:
-        """This surrogate as if further configurations had been scored and met its prediction.
+    def condition_on(self, configurations: Tensor) -> Surrogate:
+        """This surrogate conditioned on further configurations, each with its predicted loss.
 
-        That makes it sure of itself around them and leaves its mean as it is everywhere (the
-        "kriging believer" of Ginsbourger et al. 2010), so that a next proposal goes elsewhere.
+        The mean stays as it is everywhere and the uncertainty around them shrinks (the kriging
+        believer of Ginsbourger et al. 2010), so that the next proposal goes elsewhere. The
+        hyperparameters stay.
 
         Args:
             configurations: (k, d) integers.
+
+        Returns:
+            A new surrogate; this one is left as it is.
         """
-        believer = copy.copy(self)
+        conditioned = copy.copy(self)
         mean, _ = self.predict(configurations)
-        believer.configurations = torch.cat([self.configurations, configurations])
-        believer._condition(
+        conditioned.configurations = torch.cat([self.configurations, configurations])
+        conditioned._condition(
             torch.cat([self._residuals, (mean - self._offset) / self._unit - self._center])
         )
-        return believer
+        return conditioned
 
     def scale(self, configurations: Tensor) -> Tensor:
         """Integers to [0, 1]: what the model sees, float64."""
@@ -133,17 +139,17 @@ class Surrogate:
         Returns:
             (d, values, n) float64: log of the factor that coordinate i contributes to the
             covariance of scored configuration n with one whose coordinate has that value; values
-            is the largest number of choices.
+            is the largest cardinality.
         """
-        values = torch.arange(int(self.choices.max()))
+        values = torch.arange(int(self.cardinalities.max()))
         distance = (values[:, None] - self.configurations.T[:, None]) / self._ranges[:, None, None]
         return -0.5 * (distance / self.length_scales[:, None, None]).square()
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
-        """What each scored configuration's loss would be predicted to be without it.
+        """The prediction of each scored configuration's loss from all the others.
 
-        In closed form, at the fitted length scales (Rasmussen and Williams 2006, equation 5.12);
-        the standard deviation is of the observed loss, noise included.
+        In closed form, at the fitted hyperparameters (Rasmussen and Williams 2006, equation 5.12);
+        the standard deviation is that of the observed loss, noise included.
 
         Returns:
             Mean and standard deviation, (n,) each.
@@ -185,7 +191,10 @@ class GroupedRBFKernel(RBFKernel):
 
 
 def dimension_scaled_kernel(groups: Tensor) -> GroupedRBFKernel:
-    """RBF with one length scale a group; log l ~ N(sqrt(2) + log(d) / 2, 3), d coordinates."""
+    """RBF with one length scale per group; log l ~ N(sqrt(2) + log(d) / 2, 3), d coordinates.
+
+    The prior is that of Hvarfner et al. 2024 (arXiv 2402.02229).
+    """
     prior = LogNormalPrior(math.sqrt(2) + 0.5 * math.log(len(groups)), math.sqrt(3))
     constraint = GreaterThan(SHORTEST, transform=None, initial_value=prior.mode)
     return GroupedRBFKernel(groups, lengthscale_prior=prior, lengthscale_constraint=constraint)
@@ -194,8 +203,8 @@ def dimension_scaled_kernel(groups: Tensor) -> GroupedRBFKernel:
 def _fit(model: SingleTaskGP) -> None:
     """Maximise the posterior of the hyperparameters, by L-BFGS-B over their logarithms.
 
-    Noise and length scales may be of any order of magnitude. Over their values, as botorch has it,
-    the same optimizer takes ten times as many steps to an end that is no better.
+    Noise and length scales may be of any order of magnitude. Over their values, as in botorch, the
+    same optimizer takes ten times as many steps and ends no lower.
     """
     likelihood = ExactMarginalLogLikelihood(model.likelihood, model).train()
     closure = map_closure(likelihood)
@@ -223,31 +232,31 @@ def _fit(model: SingleTaskGP) -> None:
     bounds = [(math.log(low), None) for each, low in positive.items() for _ in range(each.numel())]
     begin = torch.cat([each.flatten() for each in begin]).double().numpy()
     found = minimize(evaluate, begin, jac=True, method="L-BFGS-B", bounds=[*bounds, (None, None)])
-    evaluate(found.x)  # the last point that was tried need not be the best
+    evaluate(found.x)  # the last point that was tried may not be the best
     likelihood.eval()
 
 
 def map_closure(
     likelihood: ExactMarginalLogLikelihood,
 ) -> Callable[[], tuple[Tensor, list[Tensor]]]:
-    """The loss that the fit minimises and its gradient, written down.
+    """The loss that the fit minimises, and its analytic gradient.
 
-    The loss is minus the log posterior of noise s, constant m and length scales l, by the number
-    of points n, as botorch has it. With K the kernel matrix, a = (K + sI)^-1 (y - m) and
+    The loss is minus the log posterior of noise s, constant m and length scales l, divided by the
+    number of points n, as in botorch. With K the kernel matrix, a = (K + sI)^-1 (y - m) and
     W = ((K + sI)^-1 - a a^T) / 2 (Rasmussen and Williams 2006, equation 5.9),
 
         dloss/dl_i = sum_pq W_pq K_pq (x_pi - x_qi)^2 / l_i^3,    dloss/ds = tr W,
 
     and with V = W * K the sum over pairs is 2 (sum_p (V 1)_p x_pi^2 - x_i^T V x_i): one product
-    for all coordinates, where automatic differentiation handles d matrices of n x n. The slope of
-    a group's length scale is the sum over its coordinates.
+    for all coordinates, where automatic differentiation handles d matrices of n x n. The gradient
+    of a group's length scale is the sum over its coordinates.
 
     Args:
         likelihood: of a :class:`Surrogate`'s model, in training mode.
 
     Returns:
-        What :func:`_fit` and botorch's optimizers call: () to the loss and the gradients of noise,
-        constant and length scales, which it also leaves in their ``grad``.
+        The closure that :func:`_fit` and botorch's optimizers call: () to the loss and the
+        gradients of noise, constant and length scales, which it also stores in their ``grad``.
     """
     model = likelihood.model
     points, values = model.train_inputs[0], model.train_targets
@@ -271,7 +280,7 @@ def map_closure(
         residual = values - mean.constant
         weights = inverse @ residual
         fit = 0.5 * (residual @ weights + n * math.log(2 * math.pi)) + factor.diagonal().log().sum()
-        chances = sum(
+        log_prior = sum(
             prior.log_prob(value).sum()
             for prior, value in zip(priors, (shared, variance), strict=True)
         )
@@ -288,7 +297,7 @@ def map_closure(
         }
         for parameter, gradient in gradients.items():
             parameter.grad = gradient / n
-        return (fit - chances) / n, [parameter.grad for parameter in gradients]
+        return (fit - log_prior) / n, [parameter.grad for parameter in gradients]
 
     return closure
 
@@ -298,33 +307,33 @@ def _log_normal_slope(prior: LogNormalPrior, value: Tensor) -> Tensor:
     return -(1 + (value.log() - prior.loc) / prior.scale**2) / value
 
 
-def _check(configurations: Tensor, losses: Tensor, choices: Tensor, groups: Tensor) -> None:
-    if losses.ndim != 1 or configurations.shape != (len(losses), len(choices)):
+def _check(configurations: Tensor, losses: Tensor, cardinalities: Tensor, groups: Tensor) -> None:
+    if losses.ndim != 1 or configurations.shape != (len(losses), len(cardinalities)):
         raise ValueError(
-            f"configurations must be ({len(losses)}, {len(choices)}) and losses one for each, got "
-            f"{tuple(configurations.shape)} and {tuple(losses.shape)}"
+            f"configurations must be ({len(losses)}, {len(cardinalities)}) and losses one for "
+            f"each, got {tuple(configurations.shape)} and {tuple(losses.shape)}"
         )
     if len(losses) < 2:
         raise ValueError(f"a Gaussian process needs two scored configurations, got {len(losses)}")
-    if not len(choices):
-        raise ValueError("choices is empty: there is no coordinate to search")
+    if not len(cardinalities):
+        raise ValueError("cardinalities is empty: there is no coordinate to search")
     if (fractions := configurations != configurations.nan_to_num(0.5).floor()).any():
         row, column = fractions.nonzero()[0].tolist()
         raise ValueError(
             f"coordinate {column} of configuration {row} is {configurations[row, column]:g}, "
             "which is no integer"
         )
-    outside = (configurations < 0) | (configurations >= choices)
+    outside = (configurations < 0) | (configurations >= cardinalities)
     if outside.any():
         row, column = outside.nonzero()[0].tolist()
         raise ValueError(
             f"coordinate {column} of configuration {row} is {configurations[row, column]}; "
-            f"allowed: 0 to {choices[column] - 1}"
+            f"allowed: 0 to {cardinalities[column] - 1}"
         )
     if not torch.isfinite(losses).all():
         row = int((~torch.isfinite(losses)).nonzero()[0])
         raise ValueError(f"the loss of configuration {row} is {losses[row]}")
-    if groups.shape != choices.shape or not torch.equal(
+    if groups.shape != cardinalities.shape or not torch.equal(
         groups.unique(), torch.arange(len(groups.unique()))
     ):
-        raise ValueError(f"groups must be {len(choices)} integers from 0 with none left out")
+        raise ValueError(f"groups must be {len(cardinalities)} integers from 0 with none left out")

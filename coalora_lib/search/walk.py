@@ -11,27 +11,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coalora_lib.search.acquisition import improvement_over
+from coalora_lib.search.cost import Cost, finite_costs
 from coalora_lib.search.moves import (
-    Bits,
     Moves,
     Neighbourhood,
-    bits_after,
+    allowed_moves,
+    costs_after,
     finite_differences,
-    moves_from,
 )
 from coalora_lib.search.pareto import pareto_front, reference_point, staircase
 from coalora_lib.search.surrogate import Surrogate
 
-#: A move must raise the acquisition by more than this part of it: more than rounding does.
+#: A move must raise the acquisition by more than this part of it, far above the rounding of float64
+#: (predictions after moves agree with those of built rows to 1e-10, tests/search/test_moves.py).
 LEAST_GAIN = 1e-9
-#: Where the largest value of a neighbourhood, by the area that all of the front dominates, is
-#: less than this, values are compared through their logarithms.
+#: Where the largest value of a neighbourhood, divided by :attr:`Acquisition.area`, is less than
+#: this, values are compared through their logarithms. Both forms lead to the same walk; any value
+#: far above the smallest float64, 1e-308, serves.
 UNDERFLOW = 1e-12
 
 
 @dataclass(frozen=True)
 class Step:
-    """One move of a walk: which coordinate, by -1 or +1, and log EHVI after it."""
+    """One move of a walk: which coordinate, by -1 or +1, and the logarithm of EHVI after it."""
 
     coordinate: int
     change: int
@@ -45,15 +47,15 @@ class Proposal:
     Attributes:
         configurations: (proposals, d) int64, distinct and none of them scored before, in the
             order of their walks.
-        acquisition: (proposals,) float64, the improvement expected of each alone.
-        trace: the steps of every walk, one list a start.
-        starts: (starts, d) where the walks began.
+        acquisition: (proposals,) float64, the expected improvement of each by itself.
+        trace: the steps of every walk, one list per restart.
+        restarts: (restarts, d) where the walks began.
     """
 
     configurations: Tensor
     acquisition: Tensor
     trace: list[list[Step]] = field(repr=False)
-    starts: Tensor = field(repr=False)
+    restarts: Tensor = field(repr=False)
 
 
 class Acquisition:
@@ -61,21 +63,26 @@ class Acquisition:
 
     Args:
         surrogate: predicts losses.
-        losses: (n,) of the scored configurations, which the front and the reference point (the
-            worst plus a margin) are taken from.
-        bits_of: mean bits of (k, d) integers.
+        losses: (n,) of the surrogate's configurations. The front and the reference point (the
+            worst plus a margin) come from these.
+        cost_of: the second objective, finite for all of them.
 
     Attributes:
-        front: (m, 2) of [loss, bits]; rows: (m,) which of the scored they are.
-        reference: (loss, bits).
-        area: between the best loss and bits and the reference: the unit of a large improvement.
+        front: (m, 2) of [loss, cost]; rows: (m,) which of the scored they are.
+        reference: (loss, cost).
+        area: between the least loss and cost and the reference, the unit of a large improvement.
+
+    Raises:
+        ValueError: a scored configuration is not allowed.
     """
 
-    def __init__(self, surrogate: Surrogate, losses: Tensor, bits_of: Bits) -> None:
+    def __init__(self, surrogate: Surrogate, losses: Tensor, cost_of: Cost) -> None:
         self.surrogate = surrogate
-        self.bits_of = bits_of
+        self.cost_of = cost_of
         self._neighbourhood = Neighbourhood(surrogate)
-        points = torch.stack([losses.double(), bits_of(surrogate.configurations)], dim=1)
+        points = torch.stack(
+            [losses.double(), finite_costs(cost_of, surrogate.configurations)], dim=1
+        )
         self.rows = pareto_front(points)
         self.front = points[self.rows]
         self.reference = reference_point(points)
@@ -86,32 +93,56 @@ class Acquisition:
     def __call__(self, configurations: Tensor, log: bool = False) -> Tensor:
         """(k, d) integers to (k,) expected improvements, or their logarithms."""
         mean, std = self.surrogate.predict(configurations)
-        return self._improvement(mean, std, self.bits_of(configurations), log)
+        return self._improvement(mean, std, self.cost_of(configurations), log)
+
+    def moves(self, configurations: Tensor) -> tuple[Moves, Tensor]:
+        """Every allowed move of (s, d) allowed configurations, and the cost after each, (k,)."""
+        return allowed_moves(self.cost_of, configurations, self.surrogate.cardinalities)
 
     def around(
-        self, configurations: Tensor, moves: Moves, log: bool = False
+        self,
+        configurations: Tensor,
+        moves: Moves,
+        costs: Tensor | None = None,
+        log: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """After each of k moves, (k,), and at the s configurations they start from, (s,)."""
+        """The acquisition after each of k moves, (k,), and where they start, (s,).
+
+        Args:
+            configurations: (s, d) integers.
+            moves: k moves of them.
+            costs: (k,) after the moves, where they are known already.
+            log: return logarithms.
+        """
         mean, std = self._neighbourhood.predict(configurations, moves)
-        here = self.bits_of(configurations)
-        bits = torch.cat([bits_after(self.bits_of, configurations, moves), here])
-        values = self._improvement(mean, std, bits, log)
+        here = self.cost_of(configurations)
+        if costs is None:
+            costs = costs_after(self.cost_of, configurations, moves)
+        values = self._improvement(mean, std, torch.cat([costs, here]), log)
         return values[: len(moves.start)], values[len(moves.start) :]
 
     def gradient(self, configurations: Tensor) -> Tensor:
-        """Finite differences at (s, d) configurations: (s, d) float64."""
-        moves = moves_from(configurations, self.surrogate.choices)
-        values, here = self.around(configurations, moves)
+        """Finite differences at (s, d) configurations: (s, d) float64.
+
+        Raises:
+            ValueError: one of the configurations is not allowed.
+        """
+        finite_costs(self.cost_of, configurations)
+        moves, costs = self.moves(configurations)
+        values, here = self.around(configurations, moves, costs)
         return finite_differences(values, here, moves, configurations.shape[1])
 
-    def _improvement(self, mean: Tensor, std: Tensor, bits: Tensor, log: bool) -> Tensor:
-        return improvement_over(mean, std, bits.double(), self._stairs, log)
+    def _improvement(self, mean: Tensor, std: Tensor, cost: Tensor, log: bool) -> Tensor:
+        return improvement_over(mean, std, cost.double(), self._stairs, log)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread inside: matrices of some dozen rows gain nothing from a second one, lose
-    a hundredfold when other work keeps a core busy, and round differently with each number."""
+    """Run torch on one thread inside.
+
+    Matrices of a few dozen rows are no faster on two threads, and up to a hundred times slower
+    while other work keeps a core busy. The rounding depends on the number of threads too.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -124,72 +155,79 @@ def one_thread() -> Iterator[None]:
 def propose(
     configurations: Tensor,
     losses: Tensor,
-    bits_of: Bits,
-    choices: Sequence[int] | Tensor,
-    starts: int = 5,
+    cost_of: Cost,
+    cardinalities: Sequence[int] | Tensor,
+    restarts: int = 5,
     max_steps: int | None = None,
     seed: int = 0,
     groups: Sequence[int] | Tensor | None = None,
 ) -> Proposal:
     """Propose configurations worth scoring: fit the surrogate, walk uphill from the front.
 
-    Each walk starts from a member of the front. Where it ended is believed to score as predicted
-    before the next walk begins: walks that know nothing of each other all climb the same hill.
-    All of it runs on one thread, see :func:`one_thread`.
+    Each walk starts from a member of the front. Before the next one begins, the surrogate is
+    conditioned on where it ended, with the loss predicted there (:meth:`Surrogate.condition_on`):
+    independent walks would all climb the same hill. All of it runs on one thread, see
+    :func:`one_thread`.
 
     Args:
         configurations: (n, d) integer indices of the scored configurations.
         losses: (n,) their task losses, all under the same adapters and batches.
-        bits_of: mean bits of (k, d) integers: (k,). One with a method ``after``, such as
-            :class:`~coalora_lib.configuration.MeanBits`, is much faster.
-        choices: (d,) number of values of each coordinate.
-        starts: walks, each from a different member of the current Pareto front (all of the
+        cost_of: (k, d) integers to (k,), finite for the scored; what costs +inf is never proposed.
+            An :class:`~coalora_lib.search.IncrementalCost` is much faster.
+        cardinalities: (d,) number of values of each coordinate.
+        restarts: walks, each from a different member of the current Pareto front (all of the
             front where it is smaller).
         max_steps: T, the longest walk; by default until no move improves.
-        seed: of the draw of the starts.
+        seed: for the draw of the members that the walks start from.
         groups: coordinates that share a length scale, see :class:`Surrogate`.
 
     Raises:
-        ValueError: as :class:`Surrogate`, or starts or max_steps is no positive integer.
+        ValueError: as :class:`Surrogate` and :class:`Acquisition`, or restarts or max_steps is not
+            a positive integer.
     """
-    for name, value in (("starts", starts), ("max_steps", max_steps)):
+    for name, value in (("restarts", restarts), ("max_steps", max_steps)):
         if value is not None and (not float(value).is_integer() or value < 1):
             raise ValueError(f"{name}={value} must be an integer, at least 1")
-    surrogate = Surrogate(configurations, losses, choices, groups)
-    alone = acquisition = Acquisition(surrogate, losses, bits_of)
+    surrogate = Surrogate(configurations, losses, cardinalities, groups)
+    alone = acquisition = Acquisition(surrogate, losses, cost_of)
     generator = torch.Generator().manual_seed(seed)
-    drawn = alone.rows[torch.randperm(len(alone.rows), generator=generator)[:starts]]
+    drawn = alone.rows[torch.randperm(len(alone.rows), generator=generator)[:restarts]]
     begin, trace, found = surrogate.configurations[drawn], [], surrogate.configurations[:0]
     for start in tqdm(begin, "search walks", disable=None):
         end, (steps,) = walk(acquisition, start[None], max_steps)
         trace.append(steps)
-        if steps:  # where a step leads was never scored, nor believed
+        if steps:  # no step leads to what is scored or conditioned on
             found = torch.cat([found, end])
-            believed = torch.cat([losses, surrogate.predict(found)[0]])
-            acquisition = Acquisition(surrogate.believing(found), believed, bits_of)
+            predicted = torch.cat([losses, surrogate.predict(found)[0]])
+            acquisition = Acquisition(surrogate.condition_on(found), predicted, cost_of)
     return Proposal(found, alone(found), trace, begin)
 
 
 def walk(
-    acquisition: Acquisition, starts: Tensor, max_steps: int | None = None
+    acquisition: Acquisition, restarts: Tensor, max_steps: int | None = None
 ) -> tuple[Tensor, list[list[Step]]]:
     """Move the coordinate with the largest finite difference by one, while that improves.
 
-    All walks take their steps together. Of the moves that go uphill by the finite difference and
-    do raise the acquisition, each walk takes the one with the largest difference; where the
-    differences see none (both neighbours of a coordinate may be better), the best move that raises
-    it; and it stops when no move does. Scored configurations are not stepped on, for nothing is
-    learned by proposing one again; a walk that stands on one moves in any case.
+    All walks take their steps together. Each considers the moves that go uphill by the finite
+    difference and raise the acquisition, and takes the one with the largest difference. If there
+    is none (both neighbours of a coordinate may be better, with a difference of zero), it takes the
+    move that raises the acquisition most, and it stops when no move does. No move leads to a
+    configuration that is scored (it would teach nothing) or not allowed; a walk that stands on a
+    scored one moves even if the acquisition falls.
 
     Args:
         acquisition: what to climb.
-        starts: (s, d) integers.
+        restarts: (s, d) integers, where the walks begin; all of them allowed.
         max_steps: T.
 
     Returns:
         Where the walks ended, (s, d), and the steps of each.
+
+    Raises:
+        ValueError: a walk begins where it is not allowed.
     """
-    here, trace = starts.clone(), [[] for _ in starts]
+    finite_costs(acquisition.cost_of, restarts)
+    here, trace = restarts.clone(), [[] for _ in restarts]
     walking, taken = torch.arange(len(here)), 0
     while taken != max_steps:
         coordinate, change, value, moved = best_moves(acquisition, here[walking])
@@ -212,18 +250,18 @@ def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, 
         Four (s,): coordinate, change, log of the acquisition after the move, and whether there
         is a move at all; where not, the others mean nothing.
     """
-    moves = moves_from(here, acquisition.surrogate.choices)
-    values, current, unit = _comparable(acquisition, here, moves)
+    moves, costs = acquisition.moves(here)
+    values, current, unit = _comparable(acquisition, here, moves, costs)
     slopes = finite_differences(values, current, moves, here.shape[1])
     slope = slopes[moves.start, moves.coordinate]
     on_scored, to_scored = _meets_scored(acquisition.surrogate.configurations, here, moves)
     rises = values > current[moves.start] * (1 + LEAST_GAIN)
-    allowed = ~to_scored & (rises | on_scored[moves.start])
-    usable = allowed & (slope * moves.change > 0)
-    unseen = torch.ones_like(on_scored)  # by the differences
-    unseen[moves.start[usable]] = False
-    rank = torch.where(usable, slope.abs(), -torch.inf)
-    rank = torch.where(unseen[moves.start] & allowed, values, rank)
+    eligible = ~to_scored & (rises | on_scored[moves.start])
+    uphill = eligible & (slope * moves.change > 0)
+    without_uphill = torch.ones_like(on_scored)
+    without_uphill[moves.start[uphill]] = False
+    rank = torch.where(uphill, slope.abs(), -torch.inf)
+    rank = torch.where(without_uphill[moves.start] & eligible, values, rank)
     table = torch.full((len(here), 2 * here.shape[1]), -torch.inf, dtype=rank.dtype)
     table[moves.start, 2 * moves.coordinate + (moves.change > 0)] = rank
     best, place = table.max(1)
@@ -234,21 +272,21 @@ def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _comparable(
-    acquisition: Acquisition, here: Tensor, moves: Moves
+    acquisition: Acquisition, here: Tensor, moves: Moves, costs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The acquisition after each move and at each walk, in a unit of each walk's own.
 
-    What a walk does next does not depend on the unit; where the values underflow it is the
-    largest of them, whose logarithm does not.
+    The next move of a walk does not depend on the unit. Where the values underflow, the unit is the
+    largest of them, known by its logarithm.
 
     Returns:
         (k,) after each move, (s,) at the walks, and (s,) the logarithm of the unit.
     """
-    values, current = acquisition.around(here, moves)
+    values, current = acquisition.around(here, moves, costs)
     top = current.scatter_reduce(0, moves.start, values, "amax")
     if (top >= UNDERFLOW * acquisition.area).all():
         return values, current, torch.zeros_like(top)
-    values, current = acquisition.around(here, moves, log=True)
+    values, current = acquisition.around(here, moves, costs, log=True)
     unit = current.scatter_reduce(0, moves.start, values, "amax")
     unit = torch.where(unit.isfinite(), unit, 0.0)
     return (values - unit[moves.start]).exp(), (current - unit).exp(), unit

@@ -1,7 +1,6 @@
 """Training over a set of configurations with the search between, baselines, evaluation."""
 
 from coalora_lib.training.activations import mean_inputs
-from coalora_lib.training.alternation import Round, SearchPlan
 from coalora_lib.training.batches import tokenize, tokenize_blocks
 from coalora_lib.training.evaluation import Evaluation, evaluate
 from coalora_lib.training.importance import fisher_importance
@@ -10,8 +9,6 @@ from coalora_lib.training.loop import History, TrainingPlan, train
 __all__ = [
     "Evaluation",
     "History",
-    "Round",
-    "SearchPlan",
     "TrainingPlan",
     "evaluate",
     "fisher_importance",

@@ -24,7 +24,8 @@ from torch import Tensor
 from coalora_lib.adapter.saving import load_parameters
 from coalora_lib.configuration import from_indices
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
-from coalora_lib.training.alternation import Round, to_flat
+from coalora_lib.search import Round
+from coalora_lib.training.alternation import to_flat
 
 if TYPE_CHECKING:
     from coalora_lib.training.loop import Trainer

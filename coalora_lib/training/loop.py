@@ -22,8 +22,9 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.linear import LoraLinear, frozen_copies
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.configuration import FINEST, LayerConfig, from_indices, mean_bits
+from coalora_lib.search import Round, SearchPlan
 from coalora_lib.training import checkpoint
-from coalora_lib.training.alternation import Round, SearchPlan, search_round, to_flat
+from coalora_lib.training.alternation import search_model, to_flat
 from coalora_lib.training.batches import ShuffledBatches
 from coalora_lib.training.capture import CapturedPass
 from coalora_lib.training.evaluation import Examples, new_accelerator, pad_token_of
@@ -343,7 +344,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             seed = self.plan.seed + len(self.rounds)
             current = to_flat(self.configurations)
-            found = [search_round(self.model, current, self.search, self.scoring, seed)]
+            found = [search_model(self.model, current, self.search, self.scoring, seed)]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(found)
         self.rounds.append(found[0])

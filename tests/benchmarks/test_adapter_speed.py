@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from coalora_lib.configuration import random_configuration
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.configuration import random_configuration
 from coalora_lib.tasks import load_classifier
 from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.baselines import lora, lq_lora

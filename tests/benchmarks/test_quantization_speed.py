@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from coalora_lib.configuration import LayerConfig, bits_table
 
 from coalora_lib.allocation import allocate, error_table, undominated
 from coalora_lib.allocation.program import Limit, integer_program
+from coalora_lib.configuration import LayerConfig, bits_table
 from coalora_lib.quantization import quantize
 from coalora_lib.quantization.codebooks import midpoints
 from coalora_lib.quantization.nearest import level_grid

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from coalora_lib.configuration import mean_bits
 
+from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments import PROFILES, Run, begin, prepare, provenance, table
 from coalora_lib.experiments.records import new_record, read_record, result_of, write_record
 from coalora_lib.experiments.tables import with_interval

@@ -37,7 +37,7 @@ SMALL = {
 def small(name, folder):
     """A profile of the paper's with everything small but its names."""
     profile = PROFILES[name]
-    search = replace(profile.search, rounds=2, starts=1, max_steps=2, proposals=1)
+    search = replace(profile.search, rounds=2, restarts=1, max_steps=2, proposals=1)
     return replace(profile, model=str(folder), search=search, **SMALL)
 
 

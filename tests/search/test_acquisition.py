@@ -16,7 +16,7 @@ from coalora_lib.search.acquisition import expected_improvement, log_expected_im
 
 #: botorch has both objectives uncertain; gpytorch has no smaller variance than this.
 LEAST_VARIANCE = 1e-10
-#: What that much doubt about the bits changes.
+#: What that much doubt about the cost changes.
 AS_BOTORCH = 1e-6
 #: Two ways to sum the same areas in float64.
 ROUNDING = 1e-12
@@ -43,11 +43,11 @@ def random_reference(seed):
 
 
 class Known(Model):
-    """A posterior given in advance: the negated loss, and negated bits of vanishing variance."""
+    """A posterior given in advance: the negated loss, and negated cost of vanishing variance."""
 
-    def __init__(self, mean, std, bits):
+    def __init__(self, mean, std, cost):
         super().__init__()
-        self.values, self.std = torch.stack([-mean, -bits], dim=1), std
+        self.values, self.std = torch.stack([-mean, -cost], dim=1), std
 
     @property
     def num_outputs(self):
@@ -60,10 +60,10 @@ class Known(Model):
         )
 
 
-def botorchs(mean, std, bits, front, reference):
+def botorchs(mean, std, cost, front, reference):
     worst = -torch.tensor(reference, dtype=torch.float64)
     form = ExpectedHypervolumeImprovement(
-        Known(mean, std, bits), worst.tolist(), NondominatedPartitioning(worst, -front)
+        Known(mean, std, cost), worst.tolist(), NondominatedPartitioning(worst, -front)
     )
     return form(torch.zeros(len(mean), 1, 1, dtype=torch.float64)).detach()
 
@@ -71,10 +71,10 @@ def botorchs(mean, std, bits, front, reference):
 @pytest.mark.parametrize("size", [0, 1, 2, 6, 20])
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_botorchs_analytic_form(seed, size):
-    front, mean, std, bits = setting(seed, size)
+    front, mean, std, cost = setting(seed, size)
     reference = random_reference(seed)
-    ours = expected_hypervolume_improvement(mean, std, bits, front, reference)
-    theirs = botorchs(mean, std, bits, front, reference)
+    ours = expected_hypervolume_improvement(mean, std, cost, front, reference)
+    theirs = botorchs(mean, std, cost, front, reference)
     assert ours.max() > 0
     torch.testing.assert_close(ours, theirs, atol=AS_BOTORCH, rtol=AS_BOTORCH)
 
@@ -84,43 +84,43 @@ def test_equals_botorchs_analytic_form(seed, size):
 )
 def test_a_front_beyond_the_reference_is_none(front):
     front = torch.tensor(front, dtype=torch.float64)
-    _, mean, std, bits = setting(7, 1)
-    ours = expected_hypervolume_improvement(mean, std, bits, front, CORNER)
-    nothing = expected_hypervolume_improvement(mean, std, bits, front[:0], CORNER)
+    _, mean, std, cost = setting(7, 1)
+    ours = expected_hypervolume_improvement(mean, std, cost, front, CORNER)
+    nothing = expected_hypervolume_improvement(mean, std, cost, front[:0], CORNER)
     assert torch.equal(ours, nothing)
-    theirs = botorchs(mean, std, bits, front, CORNER)
+    theirs = botorchs(mean, std, cost, front, CORNER)
     torch.testing.assert_close(ours, theirs, atol=AS_BOTORCH, rtol=AS_BOTORCH)
 
 
 def test_an_empty_front_leaves_the_expected_improvement_over_the_reference():
     """Jones' closed form, once more and by another's normal distribution."""
-    _, mean, std, bits = setting(8, 1)
-    ours = expected_hypervolume_improvement(mean, std, bits, torch.empty(0, 2), CORNER)
+    _, mean, std, cost = setting(8, 1)
+    ours = expected_hypervolume_improvement(mean, std, cost, torch.empty(0, 2), CORNER)
     normal = torch.distributions.Normal(0.0, 1.0)
     z = (1 - mean) / std
     improvement = (1 - mean) * normal.cdf(z) + std * normal.log_prob(z).exp()
     torch.testing.assert_close(
-        ours, (1 - bits).clamp(min=0) * improvement, atol=ROUNDING, rtol=ROUNDING
+        ours, (1 - cost).clamp(min=0) * improvement, atol=ROUNDING, rtol=ROUNDING
     )
-    assert (ours == 0).any() == (bits >= 1).any()
+    assert (ours == 0).any() == (cost >= 1).any()
 
 
 def test_dominated_candidates_improve_by_chance_only():
     front = torch.tensor([[0.3, 0.2]], dtype=torch.float64)
-    mean, bits = torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    mean, cost = torch.tensor([0.6], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
     certain, unsure, surer = (
-        expected_hypervolume_improvement(mean, std * torch.ones(1), bits, front, CORNER).item()
+        expected_hypervolume_improvement(mean, std * torch.ones(1), cost, front, CORNER).item()
         for std in (0.0, 0.3, 0.1)
     )
     assert certain == 0
     assert unsure > surer > 0
-    theirs = botorchs(mean, 0.3 * torch.ones(1, dtype=torch.float64), bits, front, CORNER)
+    theirs = botorchs(mean, 0.3 * torch.ones(1, dtype=torch.float64), cost, front, CORNER)
     assert unsure == pytest.approx(theirs.item(), abs=AS_BOTORCH)
 
 
-def steps_of(front, reference, bits):
-    """Width and height of each step of the least loss to the right of ``bits``, by a plain loop."""
-    edges = sorted({bits, reference[1], *front[:, 1].clamp(bits, reference[1]).tolist()})
+def steps_of(front, reference, cost):
+    """Width and height of each step of the least loss to the right of ``cost``, by a plain loop."""
+    edges = sorted({cost, reference[1], *front[:, 1].clamp(cost, reference[1]).tolist()})
     steps = []
     for left, right in itertools.pairwise(edges):
         reached = front[front[:, 1] <= left, 0].tolist()
@@ -128,12 +128,12 @@ def steps_of(front, reference, bits):
     return steps
 
 
-def gains_of(losses, front, reference, bits):
-    """The improvement of (k,) certain losses at so many bits."""
+def gains_of(losses, front, reference, cost):
+    """The improvement of (k,) certain losses at that cost."""
     return sum(
         (
             width * (height - losses).clamp(min=0)
-            for width, height in steps_of(front, reference, bits)
+            for width, height in steps_of(front, reference, cost)
         ),
         torch.zeros_like(losses),
     )
@@ -141,26 +141,26 @@ def gains_of(losses, front, reference, bits):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_monte_carlo(seed):
-    front, mean, std, bits = setting(20 + seed, 5)
-    ours = expected_hypervolume_improvement(mean, std, bits, front, CORNER)
+    front, mean, std, cost = setting(20 + seed, 5)
+    ours = expected_hypervolume_improvement(mean, std, cost, front, CORNER)
     draws = torch.randn(1_000_000, dtype=torch.float64)
     before = hypervolume(front, CORNER)
     for i in range(len(mean)):
         losses = mean[i] + std[i] * draws
-        gains = gains_of(losses, front, CORNER, min(bits[i].item(), 1.0))
+        gains = gains_of(losses, front, CORNER, min(cost[i].item(), 1.0))
         for loss, gain in zip(losses[:50], gains[:50], strict=True):
-            with_it = torch.cat([front, torch.stack([loss, bits[i]])[None]])
+            with_it = torch.cat([front, torch.stack([loss, cost[i]])[None]])
             assert gain.item() == pytest.approx(hypervolume(with_it, CORNER) - before, abs=ROUNDING)
         assert abs(ours[i] - gains.mean()) <= 4 * gains.std() / len(draws) ** 0.5 + ROUNDING
 
 
 def test_certain_candidates_give_the_improvement_itself():
-    front, mean, _, bits = setting(4, 6)
-    ours = expected_hypervolume_improvement(mean, torch.zeros(7), bits, front, CORNER)
-    logs = expected_hypervolume_improvement(mean, torch.zeros(7), bits, front, CORNER, log=True)
+    front, mean, _, cost = setting(4, 6)
+    ours = expected_hypervolume_improvement(mean, torch.zeros(7), cost, front, CORNER)
+    logs = expected_hypervolume_improvement(mean, torch.zeros(7), cost, front, CORNER, log=True)
     assert (ours > 0).any()
     assert (ours == 0).any()
-    for value, log, y, b in zip(ours, logs, mean, bits, strict=True):
+    for value, log, y, b in zip(ours, logs, mean, cost, strict=True):
         with_it = torch.cat([front, torch.stack([y, b])[None]])
         gain = hypervolume(with_it, CORNER) - hypervolume(front, CORNER)
         assert value.item() == pytest.approx(gain, abs=ROUNDING)
@@ -174,22 +174,22 @@ def test_candidates_beyond_the_reference_in_bits_add_nothing():
 
 
 def test_dominated_rows_change_nothing():
-    front, mean, std, bits = setting(5, 30)
+    front, mean, std, cost = setting(5, 30)
     alone = front[pareto_front(front)]
     assert len(alone) < len(front)
     assert torch.equal(
-        expected_hypervolume_improvement(mean, std, bits, front, CORNER),
-        expected_hypervolume_improvement(mean, std, bits, alone, CORNER),
+        expected_hypervolume_improvement(mean, std, cost, front, CORNER),
+        expected_hypervolume_improvement(mean, std, cost, alone, CORNER),
     )
 
 
 @pytest.mark.parametrize("size", [0, 1, 6, 20])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_logarithm_is_that_of_the_improvement(seed, size):
-    front, mean, std, bits = setting(seed, size)
+    front, mean, std, cost = setting(seed, size)
     reference = random_reference(seed)
-    plain = expected_hypervolume_improvement(mean, std, bits, front, reference)
-    logs = expected_hypervolume_improvement(mean, std, bits, front, reference, log=True)
+    plain = expected_hypervolume_improvement(mean, std, cost, front, reference)
+    logs = expected_hypervolume_improvement(mean, std, cost, front, reference, log=True)
     torch.testing.assert_close(logs, plain.log(), atol=OF_A_LOGARITHM, rtol=OF_A_LOGARITHM)
 
 
@@ -224,8 +224,8 @@ def test_the_logarithm_of_an_improvement_below_any_float():
     front = torch.tensor([[0.5, 0.2], [0.3, 0.6]], dtype=torch.float64)
     mean = torch.tensor([0.5 + 50 * 0.01], dtype=torch.float64)
     std = torch.tensor([0.01], dtype=torch.float64)
-    bits = torch.tensor([0.1], dtype=torch.float64)
-    log = expected_hypervolume_improvement(mean, std, bits, front, (0.6, 1.0), log=True).item()
+    cost = torch.tensor([0.1], dtype=torch.float64)
+    log = expected_hypervolume_improvement(mean, std, cost, front, (0.6, 1.0), log=True).item()
     with mpmath.workdps(80):
         exact = sum(
             mpmath.mpf(width)
@@ -241,8 +241,8 @@ def test_the_logarithm_of_an_improvement_below_any_float():
 def test_the_logarithm_is_minus_infinity_where_nothing_can_be_gained():
     front = torch.tensor([[0.3, 0.2]], dtype=torch.float64)
     mean, std = torch.tensor([0.1, 0.6, 0.1]), torch.tensor([0.1, 0.0, 0.1])
-    bits = torch.tensor([1.0, 0.5, 0.9])
-    logs = expected_hypervolume_improvement(mean, std, bits, front, CORNER, log=True)
+    cost = torch.tensor([1.0, 0.5, 0.9])
+    logs = expected_hypervolume_improvement(mean, std, cost, front, CORNER, log=True)
     assert logs[:2].tolist() == [-math.inf, -math.inf]
     assert logs[2].isfinite()
 
@@ -250,27 +250,27 @@ def test_the_logarithm_is_minus_infinity_where_nothing_can_be_gained():
 def test_the_logarithm_orders_what_the_improvement_cannot():
     front = torch.tensor([[0.2, 0.1]], dtype=torch.float64)
     mean = torch.linspace(0.5, 0.9, 20, dtype=torch.float64)
-    std, bits = torch.full_like(mean, 1e-3), torch.full_like(mean, 0.4)
-    plain = expected_hypervolume_improvement(mean, std, bits, front, CORNER)
-    logs = expected_hypervolume_improvement(mean, std, bits, front, CORNER, log=True)
+    std, cost = torch.full_like(mean, 1e-3), torch.full_like(mean, 0.4)
+    plain = expected_hypervolume_improvement(mean, std, cost, front, CORNER)
+    logs = expected_hypervolume_improvement(mean, std, cost, front, CORNER, log=True)
     assert (plain == 0).all()
     assert logs.isfinite().all()
     assert (logs.diff() < 0).all()
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "bits", "message"),
+    ("mean", "std", "cost", "message"),
     [
         ([0.1, math.nan], [0.1, 0.1], [0.5, 0.5], "mean of candidate 1 is nan"),
         ([0.1, 0.1], [math.nan, 0.1], [0.5, 0.5], "std of candidate 0 is nan"),
-        ([0.1, 0.1], [0.1, 0.1], [0.5, math.nan], "bits of candidate 1 is nan"),
+        ([0.1, 0.1], [0.1, 0.1], [0.5, math.nan], "cost of candidate 1 is nan"),
         ([0.1, 0.1], [0.1, -0.5], [0.5, 0.5], r"std of candidate 1 is -0\.5; it must not"),
         ([0.1, 0.1], [0.1], [0.5, 0.5], r"must be of one shape \(n,\), got \(2,\), \(1,\)"),
         ([[0.1]], [[0.1]], [[0.5]], r"must be of one shape \(n,\), got \(1, 1\)"),
     ],
-    ids=["nan mean", "nan std", "nan bits", "negative std", "shapes", "matrices"],
+    ids=["nan mean", "nan std", "nan cost", "negative std", "shapes", "matrices"],
 )
-def test_bad_candidates_are_refused(mean, std, bits, message):
-    given = (torch.tensor(values) for values in (mean, std, bits))
+def test_bad_candidates_are_refused(mean, std, cost, message):
+    given = (torch.tensor(values) for values in (mean, std, cost))
     with pytest.raises(ValueError, match=message):
         expected_hypervolume_improvement(*given, torch.empty(0, 2), CORNER)

@@ -46,18 +46,18 @@ def test_hypervolume_of_nothing_and_of_points_beyond_the_reference_is_zero():
 
 def test_reference_lies_behind_every_point():
     points = torch.tensor([[0.2, 3.0], [0.9, 2.0]])
-    loss, bits = reference_point(points)
+    loss, cost = reference_point(points)
     assert loss == pytest.approx(0.97)
-    assert bits == pytest.approx(3.1)
+    assert cost == pytest.approx(3.1)
     assert reference_point(torch.tensor([[0.5, 2.0]]))[0] > 0.5
 
 
 @given(some_points, st.integers(1, 8))
 def test_filter_keeps_the_front_of_every_segment(points, segments):
     kept = segment_pareto_filter(points, segments)
-    bits = points[:, 1]
-    width = (bits.max() - bits.min()).item() or 1.0
-    segment = ((bits - bits.min()) / width * segments).long().clamp(max=segments - 1)
+    costs = points[:, 1]
+    width = (costs.max() - costs.min()).item() or 1.0
+    segment = ((costs - costs.min()) / width * segments).long().clamp(max=segments - 1)
     expected = set()
     for value in segment.unique():
         rows = (segment == value).nonzero().flatten()

@@ -10,7 +10,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 
 from coalora_lib.search import Surrogate
 from coalora_lib.search.surrogate import SHORTEST, dimension_scaled_kernel, map_closure
-from tests.search.toy import CHOICES, drawn, true_loss
+from tests.search.toy import CARDINALITIES, drawn, true_loss
 
 #: One Cholesky factor against botorch's own algebra.
 AS_BOTORCH = 1e-9
@@ -25,13 +25,13 @@ def noisy(rows, seed=0):
     return true_loss(rows) + 0.05 * torch.randn(len(rows), generator=generator)
 
 
-def model_of(rows, losses, choices, groups=None):
+def model_of(rows, losses, cardinalities, groups=None):
     """The botorch model of a surrogate before the fit."""
     return SingleTaskGP(
-        rows / (choices - 1).clamp(min=1).double(),
+        rows / (cardinalities - 1).clamp(min=1).double(),
         losses.double()[:, None],
         covar_module=dimension_scaled_kernel(
-            torch.arange(len(choices)) if groups is None else groups
+            torch.arange(len(cardinalities)) if groups is None else groups
         ),
         outcome_transform=Standardize(1),
     )
@@ -51,10 +51,10 @@ def loss_of(model):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("alike", [False, True])
 def test_the_closures_gradient_is_automatic_differentiations(dimension, seed, alike):
-    choices = CHOICES.repeat(dimension // 6)
-    rows = drawn(choices, 15, seed)
+    cardinalities = CARDINALITIES.repeat(dimension // 6)
+    rows = drawn(cardinalities, 15, seed)
     groups = torch.arange(dimension) % 3 if alike else None
-    likelihood = likelihood_of(model_of(rows, noisy(rows), choices, groups))
+    likelihood = likelihood_of(model_of(rows, noisy(rows), cardinalities, groups))
     parameters = dict(likelihood.named_parameters())
     generator = torch.Generator().manual_seed(seed)
 
@@ -79,13 +79,13 @@ def test_the_closures_gradient_is_automatic_differentiations(dimension, seed, al
 @pytest.mark.parametrize("dimension", [6, 30])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_fit_is_as_good_as_botorchs(dimension, seed):
-    choices = CHOICES.repeat(dimension // 6)
-    rows = drawn(choices, 25, seed)
+    cardinalities = CARDINALITIES.repeat(dimension // 6)
+    rows = drawn(cardinalities, 25, seed)
     losses = noisy(rows, seed)
-    theirs = model_of(rows, losses, choices)
+    theirs = model_of(rows, losses, cardinalities)
     before = loss_of(theirs)
     fit_gpytorch_mll(likelihood_of(theirs))
-    ours = Surrogate(rows, losses, choices).model
+    ours = Surrogate(rows, losses, cardinalities).model
     assert loss_of(ours) <= loss_of(theirs) + OF_THE_FIT
     assert loss_of(ours) < before - OF_THE_FIT
 
@@ -93,13 +93,13 @@ def test_the_fit_is_as_good_as_botorchs(dimension, seed):
 @pytest.mark.parametrize("dimension", [6, 30])
 @pytest.mark.parametrize("alike", [False, True])
 def test_predictions_are_the_posterior_of_the_model(dimension, alike):
-    choices = CHOICES.repeat(dimension // 6)
-    rows = drawn(choices, 20)
+    cardinalities = CARDINALITIES.repeat(dimension // 6)
+    rows = drawn(cardinalities, 20)
     groups = torch.arange(dimension) % 6 if alike else None
-    surrogate = Surrogate(rows, noisy(rows), choices, groups)
+    surrogate = Surrogate(rows, noisy(rows), cardinalities, groups)
     assert len(surrogate.length_scales) == dimension
     assert len(surrogate.length_scales.unique()) <= (6 if alike else dimension)
-    asked = torch.cat([drawn(choices, 30, 1), rows])
+    asked = torch.cat([drawn(cardinalities, 30, 1), rows])
     mean, std = surrogate.predict(asked)
     with torch.no_grad():
         posterior = surrogate.model.posterior(surrogate.scale(asked)[:, None])
@@ -111,12 +111,12 @@ def test_predictions_are_the_posterior_of_the_model(dimension, alike):
 
 
 def test_the_surrogate_learns_and_is_unsure_elsewhere():
-    rows = torch.unique(drawn(CHOICES, 24), dim=0)
+    rows = torch.unique(drawn(CARDINALITIES, 24), dim=0)
     losses = true_loss(rows)
-    surrogate = Surrogate(rows, losses, CHOICES)
+    surrogate = Surrogate(rows, losses, CARDINALITIES)
     mean, std = surrogate.predict(rows)
     assert (mean - losses).abs().mean() < 0.2 * losses.std()
-    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CHOICES))
+    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CARDINALITIES))
     predicted, _ = surrogate.predict(grid)
     correlation = torch.corrcoef(torch.stack([predicted, true_loss(grid)]))[0, 1]
     assert correlation > 0.8
@@ -124,9 +124,9 @@ def test_the_surrogate_learns_and_is_unsure_elsewhere():
 
 
 def test_the_kernel_is_the_product_of_the_factors():
-    surrogate = Surrogate(drawn(CHOICES, 12), noisy(drawn(CHOICES, 12)), CHOICES)
-    asked = drawn(CHOICES, 5, 3)
-    product = surrogate.log_factors()[torch.arange(len(CHOICES)), asked].sum(1).exp()
+    surrogate = Surrogate(drawn(CARDINALITIES, 12), noisy(drawn(CARDINALITIES, 12)), CARDINALITIES)
+    asked = drawn(CARDINALITIES, 5, 3)
+    product = surrogate.log_factors()[torch.arange(len(CARDINALITIES)), asked].sum(1).exp()
     with torch.no_grad():
         expected = surrogate.model.covar_module(
             surrogate.scale(asked), surrogate.scale(surrogate.configurations)
@@ -136,9 +136,9 @@ def test_the_kernel_is_the_product_of_the_factors():
 
 def test_leaving_one_out_is_conditioning_on_the_others():
     """By hand, with the kernel of the fitted model; nothing is fitted anew."""
-    rows = drawn(CHOICES, 15)
+    rows = drawn(CARDINALITIES, 15)
     losses = noisy(rows)
-    surrogate = Surrogate(rows, losses, CHOICES)
+    surrogate = Surrogate(rows, losses, CARDINALITIES)
     model = surrogate.model
     points = surrogate.scale(rows)
     with torch.no_grad():
@@ -158,38 +158,38 @@ def test_leaving_one_out_is_conditioning_on_the_others():
         assert std[i].item() == pytest.approx(expected[1], abs=OF_ANOTHER_FACTOR)
 
 
-def test_believing_keeps_the_mean_and_makes_sure():
-    rows = drawn(CHOICES, 20)
-    surrogate = Surrogate(rows, noisy(rows), CHOICES)
-    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CHOICES))
+def test_conditioning_keeps_the_mean_and_shrinks_the_uncertainty():
+    rows = drawn(CARDINALITIES, 20)
+    surrogate = Surrogate(rows, noisy(rows), CARDINALITIES)
+    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CARDINALITIES))
     mean, std = surrogate.predict(grid)
-    believed = grid[std.topk(2).indices]
-    believer = surrogate.believing(believed)
-    after_mean, after_std = believer.predict(grid)
+    added = grid[std.topk(2).indices]
+    conditioned = surrogate.condition_on(added)
+    after_mean, after_std = conditioned.predict(grid)
     torch.testing.assert_close(after_mean, mean, atol=OF_ANOTHER_FACTOR, rtol=0)
     assert (after_std <= std + OF_ANOTHER_FACTOR).all()
-    assert (believer.predict(believed)[1] < 0.5 * surrogate.predict(believed)[1]).all()
-    assert len(believer.configurations) == len(rows) + 2
+    assert (conditioned.predict(added)[1] < 0.5 * surrogate.predict(added)[1]).all()
+    assert len(conditioned.configurations) == len(rows) + 2
     again = surrogate.predict(grid)
     assert torch.equal(again[0], mean)
     assert torch.equal(again[1], std)
 
 
-def test_what_is_believed_one_after_the_other_is_believed_together():
-    rows = drawn(CHOICES, 20)
-    surrogate = Surrogate(rows, noisy(rows), CHOICES)
-    believed, grid = drawn(CHOICES, 3, 4), drawn(CHOICES, 50, 5)
-    together = surrogate.believing(believed).predict(grid)
+def test_conditioning_in_turn_is_conditioning_at_once():
+    rows = drawn(CARDINALITIES, 20)
+    surrogate = Surrogate(rows, noisy(rows), CARDINALITIES)
+    added, grid = drawn(CARDINALITIES, 3, 4), drawn(CARDINALITIES, 50, 5)
+    together = surrogate.condition_on(added).predict(grid)
     in_turn = surrogate
-    for row in believed:
-        in_turn = in_turn.believing(row[None])
+    for row in added:
+        in_turn = in_turn.condition_on(row[None])
     torch.testing.assert_close(
         in_turn.predict(grid), together, atol=OF_ANOTHER_FACTOR, rtol=OF_ANOTHER_FACTOR
     )
 
 
 def degenerate(kind):
-    rows = drawn(CHOICES, 12)
+    rows = drawn(CARDINALITIES, 12)
     if kind == "duplicates":
         rows = rows[:4].repeat(3, 1)
     if kind == "constant coordinate":
@@ -204,10 +204,10 @@ def degenerate(kind):
     "kind", ["duplicates", "constant losses", "constant coordinate", "all one point", "two"]
 )
 def test_degenerate_sets_are_fitted_and_predicted_from(kind):
-    """All of them with a coordinate that has one choice."""
+    """All of them with a coordinate that has one value."""
     rows, losses = degenerate(kind)
-    surrogate = Surrogate(rows, losses, CHOICES)
-    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CHOICES))
+    surrogate = Surrogate(rows, losses, CARDINALITIES)
+    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in CARDINALITIES))
     for mean, std in (surrogate.predict(grid), surrogate.leave_one_out()):
         assert mean.isfinite().all()
         assert (std >= 0).all()
@@ -219,11 +219,11 @@ def test_degenerate_sets_are_fitted_and_predicted_from(kind):
 
 
 def test_losses_of_any_unit_are_predicted_in_it():
-    rows = drawn(CHOICES, 20)
+    rows = drawn(CARDINALITIES, 20)
     losses = noisy(rows).double()
-    grid = drawn(CHOICES, 30, 1)
-    mean, std = Surrogate(rows, losses, CHOICES).predict(grid)
-    moved_mean, moved_std = Surrogate(rows, 1000 * losses - 7, CHOICES.tolist()).predict(grid)
+    grid = drawn(CARDINALITIES, 30, 1)
+    mean, std = Surrogate(rows, losses, CARDINALITIES).predict(grid)
+    moved_mean, moved_std = Surrogate(rows, 1000 * losses - 7, CARDINALITIES.tolist()).predict(grid)
     torch.testing.assert_close(moved_mean, 1000 * mean - 7, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(moved_std, 1000 * std, rtol=1e-4, atol=1e-2)
 
@@ -258,11 +258,11 @@ def test_losses_of_any_unit_are_predicted_in_it():
 )
 def test_bad_sets_are_refused(rows, losses, message):
     with pytest.raises(ValueError, match=message):
-        Surrogate(rows, losses, CHOICES)
+        Surrogate(rows, losses, CARDINALITIES)
 
 
 @pytest.mark.parametrize("groups", [[0, 1, 2], [0, 1, 1, 3, 3, 0], [-1, 0, 1, 2, 3, 4]])
 def test_groups_that_do_not_fit_are_refused(groups):
-    rows = drawn(CHOICES, 5)
+    rows = drawn(CARDINALITIES, 5)
     with pytest.raises(ValueError, match="groups must be 6 integers from 0 with none left out"):
-        Surrogate(rows, noisy(rows), CHOICES, groups)
+        Surrogate(rows, noisy(rows), CARDINALITIES, groups)

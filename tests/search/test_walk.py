@@ -2,23 +2,23 @@ import itertools
 
 import pytest
 import torch
-from coalora_lib.configuration import FIELD_SIZES, MeanBits
 
+from coalora_lib.configuration import FIELD_SIZES, MeanBits
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
 from coalora_lib.search.walk import LEAST_GAIN
-from tests.search.toy import CHOICES, drawn, true_loss
+from tests.search.toy import CARDINALITIES, IncrementalLayerTable, drawn, true_loss
 
 #: Values of a neighbourhood against values of built rows, in the logarithm.
 OF_A_LOGARITHM = 1e-6
 
 
-def bits_of(rows):
+def cost_of(rows):
     return 2 + rows[:, 0] + 0.3 * rows[:, 1].double()
 
 
 def scored(count=24):
-    """Distinct configurations; loss falls and bits rise with the first coordinate."""
-    rows = torch.unique(drawn(CHOICES, count), dim=0)
+    """Distinct configurations; loss falls and cost rises with the first coordinate."""
+    rows = torch.unique(drawn(CARDINALITIES, count), dim=0)
     return rows, true_loss(rows)
 
 
@@ -27,19 +27,19 @@ class Problem:
 
     def __init__(self, seed, layers=3, count=20, kind=Acquisition):
         generator = torch.Generator().manual_seed(seed)
-        self.choices = torch.tensor(FIELD_SIZES * layers)
-        self.rows = drawn(self.choices, count, seed)
+        self.cardinalities = torch.tensor(FIELD_SIZES * layers)
+        self.rows = drawn(self.cardinalities, count, seed)
         weights = torch.rand(self.rows.shape[1], generator=generator, dtype=torch.float64)
         noise = torch.randn(count, generator=generator, dtype=torch.float64)
         self.losses = torch.exp(-0.3 * self.rows.double()) @ weights + 0.1 * noise
         sizes = torch.randint(100, 900, (layers,), generator=generator).tolist()
-        surrogate = Surrogate(self.rows, self.losses, self.choices)
+        surrogate = Surrogate(self.rows, self.losses, self.cardinalities)
         self.acquisition = kind(surrogate, self.losses, MeanBits(sizes))
 
     @property
-    def starts(self):
+    def restarts(self):
         """Front members and configurations that were never scored."""
-        return torch.cat([self.rows[self.acquisition.rows[:3]], drawn(self.choices, 3, 77)])
+        return torch.cat([self.rows[self.acquisition.rows[:3]], drawn(self.cardinalities, 3, 77)])
 
 
 def reference_walk(acquisition, start, max_steps=None):
@@ -48,22 +48,25 @@ def reference_walk(acquisition, start, max_steps=None):
     Values are in a unit of their own at every step, as underflow would have the reference stop.
     """
     seen = set(map(tuple, acquisition.surrogate.configurations.tolist()))
-    choices = acquisition.surrogate.choices.tolist()
+    cardinalities = acquisition.surrogate.cardinalities.tolist()
     here, steps = tuple(start.tolist()), []
     while len(steps) != max_steps:
         places = [
             (i, change)
-            for i in range(len(choices))
+            for i in range(len(cardinalities))
             for change in (-1, 1)
-            if 0 <= here[i] + change < choices[i]
+            if 0 <= here[i] + change < cardinalities[i]
         ]
         rows = [(*here[:i], here[i] + change, *here[i + 1 :]) for i, change in places]
+        finite = acquisition.cost_of(torch.tensor(rows)).isfinite().tolist()
+        places = [place for place, allowed in zip(places, finite, strict=True) if allowed]
+        rows = [row for row, allowed in zip(rows, finite, strict=True) if allowed]
         logs = acquisition(torch.tensor([*rows, here]), log=True)
         unit = logs.max().item()
         *after, current = (logs - unit).exp().tolist()
         values = dict(zip(places, after, strict=True))
         slopes = {}
-        for i in range(len(choices)):
+        for i in range(len(cardinalities)):
             sides = [(values[i, c] - current) * c for c in (-1, 1) if (i, c) in values]
             slopes[i] = sum(sides) / max(len(sides), 1)
         new = [place for place, row in zip(places, rows, strict=True) if row not in seen]
@@ -87,9 +90,9 @@ def moves_of(steps):
 @pytest.mark.parametrize("seed", range(5))
 def test_takes_the_steps_of_a_plain_loop(seed):
     problem = Problem(seed)
-    ends, trace = walk(problem.acquisition, problem.starts)
+    ends, trace = walk(problem.acquisition, problem.restarts)
     assert sum(len(steps) for steps in trace) > len(trace)
-    for start, end, steps in zip(problem.starts, ends, trace, strict=True):
+    for start, end, steps in zip(problem.restarts, ends, trace, strict=True):
         expected_end, expected = reference_walk(problem.acquisition, start)
         assert moves_of(steps) == [(i, change) for i, change, _ in expected]
         assert torch.equal(end, expected_end)
@@ -100,8 +103,8 @@ def test_takes_the_steps_of_a_plain_loop(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_a_crowded_space_is_walked_as_by_a_plain_loop(seed):
     """Most neighbours are scored: walks are stuck, go around, or start at a maximum."""
-    choices = torch.tensor([4, 3, 3])
-    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in choices))
+    cardinalities = torch.tensor([4, 3, 3])
+    grid = torch.cartesian_prod(*(torch.arange(int(n)) for n in cardinalities))
     generator = torch.Generator().manual_seed(seed)
     rows = grid[torch.randperm(len(grid), generator=generator)[: 10 + 2 * seed]]
     losses = torch.rand(len(rows), generator=generator, dtype=torch.float64)
@@ -109,7 +112,7 @@ def test_a_crowded_space_is_walked_as_by_a_plain_loop(seed):
     def weighted(rows):
         return 2 + rows.double() @ torch.tensor([1.0, 0.37, 0.11], dtype=torch.float64)
 
-    acquisition = Acquisition(Surrogate(rows, losses, choices), losses, weighted)
+    acquisition = Acquisition(Surrogate(rows, losses, cardinalities), losses, weighted)
     ends, trace = walk(acquisition, grid)
     for start, end, steps in zip(grid, ends, trace, strict=True):
         expected_end, expected = reference_walk(acquisition, start)
@@ -122,7 +125,7 @@ def test_a_walk_leaves_a_scored_maximum_by_its_slopes(seed):
     """No neighbour is better there, and the best one is not where the slope is largest."""
     problem = Problem(seed, layers=1, count=150)
     acquisition = problem.acquisition
-    moves = moves_from(problem.rows, problem.choices)
+    moves = moves_from(problem.rows, problem.cardinalities)
     values, current = acquisition.around(problem.rows, moves, log=True)
     top = torch.full_like(current, -torch.inf).scatter_reduce(0, moves.start, values, "amax")
     starts = problem.rows[top <= current]
@@ -136,8 +139,8 @@ def test_a_walk_leaves_a_scored_maximum_by_its_slopes(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_walks_together_go_as_each_alone(seed):
     problem = Problem(seed)
-    ends, trace = walk(problem.acquisition, problem.starts)
-    for start, end, steps in zip(problem.starts, ends, trace, strict=True):
+    ends, trace = walk(problem.acquisition, problem.restarts)
+    for start, end, steps in zip(problem.restarts, ends, trace, strict=True):
         alone, (own,) = walk(problem.acquisition, start[None])
         assert torch.equal(alone[0], end)
         assert moves_of(own) == moves_of(steps)
@@ -145,9 +148,9 @@ def test_walks_together_go_as_each_alone(seed):
 
 def test_the_steps_lead_from_the_start_to_the_end_and_starts_are_left_alone():
     problem = Problem(0)
-    starts = problem.starts
+    starts = problem.restarts
     ends, trace = walk(problem.acquisition, starts)
-    assert torch.equal(starts, problem.starts)
+    assert torch.equal(starts, problem.restarts)
     for start, end, steps in zip(starts, ends, trace, strict=True):
         here = start.clone()
         for coordinate, change in moves_of(steps):
@@ -159,7 +162,7 @@ def test_the_steps_lead_from_the_start_to_the_end_and_starts_are_left_alone():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_acquisition_rises_after_the_first_step(seed):
     problem = Problem(seed)
-    ends, trace = walk(problem.acquisition, problem.starts)
+    ends, trace = walk(problem.acquisition, problem.restarts)
     for end, steps in zip(ends, trace, strict=True):
         logs = [step.log_acquisition for step in steps]
         assert all(later > earlier for earlier, later in itertools.pairwise(logs))
@@ -171,20 +174,20 @@ def test_the_acquisition_rises_after_the_first_step(seed):
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_walk_stops_after_its_steps(most):
     problem = Problem(1)
-    ends, trace = walk(problem.acquisition, problem.starts, most)
-    _, further = walk(problem.acquisition, problem.starts)
+    ends, trace = walk(problem.acquisition, problem.restarts, most)
+    _, further = walk(problem.acquisition, problem.restarts)
     for steps, all_steps in zip(trace, further, strict=True):
         assert moves_of(steps) == moves_of(all_steps)[:most]
     assert max(len(steps) for steps in further) > most
-    assert ((ends - problem.starts).abs().sum(1) <= most).all()
+    assert ((ends - problem.restarts).abs().sum(1) <= most).all()
 
 
 def shrunk(by):
     """The same acquisition times exp(-by), which a float may not hold."""
 
     class Shrunk(Acquisition):
-        def _improvement(self, mean, std, bits, log):
-            values = super()._improvement(mean, std, bits, True) - by
+        def _improvement(self, mean, std, cost, log):
+            values = super()._improvement(mean, std, cost, True) - by
             return values if log else values.exp()
 
     return Shrunk
@@ -195,10 +198,10 @@ def shrunk(by):
 def test_the_walk_goes_on_where_the_acquisition_underflows(seed, by):
     """2000 is below any float, 730 among the subnormal ones, 30 below what is called large."""
     plain, small = Problem(seed), Problem(seed, kind=shrunk(by))
-    ends, trace = walk(plain.acquisition, plain.starts)
-    small_ends, small_trace = walk(small.acquisition, small.starts)
+    ends, trace = walk(plain.acquisition, plain.restarts)
+    small_ends, small_trace = walk(small.acquisition, small.restarts)
     if by == 2000:
-        assert (small.acquisition(small.starts) == 0).all()
+        assert (small.acquisition(small.restarts) == 0).all()
     assert torch.equal(small_ends, ends)
     for steps, small_steps in zip(trace, small_trace, strict=True):
         assert moves_of(small_steps) == moves_of(steps)
@@ -211,11 +214,11 @@ def test_a_surrogate_that_is_sure_of_no_gain_is_walked_on():
     """Everything near the start is dominated by hundreds of standard deviations."""
 
     class Sure(Acquisition):
-        def _improvement(self, mean, std, bits, log):
-            return super()._improvement(mean + self.front[:, 0].max(), std * 1e-3, bits, log)
+        def _improvement(self, mean, std, cost, log):
+            return super()._improvement(mean + self.front[:, 0].max(), std * 1e-3, cost, log)
 
     problem = Problem(0, kind=Sure)
-    starts = drawn(problem.choices, 4, 77)
+    starts = drawn(problem.cardinalities, 4, 77)
     assert (problem.acquisition(starts) == 0).all()
     before = problem.acquisition(starts, log=True)
     ends, trace = walk(problem.acquisition, starts)
@@ -225,41 +228,45 @@ def test_a_surrogate_that_is_sure_of_no_gain_is_walked_on():
 
 def test_proposals_are_new_inside_distinct_and_moved():
     rows, losses = scored()
-    found = propose(rows, losses, bits_of, CHOICES, starts=4)
+    found = propose(rows, losses, cost_of, CARDINALITIES, restarts=4)
     assert len(found.configurations) > 1
     assert found.configurations.dtype == torch.int64
-    assert ((found.configurations >= 0) & (found.configurations < CHOICES)).all()
+    assert ((found.configurations >= 0) & (found.configurations < CARDINALITIES)).all()
     everything = [tuple(row) for row in torch.cat([rows, found.configurations]).tolist()]
     assert len(set(everything)) == len(everything)
     assert (found.acquisition > 0).all()
     assert all(found.trace)
-    alone = Acquisition(Surrogate(rows, losses, CHOICES), losses, bits_of)
+    alone = Acquisition(Surrogate(rows, losses, CARDINALITIES), losses, cost_of)
     torch.testing.assert_close(found.acquisition, alone(found.configurations))
 
 
 def test_walks_begin_at_different_members_of_the_front():
     rows, losses = scored()
-    front = rows[pareto_front(torch.stack([losses, bits_of(rows)], dim=1))]
-    begin = propose(rows, losses, bits_of, CHOICES, starts=3).starts
+    front = rows[pareto_front(torch.stack([losses, cost_of(rows)], dim=1))]
+    begin = propose(rows, losses, cost_of, CARDINALITIES, restarts=3).restarts
     assert len({tuple(row) for row in begin.tolist()}) == 3
     assert {tuple(row) for row in begin.tolist()} <= {tuple(row) for row in front.tolist()}
 
 
-def test_more_starts_than_members_of_the_front_are_all_of_it():
+def test_more_restarts_than_members_of_the_front_are_all_of_it():
     rows, losses = scored()
-    front = pareto_front(torch.stack([losses, bits_of(rows)], dim=1))
-    found = propose(rows, losses, bits_of, CHOICES, starts=1000)
-    assert len(found.starts) == len(found.trace) == len(front)
+    front = pareto_front(torch.stack([losses, cost_of(rows)], dim=1))
+    found = propose(rows, losses, cost_of, CARDINALITIES, restarts=1000)
+    assert len(found.restarts) == len(found.trace) == len(front)
     assert len(found.configurations) <= len(front)
 
 
 def test_the_same_seed_proposes_the_same():
     rows, losses = scored()
-    first, again = (propose(rows, losses, bits_of, CHOICES, seed=3) for _ in range(2))
+    first, again = (propose(rows, losses, cost_of, CARDINALITIES, seed=3) for _ in range(2))
     assert torch.equal(first.configurations, again.configurations)
     assert first.trace == again.trace
     begins = {
-        tuple(propose(rows, losses, bits_of, CHOICES, starts=1, seed=seed).starts[0].tolist())
+        tuple(
+            propose(rows, losses, cost_of, CARDINALITIES, restarts=1, seed=seed)
+            .restarts[0]
+            .tolist()
+        )
         for seed in range(8)
     }
     assert len(begins) > 1
@@ -270,44 +277,44 @@ def test_proposals_are_made_on_one_thread_which_ends_with_them():
 
     def watched(rows):
         threads.append(torch.get_num_threads())
-        return bits_of(rows)
+        return cost_of(rows)
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        propose(*scored(), watched, CHOICES, starts=2)
-        with pytest.raises(ValueError, match="starts=0"):
-            propose(*scored(), watched, CHOICES, starts=0)
+        propose(*scored(), watched, CARDINALITIES, restarts=2)
+        with pytest.raises(ValueError, match="restarts=0"):
+            propose(*scored(), watched, CARDINALITIES, restarts=0)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     assert set(threads) == {1}
 
 
-def test_the_first_walk_is_of_the_surrogate_and_later_ones_believe_it():
+def test_later_walks_use_the_surrogate_conditioned_on_the_ends_before():
     problem = Problem(2)
     rows, losses, alone = problem.rows, problem.losses, problem.acquisition
-    found = propose(rows, losses, alone.bits_of, problem.choices, starts=2)
-    end, (steps,) = walk(alone, found.starts[:1])
+    found = propose(rows, losses, alone.cost_of, problem.cardinalities, restarts=2)
+    end, (steps,) = walk(alone, found.restarts[:1])
     assert torch.equal(found.configurations[0], end[0])
     assert found.trace[0] == steps
-    believer = alone.surrogate.believing(end)
-    believed = torch.cat([losses, alone.surrogate.predict(end)[0]])
-    end, (steps,) = walk(Acquisition(believer, believed, alone.bits_of), found.starts[1:])
+    conditioned = alone.surrogate.condition_on(end)
+    predicted = torch.cat([losses, alone.surrogate.predict(end)[0]])
+    end, (steps,) = walk(Acquisition(conditioned, predicted, alone.cost_of), found.restarts[1:])
     assert torch.equal(found.configurations[1], end[0])
     assert moves_of(found.trace[1]) == moves_of(steps)
-    _, (unbelieving,) = walk(alone, found.starts[1:])
-    assert moves_of(unbelieving) != moves_of(steps)
+    _, (unconditioned,) = walk(alone, found.restarts[1:])
+    assert moves_of(unconditioned) != moves_of(steps)
 
 
 def test_proposals_walk_no_further_than_asked():
     rows, losses = scored()
-    found = propose(rows, losses, bits_of, CHOICES, starts=4, max_steps=1)
-    assert [len(steps) for steps in found.trace] == [1] * len(found.starts)
-    assert ((found.configurations - found.starts).abs().sum(1) == 1).all()
+    found = propose(rows, losses, cost_of, CARDINALITIES, restarts=4, max_steps=1)
+    assert [len(steps) for steps in found.trace] == [1] * len(found.restarts)
+    assert ((found.configurations - found.restarts).abs().sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("kind", ["equal losses", "duplicates", "equal bits", "two"])
+@pytest.mark.parametrize("kind", ["equal losses", "duplicates", "equal costs", "two"])
 def test_degenerate_sets_are_proposed_from(kind):
     rows, losses = scored()
     if kind == "equal losses":
@@ -316,8 +323,8 @@ def test_degenerate_sets_are_proposed_from(kind):
         rows, losses = rows.repeat(2, 1), losses.repeat(2)
     if kind == "two":
         rows, losses = rows[:2], losses[:2]
-    bits = bits_of if kind != "equal bits" else lambda rows: torch.full((len(rows),), 4.0).double()
-    found = propose(rows, losses, bits, CHOICES)
+    bits = cost_of if kind != "equal costs" else lambda rows: torch.full((len(rows),), 4.0).double()
+    found = propose(rows, losses, bits, CARDINALITIES)
     assert len(found.configurations) > 0
     seen = set(map(tuple, rows.tolist()))
     assert not seen & set(map(tuple, found.configurations.tolist()))
@@ -343,25 +350,83 @@ def test_nothing_is_proposed_where_all_is_scored():
 )
 def test_bad_sets_are_refused(rows, losses, message):
     with pytest.raises(ValueError, match=message):
-        propose(rows.long(), losses, bits_of, CHOICES)
+        propose(rows.long(), losses, cost_of, CARDINALITIES)
 
 
-@pytest.mark.parametrize("name", ["starts", "max_steps"])
+@pytest.mark.parametrize("name", ["restarts", "max_steps"])
 def test_counts_must_be_positive(name):
     rows, losses = scored()
     with pytest.raises(ValueError, match=f"{name}=0 must be an integer, at least 1"):
-        propose(rows, losses, bits_of, CHOICES, **{name: 0})
+        propose(rows, losses, cost_of, CARDINALITIES, **{name: 0})
 
 
 def test_a_walk_does_not_stop_between_two_equal_neighbours():
     rows, losses = torch.tensor([[2, 3, 0], [4, 3, 1]]), torch.tensor([2.0, 2.0])
 
-    def bits(rows):
+    def cost(rows):
         return 2.0 + rows[:, 0] + rows[:, 2].double()
 
-    found = propose(rows, losses, bits, [7, 7, 7])
-    acquisition = Acquisition(Surrogate(rows, losses, [7, 7, 7]), losses, bits)
+    found = propose(rows, losses, cost, [7, 7, 7])
+    acquisition = Acquisition(Surrogate(rows, losses, [7, 7, 7]), losses, cost)
     (end,) = found.configurations[:1]
-    moves = moves_from(end[None], acquisition.surrogate.choices)
+    moves = moves_from(end[None], acquisition.surrogate.cardinalities)
     values, (here,) = acquisition.around(end[None], moves)
     assert (values <= here * (1 + LEAST_GAIN)).all()
+
+
+def restricted(seed, kind=Acquisition):
+    """A space in which some choices of some layers are not allowed, some of it scored."""
+    cost_of = IncrementalLayerTable(4)
+    rows = torch.unique(cost_of.allowed(20, seed), dim=0)
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(rows.shape[1], generator=generator, dtype=torch.float64)
+    losses = torch.exp(-0.5 * rows.double()) @ weights
+    acquisition = kind(Surrogate(rows, losses, cost_of.cardinalities), losses, cost_of)
+    return acquisition, torch.cat([rows[acquisition.rows], cost_of.allowed(6, 50 + seed)])
+
+
+@pytest.mark.parametrize("by", [0, 30, 2000])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_walk_goes_around_what_is_not_allowed(seed, by):
+    """Step by step as a plain loop does, also where the acquisition underflows."""
+    plain, restarts = restricted(seed)
+    acquisition, _ = restricted(seed, shrunk(by))
+    ends, trace = walk(acquisition, restarts)
+    assert sum(len(steps) for steps in trace) > len(trace)
+    blocked = 0
+    for start, end, steps in zip(restarts, ends, trace, strict=True):
+        expected_end, expected = reference_walk(plain, start)
+        assert moves_of(steps) == [(i, change) for i, change, _ in expected]
+        assert torch.equal(end, expected_end)
+        here = start.clone()
+        for step in steps:
+            here[step.coordinate] += step.change
+            assert plain.cost_of(here[None]).isfinite()
+        around = moves_from(here[None], plain.surrogate.cardinalities).applied(here[None])
+        blocked += int(plain.cost_of(around).isinf().sum())
+    assert blocked > 0
+
+
+def test_a_walk_that_is_shut_in_stays():
+    """The only way off a scored configuration is not allowed."""
+    rows, losses = torch.tensor([[0], [2]]), torch.tensor([1.0, 0.2])
+
+    def cost(rows):
+        return torch.where(rows[:, 0] == 1, torch.inf, 2.0 + rows[:, 0].double())
+
+    found = propose(rows, losses, cost, [3])
+    assert found.configurations.shape == (0, 1)
+    assert found.trace == [[], []]
+
+
+def test_a_walk_that_begins_where_it_is_not_allowed_is_refused():
+    acquisition, restarts = restricted(0)
+    restarts[1, 2] = 3
+    with pytest.raises(ValueError, match="the cost of configuration 1 is inf"):
+        walk(acquisition, restarts)
+
+
+def test_a_cost_that_is_nan_next_to_a_walk_is_refused():
+    rows, losses = torch.tensor([[0], [2]]), torch.tensor([1.0, 0.2])
+    with pytest.raises(ValueError, match="a cost is nan; allowed: finite values and"):
+        propose(rows, losses, lambda rows: torch.where(rows[:, 0] == 1, torch.nan, 2.0), [3])

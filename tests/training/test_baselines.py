@@ -1,11 +1,11 @@
 import pytest
 import torch
 import transformers
-from coalora_lib.configuration import LayerConfig
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
+from coalora_lib.configuration import LayerConfig
 from coalora_lib.quantization import quantize
 from coalora_lib.training import TrainingPlan, evaluate, train
 from coalora_lib.training.baselines import BitWidthLora, full_fine_tuning, lora, lq_lora, qlora

@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from coalora_lib.configuration import LayerConfig
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.training import SearchPlan, TrainingPlan, evaluate, train
+from coalora_lib.configuration import LayerConfig
+from coalora_lib.search import SearchPlan
+from coalora_lib.training import TrainingPlan, evaluate, train
 from coalora_lib.training import loop as training_loop
 from coalora_lib.training.batches import collate
 from tests.conftest import tiny, tiny_bert
@@ -58,7 +59,7 @@ def test_without_a_gpu_capturing_changes_nothing(model, examples):
 def test_captured_passes_train_as_eager_ones(distillation, examples, monkeypatch):
     plan = replace(PLAN, distillation=distillation)
     teacher = tiny("bert").eval() if distillation else None
-    search = SearchPlan(rounds=2, starts=2, max_steps=3, proposals=2)
+    search = SearchPlan(rounds=2, restarts=2, max_steps=3, proposals=2)
 
     def losses():
         base = tiny("bert")

@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from coalora_lib.configuration import LayerConfig
 from safetensors.torch import load_file, save_file
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.saving import trained_parameters
+from coalora_lib.configuration import LayerConfig
 from coalora_lib.files import seal, unseal
-from coalora_lib.training import SearchPlan, TrainingPlan, train
+from coalora_lib.search import SearchPlan
+from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.checkpoint import found
 from tests.conftest import tiny
 
 SET = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
 PLAN = TrainingPlan(steps=24, batch_size=8, learning_rate=1e-2)
-SEARCH = SearchPlan(rounds=3, starts=2, max_steps=2)
+SEARCH = SearchPlan(rounds=3, restarts=2, max_steps=2)
 
 
 def with_dropout():

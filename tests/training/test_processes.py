@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.configuration import LayerConfig
-from coalora_lib.training import SearchPlan, TrainingPlan, train
+from coalora_lib.search import SearchPlan
+from coalora_lib.training import TrainingPlan, train
 from tests.conftest import tiny
 
 torch.set_num_threads(1)
@@ -28,7 +29,7 @@ configurations = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4,
 model = CoaLora.attach(tiny("bert"), rank=4)
 history = train(
     model, examples, configurations, TrainingPlan(steps=9, batch_size=8, learning_rate=1e-2),
-    search=SearchPlan(rounds=3, starts=2, max_steps=2), scoring=examples[:8],
+    search=SearchPlan(rounds=3, restarts=2, max_steps=2), scoring=examples[:8],
     checkpoints=sys.argv[1] + "/checkpoints", checkpoint_every=3,
 )
 distributed = torch.distributed.is_initialized()

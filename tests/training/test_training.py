@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from coalora_lib.configuration import FINEST, LayerConfig
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.configuration import FINEST, LayerConfig
+from coalora_lib.search import SearchPlan
 from coalora_lib.training import (
-    SearchPlan,
     TrainingPlan,
     evaluate,
     tokenize,
@@ -69,14 +69,14 @@ def test_evaluation_counts_in_the_examples_order(model, examples):
 
 def test_alternation_trains_every_step_and_grows_the_set(model, examples):
     plan = TrainingPlan(steps=11, batch_size=8)
-    search = SearchPlan(rounds=3, starts=2, max_steps=3)
+    search = SearchPlan(rounds=3, restarts=2, max_steps=3)
     history = train(model, examples, SET, plan, search=search, scoring=examples[:16])
     assert len(history.losses) == 11
     assert len(history.rounds) == 2
     assert model.training_set == history.configurations
     for found in history.rounds:
         assert found.proposed > 0
-        assert len(found.configurations) == len(found.losses) == len(found.bits)
+        assert len(found.configurations) == len(found.losses) == len(found.costs)
         assert torch.isfinite(found.losses).all()
         assert set(found.kept.tolist()) <= set(range(len(found.losses)))
 

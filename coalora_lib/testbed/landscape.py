@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,18 +11,21 @@ from torch import Tensor
 from coalora_lib.allocation import allocate, error_table
 from coalora_lib.allocation.knapsack import solve
 from coalora_lib.allocation.program import BITS_GRID, undominated
-from coalora_lib.configuration import CHOICES, STRIDES, LayerConfig, MeanBits, bits_table
+from coalora_lib.configuration import CHOICES, STRIDES, MeanBits, bits_table, to_indices
 
-#: The loss of guessing between two classes, which the synthetic loss saturates at.
+#: The loss that the landscape saturates at: the cross-entropy of a guess between two classes.
 CHANCE = math.log(2)
-#: The loss without any quantization.
+#: The loss without quantization; made up, about that of a trained sentiment classifier.
 LEAST = 0.2
-#: S where every layer's weights are lost altogether, without interactions.
+#: S where every layer's weights are lost altogether, without interactions. Made up: 1 - exp(-6) is
+#: 0.998, so that the loss at the fewest bits is close to a guess's.
 STEEPNESS = 6.0
+#: Added to a limit before it is rounded down to stored bits, for the rounding of float64.
+ROUNDING = 1e-6
 
 
 class Landscape:
-    """f1(C) of a made-up model: layers differ in size and sensitivity, and act together.
+    """f1(C) of a made-up model, whose layers differ in size and sensitivity and interact.
 
     With rho(c) the relative squared error of Gaussian weights under choice c, measured with the
     quantizer, and s_i the sensitivity of layer i, pairs of layers (i, j) add up
@@ -30,8 +34,8 @@ class Landscape:
 
     and the loss saturates, f1 = LEAST + (CHANCE - LEAST) (1 - exp(-S)), so that all layers
     interact. Since it rises with S, its Pareto front with the mean bits is that of S, a knapsack
-    over pairs of layers, and exactly known. The allocation that starts the search sees the errors
-    and not the sensitivities, as it does on a real model.
+    over pairs of layers, and known exactly. The allocation that the search starts from is given
+    the errors and not the sensitivities, as on a real model.
 
     Args:
         layers: an even number; every third pair is four times as large, as in a transformer.
@@ -39,7 +43,10 @@ class Landscape:
 
     Attributes:
         sizes: weights of each layer.
-        bits_of: mean bits of integers.
+        cost_of: mean bits of integers.
+
+    Raises:
+        ValueError: layers is not an even number, at least 2.
     """
 
     def __init__(self, layers: int, seed: int) -> None:
@@ -47,12 +54,12 @@ class Landscape:
             raise ValueError(f"layers={layers} must be an even number, at least 2")
         generator = torch.Generator().manual_seed(seed)
         self.sizes = [(4 if (layer // 2) % 3 == 2 else 1) * 2**16 for layer in range(layers)]
-        self.bits_of = MeanBits(self.sizes)
-        # What the allocation sees is how much squared weight a layer holds; what counts is that
-        # times how much the loss minds, which it does not see.
-        energy, minds = torch.randn(2, layers, generator=generator, dtype=torch.float64).exp()
+        self.cost_of = MeanBits(self.sizes)
+        # The allocation is given each layer's sum of squared weights. The loss depends on that
+        # times the layer's gain, which the allocation is not given.
+        energy, gain = torch.randn(2, layers, generator=generator, dtype=torch.float64).exp()
         self.energy = energy * torch.tensor(self.sizes)
-        self.sensitivity = STEEPNESS * energy * minds / (energy * minds).sum()
+        self.sensitivity = STEEPNESS * energy * gain / (energy * gain).sum()
         self.interaction = 2 * torch.rand(layers // 2, generator=generator, dtype=torch.float64) - 1
         weights = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
         self._relative = error_table({"gaussian": weights})[0] / weights.double().square().sum()
@@ -65,12 +72,17 @@ class Landscape:
         total = (pairs.sum(2) + self.interaction * pairs.prod(2).sqrt()).sum(1)
         return self._saturated(total)
 
-    def allocated(self, budget: float) -> list[LayerConfig]:
-        """The least-error configuration within a budget, blind to the sensitivities."""
-        return allocate(self.energy[:, None] * self._relative, self.sizes, budget).configs
+    def allocated(self, budgets: Sequence[float]) -> Tensor:
+        """The configuration of least error within each budget: (budgets, 5 * layers) int64.
 
-    def front(self, budgets: list[float]) -> Tensor:
-        """The best that can be had within each budget: (budgets, 2) of [loss, bits], exact."""
+        The sensitivities are not used.
+        """
+        errors = self.energy[:, None] * self._relative
+        found = [allocate(errors, self.sizes, budget).configs for budget in budgets]
+        return torch.stack([to_indices(configuration).flatten() for configuration in found])
+
+    def front(self, budgets: Sequence[float]) -> Tensor:
+        """The least loss within each budget, exact: (budgets, 2) of [loss, bits]."""
         costs, weights = [], []
         unit = math.gcd(*self.sizes)
         stored = (bits_table() * BITS_GRID).round().long()
@@ -87,7 +99,7 @@ class Landscape:
         whole = sum(self.sizes) // unit * BITS_GRID
         points = []
         for budget in budgets:
-            picked = solve(costs, weights, math.floor(budget * whole + 1e-6))
+            picked = solve(costs, weights, math.floor(budget * whole + ROUNDING))
             total = sum(c[p] for c, p in zip(costs, picked, strict=True))
             used = sum(int(w[p]) for w, p in zip(weights, picked, strict=True))
             points.append((self._saturated(torch.tensor(total)).item(), used / whole))

@@ -1,0 +1,79 @@
+"""The second objective: what a configuration costs, and which ones are not allowed."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Cost(Protocol):
+    """What a configuration costs, known exactly; less is better. Mean bits, bytes, seconds.
+
+    A cost of +inf marks a configuration that is not allowed: no strategy proposes it.
+    """
+
+    def __call__(self, configurations: Tensor, /) -> Tensor:
+        """(k, d) integers to (k,) costs."""
+
+
+@runtime_checkable
+class IncrementalCost(Cost, Protocol):
+    """A cost that also gives the costs after single moves, faster than from the built rows."""
+
+    def after(
+        self, configurations: Tensor, start: Tensor, coordinate: Tensor, change: Tensor, /
+    ) -> Tensor:
+        """(s, d) allowed configurations and the :class:`~coalora_lib.search.Moves` to (k,)."""
+
+
+def finite_costs(cost_of: Cost, configurations: Tensor) -> Tensor:
+    """The costs of configurations that must be allowed, such as the scored ones: (k,) float64.
+
+    Raises:
+        ValueError: a cost is infinite or NaN.
+    """
+    costs = cost_of(configurations).double()
+    if not costs.isfinite().all():
+        row = int((~costs.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"the cost of configuration {row} is {costs[row]:g}; it must be finite, since +inf "
+            "marks a configuration that is not allowed"
+        )
+    return costs
+
+
+def is_allowed(costs: Tensor) -> Tensor:
+    """Which of (k,) costs are not +inf: (k,) bool.
+
+    Raises:
+        ValueError: a cost is NaN or -inf.
+    """
+    allowed = costs.isfinite()
+    if not allowed.all() and (wrong := ~allowed & (costs != torch.inf)).any():
+        raise ValueError(f"a cost is {costs[wrong][0]:g}; allowed: finite values and +inf")
+    return allowed
+
+
+def swept(cost_of: Cost, inside: Tensor, rows: Tensor) -> Tensor:
+    """Allowed configurations after they took over what is allowed of other ones.
+
+    Each takes over the values of its row one coordinate at a time, each value only if the result
+    is allowed.
+
+    Args:
+        cost_of: +inf marks what is not allowed.
+        inside: (k, d) allowed configurations.
+        rows: (k, d) integers.
+
+    Returns:
+        (k, d) allowed configurations.
+    """
+    here = inside.clone()
+    for coordinate in range(rows.shape[1]):
+        moved = here.clone()
+        moved[:, coordinate] = rows[:, coordinate]
+        taken = is_allowed(cost_of(moved))
+        here[taken] = moved[taken]
+    return here
