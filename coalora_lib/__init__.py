@@ -2,7 +2,7 @@
 
 One module an idea; imports run one way::
 
-    configuration <- quantization <- allocation <- adapter <- training <- experiments <- batch, cli
+    configuration <- quantization <- allocation <- adapter <- training <- experiments <- book <- cli
     configuration <- search <- training
 """
 

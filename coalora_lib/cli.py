@@ -13,9 +13,9 @@ import typer
 from papermill import PapermillExecutionError
 from tqdm import tqdm
 
-from coalora_lib import batch
+from coalora_lib.book import execution, rendering
+from coalora_lib.book.chapter import CHAPTER_DATASETS
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.chapter import CHAPTER_DATASETS
 from coalora_lib.experiments.comparison import all_jobs, job_of, path_of, run_job
 from coalora_lib.experiments.methods import EVERY_METHOD, METHODS, ablations_of
 from coalora_lib.experiments.options import compare_options
@@ -94,7 +94,7 @@ def book(
     source = root / BUILD / "source"
     parameters = {"profile": profile, "dataset": dataset, "seed": seed}
     try:
-        batch.execute_book(root, source, parameters, jobs, typer.echo)
+        execution.execute_book(root, source, parameters, jobs, typer.echo)
     except PapermillExecutionError as error:
         typer.echo(
             f"{error}\nThe chapter up to the cell that failed is under {source}/book/.", err=True
@@ -116,7 +116,7 @@ def outputs(
 ) -> None:
     """Execute every chapter in place: bring the committed notebooks up to their .md."""
     try:
-        batch.refresh_outputs(root, typer.echo, only or ())
+        execution.refresh_outputs(root, typer.echo, only or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -301,13 +301,13 @@ def scale(
 def render(strict: bool = False, root: Root = Path()) -> None:
     """Render the committed notebooks as they are; --strict makes a Sphinx warning an error."""
     source = root / BUILD / "committed"
-    batch.copy_sources(root, source)
+    rendering.copy_sources(root, source)
     _render(source, root, strict)
 
 
 def _render(source: Path, root: Path, strict: bool) -> None:
     try:
-        page = batch.render(source, root, strict)
+        page = rendering.render(source, root, strict)
     except subprocess.CalledProcessError as error:
         raise typer.Exit(error.returncode) from None
     typer.echo(f"The book: {page.resolve()}")

@@ -1,20 +1,7 @@
-"""The book's experiments: profiles, shared set-up, records, figures."""
+"""The book's experiments: profiles, shared set-up, methods, runs and their records."""
 
-from coalora_lib.experiments.benchmarks import read_benchmarks
-from coalora_lib.experiments.chapter import Run, begin
 from coalora_lib.experiments.profiles import PROFILES, Profile
-from coalora_lib.experiments.records import provenance
+from coalora_lib.experiments.run import Run
 from coalora_lib.experiments.setup import Setup, prepare
-from coalora_lib.experiments.tables import table
 
-__all__ = [
-    "PROFILES",
-    "Profile",
-    "Run",
-    "Setup",
-    "begin",
-    "prepare",
-    "provenance",
-    "read_benchmarks",
-    "table",
-]
+__all__ = ["PROFILES", "Profile", "Run", "Setup", "prepare"]

@@ -16,7 +16,6 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import HEADS
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.configuration import mean_bits
-from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.methods import EVERY_METHOD, TEACHER, Configuration, Method
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.records import (
@@ -29,6 +28,7 @@ from coalora_lib.experiments.records import (
     result_of,
     write_record,
 )
+from coalora_lib.experiments.run import Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.search import SearchPlan
 from coalora_lib.training import TrainingPlan, train

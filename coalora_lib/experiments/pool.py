@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.comparison import Job, path_of, run_job
 from coalora_lib.experiments.profiles import Profile
+from coalora_lib.experiments.run import Run
 from coalora_lib.experiments.setup import Setup, prepare
 
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from coalora_lib.experiments.chapter import Run
+from coalora_lib.experiments.run import Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.files import atomic_file
 from coalora_lib.search import Round

@@ -13,8 +13,8 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table
 from coalora_lib.configuration import LayerConfig, random_at_bits
-from coalora_lib.experiments.chapter import Run
 from coalora_lib.experiments.profiles import spread
+from coalora_lib.experiments.run import Run
 from coalora_lib.tasks import (
     TASKS,
     TaskSplits,

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from coalora_lib.allocation.budgets import spread
-from coalora_lib.configuration import FIELD_SIZES
 from coalora_lib.experiments.records import versions
 from coalora_lib.files import atomic_file
 from coalora_lib.search import ScoredSet, SearchPlan, extend, hypervolume
+from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.testbed.landscape import CHANCE, Landscape
 
 #: The reference point of the hypervolumes: the loss of a guess, and more bits than the front has.
@@ -128,8 +128,9 @@ def search_landscape(
         return hypervolume(points, REFERENCE)
 
     # The layers are of one kind here: a field has one length scale in all of them.
-    groups = torch.arange(len(FIELD_SIZES)).repeat(layers)
-    scored = ScoredSet(start, landscape(start), landscape.cost_of, FIELD_SIZES * layers, groups)
+    sizes = NORMAL_FLOAT.cardinalities
+    groups = torch.arange(len(sizes)).repeat(layers)
+    scored = ScoredSet(start, landscape(start), landscape.cost_of, sizes * layers, groups)
     run = SyntheticRun(
         layers=layers,
         seed=seed,

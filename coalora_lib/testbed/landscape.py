@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coalora_lib.allocation import allocate, error_table
+from coalora_lib.allocation import allocate, error_table, undominated
 from coalora_lib.allocation.knapsack import solve
-from coalora_lib.allocation.program import BITS_GRID, undominated
-from coalora_lib.configuration import CHOICES, STRIDES, MeanBits, bits_table, to_indices
+from coalora_lib.allocation.program import ROUNDING, bit_parts
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 
 #: The loss that the landscape saturates at: the cross-entropy of a guess between two classes.
 CHANCE = math.log(2)
@@ -20,8 +20,6 @@ LEAST = 0.2
 #: S where every layer's weights are lost altogether, without interactions. Made up: 1 - exp(-6) is
 #: 0.998, so that the loss at the fewest bits is close to a guess's.
 STEEPNESS = 6.0
-#: Added to a limit before it is rounded down to stored bits, for the rounding of float64.
-ROUNDING = 1e-6
 
 
 class Landscape:
@@ -54,7 +52,7 @@ class Landscape:
             raise ValueError(f"layers={layers} must be an even number, at least 2")
         generator = torch.Generator().manual_seed(seed)
         self.sizes = [(4 if (layer // 2) % 3 == 2 else 1) * 2**16 for layer in range(layers)]
-        self.cost_of = MeanBits(self.sizes)
+        self.cost_of = mean_bits_cost(NORMAL_FLOAT, self.sizes)
         # The allocation is given each layer's sum of squared weights. The loss depends on that
         # times the layer's gain, which the allocation is not given.
         energy, gain = torch.randn(2, layers, generator=generator, dtype=torch.float64).exp()
@@ -66,8 +64,7 @@ class Landscape:
 
     def __call__(self, indices: Tensor) -> Tensor:
         """(n, 5 * layers) integers to (n,) float64 losses."""
-        rows = (indices.reshape(len(indices), -1, len(CHOICES)) * torch.tensor(STRIDES)).sum(-1)
-        own = self.sensitivity * self._relative[rows]
+        own = self.sensitivity * self._relative[NORMAL_FLOAT.rows(indices)]
         pairs = own.reshape(len(own), -1, 2)
         total = (pairs.sum(2) + self.interaction * pairs.prod(2).sqrt()).sum(1)
         return self._saturated(total)
@@ -79,24 +76,22 @@ class Landscape:
         """
         errors = self.energy[:, None] * self._relative
         found = [allocate(errors, self.sizes, budget).configs for budget in budgets]
-        return torch.stack([to_indices(configuration).flatten() for configuration in found])
+        return NORMAL_FLOAT.to_flat(found)
 
     def front(self, budgets: Sequence[float]) -> Tensor:
         """The least loss within each budget, exact: (budgets, 2) of [loss, bits]."""
         costs, weights = [], []
-        unit = math.gcd(*self.sizes)
-        stored = (bits_table() * BITS_GRID).round().long()
+        stored, whole = bit_parts(NORMAL_FLOAT, self.sizes)
         for pair in range(len(self.interaction)):
             i, j = 2 * pair, 2 * pair + 1
             first, second = (self.sensitivity[layer] * self._relative for layer in (i, j))
             cost = (
                 first[:, None] + second + self.interaction[pair] * (first[:, None] * second).sqrt()
             )
-            weight = stored[:, None] * (self.sizes[i] // unit) + stored * (self.sizes[j] // unit)
+            weight = stored[i][:, None] + stored[j]
             kept = undominated(cost.flatten(), weight.flatten())
             costs.append(cost.flatten()[kept].numpy())
             weights.append(weight.flatten()[kept].numpy())
-        whole = sum(self.sizes) // unit * BITS_GRID
         points = []
         for budget in budgets:
             picked = solve(costs, weights, math.floor(budget * whole + ROUNDING))

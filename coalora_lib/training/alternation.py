@@ -10,15 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coalora_lib.adapter import CoaLora, describe_layers
-from coalora_lib.configuration import (
-    CHOICES,
-    FIELD_SIZES,
-    LayerConfig,
-    MeanBits,
-    from_indices,
-    to_indices,
-)
 from coalora_lib.search import Round, ScoredSet, SearchPlan, search_round
+from coalora_lib.spaces import ConfigurationSpace, mean_bits_cost
 from coalora_lib.training.evaluation import Examples, evaluate_each
 
 #: Examples in a forward pass while scoring: as many as the standard profile scores on, so that each
@@ -33,7 +26,7 @@ def search_model(
 
     Args:
         model: scores.
-        configurations: (n, 5 * layers) int64, the set.
+        configurations: (n, layers * fields) int64, the set.
         plan: sizes and strategy of the search.
         scoring: the examples that a loss is measured on.
         seed: of the strategy.
@@ -43,36 +36,31 @@ def search_model(
 
 
 def scored_set(model: CoaLora, configurations: Tensor, scoring: Examples) -> ScoredSet:
-    """A model's configurations, (n, 5 * layers) int64, scored; the cost is their mean bits."""
+    """A model's configurations, (n, layers * fields) int64, scored; the cost is their mean bits."""
     return ScoredSet(
         configurations,
         score(model, configurations, scoring),
-        MeanBits(model.sizes),
-        FIELD_SIZES * len(model.layer_names),
-        length_scale_groups(model.layer_names),
+        mean_bits_cost(model.space, model.shapes),
+        model.space.cardinalities * len(model.layer_names),
+        length_scale_groups(model.layer_names, model.space),
     )
 
 
-def length_scale_groups(layer_names: Sequence[str]) -> Tensor:
-    """Which coordinates share a length scale: (5 * layers,) int64 groups.
+def length_scale_groups(layer_names: Sequence[str], space: ConfigurationSpace) -> Tensor:
+    """Which coordinates share a length scale: (layers * fields,) int64 groups.
 
     Coordinates of the same field in layers of the same module type do: the loss is about as
     sensitive to a field in every query layer as in one of them. A few length scales are fitted
     instead of hundreds.
     """
     kinds = describe_layers(layer_names).type_index
-    return (kinds[:, None] * len(FIELD_SIZES) + torch.arange(len(FIELD_SIZES))).flatten()
+    fields = len(space.fields)
+    return (kinds[:, None] * fields + torch.arange(fields)).flatten()
 
 
 def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
-    """f1 of each configuration, (n, 5 * layers) to (n,) float64: the loss on fixed examples."""
+    """f1 of each configuration, (n, layers * fields) to (n,) float64: the loss on fixed examples."""
     bar = tqdm(configurations, "scoring", disable=None, leave=False)
-    each = (from_indices(row) for row in bar)
+    each = (model.space.from_indices(row) for row in bar)
     found = evaluate_each(model, scoring, each, batch_size=SCORING_BATCH)
     return torch.tensor([evaluation.loss for evaluation in found], dtype=torch.float64)
-
-
-def to_flat(configurations: Sequence[Sequence[LayerConfig]]) -> Tensor:
-    """Configurations as the search's integers: (n, 5 * layers) int64."""
-    flat = [to_indices(configuration).flatten() for configuration in configurations]
-    return torch.stack(flat) if flat else torch.empty(0, len(CHOICES), dtype=torch.int64)

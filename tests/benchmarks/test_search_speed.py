@@ -7,7 +7,7 @@ from botorch.models import ModelListGP
 from botorch.optim.fit import fit_gpytorch_mll_scipy
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
 
-from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import Acquisition, Surrogate, finite_differences, moves_from, propose
 from coalora_lib.search.surrogate import map_closure
 from coalora_lib.search.walk import one_thread
@@ -18,12 +18,12 @@ from tests.search.test_surrogate import likelihood_of, loss_of, model_of
 def problem(layers, scored):
     """A made-up task: each layer's loss falls with its weights' bits, some layers' far more."""
     generator = torch.Generator().manual_seed(0)
-    cardinalities = torch.tensor(FIELD_SIZES * layers)
+    cardinalities = torch.tensor(NORMAL_FLOAT.cardinalities * layers)
     columns = [torch.randint(int(n), (scored,), generator=generator) for n in cardinalities]
     rows = torch.stack(columns, dim=1)
     weights = torch.rand(layers, generator=generator, dtype=torch.float64).square()
-    losses = torch.exp(-rows[:, :: len(FIELD_SIZES)].double()) @ (weights / weights.sum())
-    return rows, losses, MeanBits([2**16] * layers), cardinalities
+    losses = torch.exp(-rows[:, :: len(NORMAL_FLOAT.cardinalities)].double()) @ (weights / weights.sum())
+    return rows, losses, mean_bits_cost("nf", [2**16] * layers), cardinalities
 
 
 def botorchs(acquisition, losses):
@@ -77,7 +77,7 @@ def test_fit(benchmark, way):
     scores are, and length scales are shared by field and by kind of layer, of six."""
     rows, losses, _, cardinalities = problem(36, 60)
     losses += 0.1 * losses.std() * torch.randn(len(losses), dtype=torch.float64)
-    groups = torch.arange(len(cardinalities)) % (6 * len(FIELD_SIZES))
+    groups = torch.arange(len(cardinalities)) % (6 * len(NORMAL_FLOAT.cardinalities))
 
     def botorchs_fit():
         model = model_of(rows, losses, cardinalities, groups)

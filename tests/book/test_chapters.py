@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import yaml
 
-from coalora_lib.batch import chapters, paired_text
+from coalora_lib.book.execution import chapters, paired_text
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = chapters(ROOT)

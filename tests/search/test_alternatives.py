@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import STRATEGIES, Acquisition, ScoredSet, Surrogate, moves_from, propose
 from coalora_lib.search.alternatives import BotorchAcquisition, new_rows
 from tests.search.toy import IncrementalLayerTable, LayerTable
 
-CARDINALITIES = torch.tensor(FIELD_SIZES * 2)
-BITS = MeanBits([100, 300])
+CARDINALITIES = torch.tensor(NORMAL_FLOAT.cardinalities * 2)
+BITS = mean_bits_cost("nf", [100, 300])
 #: botorch's posterior against ours, relative to the area of all.
 AS_BOTORCH = 1e-8
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import (
     Acquisition,
     Neighbourhood,
@@ -34,7 +34,7 @@ def problem(cardinalities, scored=20, seed=0):
 
 #: Thirty coordinates as the layers have them, and few of which one has a single value.
 SPACES = [
-    pytest.param(torch.tensor(FIELD_SIZES * 6), id="30 coordinates"),
+    pytest.param(torch.tensor(NORMAL_FLOAT.cardinalities * 6), id="30 coordinates"),
     pytest.param(CARDINALITIES, id="one single value"),
 ]
 
@@ -148,11 +148,11 @@ def test_the_acquisition_around_is_that_of_built_rows(log):
 
 @pytest.mark.parametrize(
     "function",
-    [MeanBits([10, 200, 35, 7]), lambda rows: rows.float().mean(1)],
-    ids=["MeanBits.after", "plain function"],
+    [mean_bits_cost("nf", [10, 200, 35, 7]), lambda rows: rows.float().mean(1)],
+    ids=["mean bits", "plain function"],
 )
 def test_costs_after_moves_are_those_of_built_rows(function):
-    cardinalities = torch.tensor(FIELD_SIZES * 4)
+    cardinalities = torch.tensor(NORMAL_FLOAT.cardinalities * 4)
     here = drawn(cardinalities, 3)
     moves = moves_from(here, cardinalities)
     found = costs_after(function, here, moves)

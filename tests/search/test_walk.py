@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from coalora_lib.configuration import FIELD_SIZES, MeanBits
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
 from coalora_lib.search.walk import LEAST_GAIN
 from tests.search.toy import CARDINALITIES, IncrementalLayerTable, drawn, true_loss
@@ -27,14 +27,14 @@ class Problem:
 
     def __init__(self, seed, layers=3, count=20, kind=Acquisition):
         generator = torch.Generator().manual_seed(seed)
-        self.cardinalities = torch.tensor(FIELD_SIZES * layers)
+        self.cardinalities = torch.tensor(NORMAL_FLOAT.cardinalities * layers)
         self.rows = drawn(self.cardinalities, count, seed)
         weights = torch.rand(self.rows.shape[1], generator=generator, dtype=torch.float64)
         noise = torch.randn(count, generator=generator, dtype=torch.float64)
         self.losses = torch.exp(-0.3 * self.rows.double()) @ weights + 0.1 * noise
         sizes = torch.randint(100, 900, (layers,), generator=generator).tolist()
         surrogate = Surrogate(self.rows, self.losses, self.cardinalities)
-        self.acquisition = kind(surrogate, self.losses, MeanBits(sizes))
+        self.acquisition = kind(surrogate, self.losses, mean_bits_cost("nf", sizes))
 
     @property
     def restarts(self):

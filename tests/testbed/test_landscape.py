@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from coalora_lib.configuration import LayerConfig, to_indices
+from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.testbed.landscape import Landscape
 
 
 def test_the_landscapes_front_is_the_best_of_all_configurations():
     landscape = Landscape(2, seed=3)
-    single = to_indices(LayerConfig.space())
+    single = NORMAL_FLOAT.to_indices(NORMAL_FLOAT.choices)
     first, second = torch.cartesian_prod(torch.arange(432), torch.arange(432)).T
     everything = torch.cat([single[first], single[second]], dim=1)
     losses, bits = landscape(everything), landscape.cost_of(everything)

@@ -6,29 +6,20 @@ import ast
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 
-from coalora_lib.experiments.plotting import use_style
-from coalora_lib.experiments.profiles import CHAPTER_PROFILES, PROFILES, Profile
+from coalora_lib.book.plots import use_style
+from coalora_lib.experiments.profiles import CHAPTER_PROFILES, PROFILES
+from coalora_lib.experiments.run import Run
 from coalora_lib.tasks import TASKS
 
 #: What a chapter may be run on: what has classes.
 CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]
 #: What papermill puts on top of the cell that carries the parameters it was given.
 INJECTED_MARK = "# Parameters\n"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A chapter's checked parameters."""
-
-    profile: Profile
-    seed: int
-    dataset: str = "embedded"
 
 
 def begin(namespace: Mapping[str, Any], *names: str) -> Run:

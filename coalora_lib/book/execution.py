@@ -1,10 +1,8 @@
-"""Running chapters with papermill and rendering the book with jupyter-book."""
+"""Running chapters with papermill, and how the stored outputs are made."""
 
 from __future__ import annotations
 
-import base64
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +18,9 @@ import nbformat
 import papermill
 import yaml
 
+from coalora_lib.book.rendering import README_PICTURE, copy_sources, picture_of
 from coalora_lib.files import atomic_file
 
-#: The README's picture: a chapter, the name of one of its figures, and where it is kept.
-README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
 #: Notebook metadata that machines write and readers do not need.
 EXECUTION_METADATA = ("execution", "papermill")
 
@@ -127,16 +124,6 @@ def _limit_threads(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
 
 
-def copy_sources(root: Path, target: Path) -> None:
-    """Copy what jupyter-book reads: configuration, contents, chapters, figures."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(root / name, target / name)
-    unwanted = shutil.ignore_patterns("*.md", ".ipynb_checkpoints", "results")
-    shutil.copytree(root / "book", target / "book", ignore=unwanted)
-
-
 def refresh_outputs(
     root: Path, report: Callable[[str], None] = print, only: Sequence[str] = ()
 ) -> None:
@@ -179,18 +166,6 @@ def refresh_outputs(
         report(f"{chapter.stem:<32}{seconds:6.0f} s")
 
 
-def picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
-    """The PNG of a captioned figure.
-
-    Raises:
-        KeyError: the notebook has no such figure.
-    """
-    for cell in notebook.cells:
-        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
-            return base64.b64decode(cell.outputs[-1].data["image/png"])
-    raise KeyError(f"there is no figure {name!r} in the notebook")
-
-
 def synchronise(notebook: Path) -> None:
     """Bring a notebook's cells up to its paired .md, keeping outputs and ids of unchanged cells."""
     subprocess.run(
@@ -206,34 +181,6 @@ def synchronise(notebook: Path) -> None:
         check=True,
         capture_output=True,
     )
-
-
-def render(source: Path, output: Path, strict: bool) -> Path:
-    """Build the HTML of a book from clean, without executing anything.
-
-    Args:
-        source: a folder with ``_config.yml``, ``_toc.yml`` and ``book/``.
-        output: the HTML goes to ``_build/html`` under it.
-        strict: a Sphinx warning is an error.
-
-    Returns:
-        The first page.
-
-    Raises:
-        subprocess.CalledProcessError: the build failed; its output is on the terminal.
-    """
-    shutil.rmtree(output / "_build" / "html", ignore_errors=True)
-    shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
-    command = [
-        Path(sys.executable).with_name("jupyter-book"),
-        "build",
-        source,
-        "--path-output",
-        output,
-    ]
-    flags = ["-W", "--keep-going"] if strict else ["--quiet"]
-    subprocess.run([*command, *flags], check=True)
-    return output / "_build" / "html" / "index.html"
 
 
 def paired_text(notebook: Path) -> nbformat.NotebookNode:

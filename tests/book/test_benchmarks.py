@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from coalora_lib.experiments import read_benchmarks
+from coalora_lib.book import read_benchmarks
 
 STORED = Path(__file__).parents[2] / "book" / "results" / "benchmarks"
 

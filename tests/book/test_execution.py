@@ -6,10 +6,10 @@ import pytest
 from papermill import PapermillExecutionError
 from typer.testing import CliRunner
 
-from coalora_lib.batch import chapters, parameters_of, refresh_outputs, run_chapter
+from coalora_lib.book.execution import chapters, parameters_of, refresh_outputs, run_chapter
 from coalora_lib.cli import app
 
-BEGIN = """from coalora_lib.experiments import begin
+BEGIN = """from coalora_lib.book import begin
 run = begin(globals(), "profile", "seed")
 print(run.profile.name, run.seed)"""
 
