@@ -59,7 +59,7 @@ def length_scale_groups(layer_names: Sequence[str], space: ConfigurationSpace) -
 
 
 def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
-    """f1 of each configuration, (n, layers * fields) to (n,) float64: the loss on fixed examples."""
+    """f1 of each of (n, layers * fields) configurations: (n,) float64, losses on fixed examples."""
     bar = tqdm(configurations, "scoring", disable=None, leave=False)
     each = (model.space.from_indices(row) for row in bar)
     found = evaluate_each(model, scoring, each, batch_size=SCORING_BATCH)

@@ -22,7 +22,9 @@ def problem(layers, scored):
     columns = [torch.randint(int(n), (scored,), generator=generator) for n in cardinalities]
     rows = torch.stack(columns, dim=1)
     weights = torch.rand(layers, generator=generator, dtype=torch.float64).square()
-    losses = torch.exp(-rows[:, :: len(NORMAL_FLOAT.cardinalities)].double()) @ (weights / weights.sum())
+    losses = torch.exp(-rows[:, :: len(NORMAL_FLOAT.cardinalities)].double()) @ (
+        weights / weights.sum()
+    )
     return rows, losses, mean_bits_cost("nf", [2**16] * layers), cardinalities
 
 

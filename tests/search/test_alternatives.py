@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import STRATEGIES, Acquisition, ScoredSet, Surrogate, moves_from, propose
 from coalora_lib.search.alternatives import BotorchAcquisition, new_rows
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from tests.search.toy import IncrementalLayerTable, LayerTable
 
 CARDINALITIES = torch.tensor(NORMAL_FLOAT.cardinalities * 2)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import (
     Acquisition,
     Neighbourhood,
@@ -10,6 +9,7 @@ from coalora_lib.search import (
     moves_from,
 )
 from coalora_lib.search.moves import allowed_moves, costs_after
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from tests.search.toy import IncrementalLayerTable, LayerTable, drawn
 
 CARDINALITIES = torch.tensor([4, 4, 3, 3, 3, 1, 2])

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
 from coalora_lib.search.walk import LEAST_GAIN
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from tests.search.toy import CARDINALITIES, IncrementalLayerTable, drawn, true_loss
 
 #: Values of a neighbourhood against values of built rows, in the logarithm.
@@ -23,7 +23,7 @@ def scored(count=24):
 
 
 class Problem:
-    """Random sensitivities of the layers, as many scored configurations, MeanBits."""
+    """Random sensitivities of the layers, as many scored configurations, mean bits."""
 
     def __init__(self, seed, layers=3, count=20, kind=Acquisition):
         generator = torch.Generator().manual_seed(seed)
