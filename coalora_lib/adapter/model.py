@@ -217,20 +217,24 @@ class CoaLora(nn.Module):
                 raise TypeError(f"{name}: {config!r} is not a LayerConfig")
         return list(configuration)
 
-    def set_configuration(self, configuration: ConfigurationLike) -> None:
+    def set_configuration(self, configuration: ConfigurationLike | None) -> None:
         """Switch to a configuration: quantized weights move in, the adapter follows.
 
         Args:
             configuration: one LayerConfig for each of :attr:`layer_names`, in that order or by
                 name; or a budget in mean bits per parameter; or a
                 :class:`~coalora_lib.allocation.Device` (allowed bit widths, bytes, ...), for
-                which the least-error configuration is allocated.
+                which the least-error configuration is allocated. None puts the pre-trained
+                weights back, with LoRA unadjusted.
 
         Raises:
             ValueError: the number or the names of the layers differ, or the budget or device is
                 not feasible; the model is left as it was.
             TypeError: what is given is no configuration.
         """
+        if configuration is None:
+            self._unset_configuration()
+            return
         configuration = self.resolve(configuration)
         # Of the dtype of the weights that they are copied to, so that one kernel copies all.
         dtype = self._layers[0].base_layer.weight.dtype if self._in_place else None
@@ -250,6 +254,14 @@ class CoaLora(nn.Module):
         else:
             self._indices = indices.to(self.device)
         self._configuration = configuration
+
+    def _unset_configuration(self) -> None:
+        weights = self._cache.weights.values()
+        for layer, weight in zip(self._layers, weights, strict=True):
+            layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+        for factor in (*self._factors, *self._outputs):
+            factor.adjusted = factor.shift = None
+        self._configuration = self._indices = None
 
     @contextmanager
     def weights_in_place(self) -> Iterator[None]:
