@@ -56,7 +56,7 @@ def test_without_a_gpu_capturing_changes_nothing(model, examples):
 @needs_cuda
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
 def test_captured_passes_train_as_eager_ones(distillation, examples, monkeypatch):
-    plan = replace(PLAN, distillation=distillation)
+    plan = replace(PLAN, distillation=distillation, teacher="model" if distillation else "none")
     teacher = tiny("bert").eval() if distillation else None
     search = SearchPlan(rounds=2, starts=2, max_steps=3, proposals=2)
 
