@@ -194,8 +194,9 @@ def test_a_second_training_into_the_same_folder_is_refused(examples, whole, tmp_
     assert same(run(examples, tmp_path)[0], whole[0])
 
 
-def hold(folder, held):
-    CheckpointFolder(folder, {}).open()
+def hold(path, held):
+    folder = CheckpointFolder(path, {})
+    folder.open()
     held.set()
     time.sleep(60)
 
