@@ -30,6 +30,7 @@ class AdaptedLayers:
 
     Attributes:
         quantized: the layer behind each LoRA by name.
+        cache: of their weights.
         configuration: the current one; None while the weights are the pre-trained ones.
     """
 
@@ -50,6 +51,7 @@ class AdaptedLayers:
             self.quantized[name] = lora.base_layer = layer
             for place in (lora.lora_A, lora.lora_B):
                 place["default"] = LoraFactor(place["default"])
+        self.cache = cache
         self.configuration: list[Choice] | None = None
         self._static = False
 

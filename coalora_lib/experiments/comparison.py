@@ -126,10 +126,10 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
         aware = isinstance(model, CoaLora)  # of configurations; others have theirs built in
         first = setup.training_set() if over_set else [one] if aware else None
     teacher = None
-    if method.distillation and not method.in_place:
+    if method.teacher == "model":
         with phase("teacher"):
             teacher = TEACHER.make(setup, None)
-            train(teacher, setup.train, None, replace(plan, distillation=0.0))
+            train(teacher, setup.train, None, replace(plan, distillation=0.0, teacher="none"))
     with phase("training"):
         history = train(
             model,
@@ -176,7 +176,7 @@ def plan_of(setup: Setup, method: Method) -> TrainingPlan:
     count = method.configurations_per_step or plan.configurations_per_step
     steps = max(1, plan.steps * plan.configurations_per_step // count)
     plan = replace(plan, steps=steps, configurations_per_step=count)
-    return replace(plan, distillation=method.distillation, in_place=method.in_place)
+    return replace(plan, distillation=method.distillation, teacher=method.teacher)
 
 
 def search_of(profile: Profile, method: Method) -> SearchPlan | None:

@@ -31,10 +31,9 @@ class Method:
         configurations_per_step: the profile's if None; with others, the steps change so that the
             passes stay the same.
         rate: times the profile's learning rate.
-        distillation: weight of a teacher's term in the loss; the teacher is unquantized LoRA of
+        distillation: weight of a teacher's term in the loss.
+        teacher: see :class:`~coalora_lib.training.TrainingPlan`; a "model" is unquantized LoRA of
             the same rank, trained before.
-        in_place: the teacher is the model itself, see
-            :class:`~coalora_lib.training.TrainingPlan`.
         scheme: the code book, "nf" or "int".
     """
 
@@ -46,7 +45,7 @@ class Method:
     configurations_per_step: int | None = None
     rate: float = 1.0
     distillation: float = 0.0
-    in_place: bool = False
+    teacher: Literal["none", "model", "self"] = "none"
     scheme: Literal["nf", "int"] = "nf"
 
 
@@ -116,7 +115,8 @@ METHODS: dict[str, Method] = {
     "full fine-tuning": Method(_full_fine_tuning, "nothing", has_rank=False, rate=FULL_RATE),
 }
 _OURS = METHODS["CoA-LoRA"]
-_IN_PLACE = {"distillation": 0.5, "in_place": True, "configurations_per_step": 2}
+_TAUGHT = {"distillation": 0.5, "teacher": "model"}
+_SELF_TAUGHT = {"distillation": 0.5, "teacher": "self", "configurations_per_step": 2}
 #: CoA-LoRA with one part changed, and integer codes for it and what it is measured against.
 ABLATIONS: dict[str, Method] = {
     "no search": replace(_OURS, searches=False),
@@ -132,10 +132,10 @@ ABLATIONS: dict[str, Method] = {
     "1 configuration a step": replace(_OURS, configurations_per_step=1),
     "2 configurations a step": replace(_OURS, configurations_per_step=2),
     "4 configurations a step": replace(_OURS, configurations_per_step=4),
-    "distillation": replace(_OURS, distillation=0.5),
-    "distillation in place": replace(_OURS, **_IN_PLACE),
-    "Shared-LoRA, distillation": replace(METHODS["Shared-LoRA"], distillation=0.5),
-    "Shared-LoRA, distillation in place": replace(METHODS["Shared-LoRA"], **_IN_PLACE),
+    "distillation": replace(_OURS, **_TAUGHT),
+    "distillation in place": replace(_OURS, **_SELF_TAUGHT),
+    "Shared-LoRA, distillation": replace(METHODS["Shared-LoRA"], **_TAUGHT),
+    "Shared-LoRA, distillation in place": replace(METHODS["Shared-LoRA"], **_SELF_TAUGHT),
     "CoA-LoRA, integer codes": replace(_OURS, scheme="int"),
     "Shared-LoRA, integer codes": replace(METHODS["Shared-LoRA"], scheme="int"),
     "LQ-LoRA, integer codes": replace(METHODS["LQ-LoRA"], scheme="int"),

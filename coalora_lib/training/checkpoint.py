@@ -1,164 +1,179 @@
-"""Checkpoints: all that a run needs to go on as if it had not been stopped.
+"""Checkpoint folders: all that a run needs to go on as if it had not been stopped, as files.
 
-    step-00001200-1/         after 1,200 steps and one search
-        state.safetensors    trained parameters, the optimizer's moments, random states, and what
-                             each search saw
-        state.json           where the run stands; its plan; losses; the set of configurations;
-                             checksums of both files
+    step-00001200-1/         one checkpoint; its name sorts by progress
+        state.safetensors    the run's tensors
+        state.json           its other values, which run it is, and checksums of both files
+    .lock                    held by the training that writes here
 
 A checkpoint is a folder that appears whole; the two newest are kept.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import re
 import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coalora_lib.adapter.saving import load_parameters
-from coalora_lib.configuration import from_indices
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
-from coalora_lib.search import Round
-from coalora_lib.training.alternation import to_flat
 
-if TYPE_CHECKING:
-    from coalora_lib.training.loop import Trainer
-
-STATE, TENSORS = "state.json", "state.safetensors"
+VALUES, TENSORS, LOCK = "state.json", "state.safetensors", ".lock"
+#: The newest, and one before it should the newest turn out to be damaged.
 KEPT = 2
 
 
-def save(trainer: Trainer, folder: Path) -> None:
-    """Write a checkpoint of a run; the main process does, the others wait."""
-    random_states = trainer.random_states()
-    if trainer.accelerator.is_main_process:
-        _write(trainer, folder, random_states)
-    trainer.accelerator.wait_for_everyone()
+class State(NamedTuple):
+    """A run's state as it is stored.
 
-
-def resume(trainer: Trainer, folder: Path) -> None:
-    """Bring a fresh run to where its newest whole checkpoint stands.
-
-    A checkpoint that was cut short or altered is named in a warning and put aside, and the one
-    before it is used.
-
-    Raises:
-        ValueError: the checkpoints are of another run.
+    Attributes:
+        values: what JSON holds.
+        tensors: by name.
     """
-    for path in reversed(found(folder)):
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class CheckpointFolder:
+    """A folder of one run's checkpoints; only one training at a time writes into it.
+
+    Args:
+        path: the folder; made if missing.
+        run: what a checkpoint must agree with to be one of this run, as JSON holds it.
+    """
+
+    def __init__(self, path: str | Path, run: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self._run = unseal(seal(run))  # as it looks when it was written: tuples are lists
+        self._held = ExitStack()
+
+    def open(self) -> None:
+        """Get ready to write: make the folder, lock it, remove what a killed run left unfinished.
+
+        The lock is the operating system's (``flock``): it ends with the process that holds it,
+        however that ends. Reading needs no lock.
+
+        Raises:
+            OSError: the folder cannot be made or written into.
+            RuntimeError: another training writes into it.
+        """
         try:
-            state, tensors = _read(path)
-        except (ValueError, OSError) as error:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            warnings.warn(
-                f"checkpoint {path} is not used: {error}; it was renamed to {aside.name}",
-                stacklevel=4,
-            )
-            continue
-        _refuse_another_run(path, state["run"], trainer.about)
-        _restore(trainer, path, state, tensors)
-        return
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            reason = "a file is in its place" if os.path.isfile(self.path) else error.strerror
+            raise type(error)(
+                error.errno, f"no checkpoints can be written into {self.path}: {reason}"
+            ) from error
+        self._held.enter_context(_locked(self.path))
+        for leftover in self.path.glob(".step-*"):
+            shutil.rmtree(leftover)
 
+    def close(self) -> None:
+        """Let go of the lock, if it is held."""
+        self._held.close()
 
-def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}-\d+", path.name))
+    def save(self, name: str, state: State) -> None:
+        """Write a checkpoint; one of that name that is there is of the same state and stays."""
+        path = self.path / name
+        if path.exists():
+            return
+        with atomic_folder(path, VALUES) as partial:
+            tensors = {n: t.detach().cpu().contiguous() for n, t in state.tensors.items()}
+            save_file(tensors, partial / TENSORS)
+            own = {"run": self._run, "tensors_sha256": sha256_of(partial / TENSORS)}
+            (partial / VALUES).write_text(seal(state.values | own))
+        for old in list_checkpoints(self.path)[:-KEPT]:
+            shutil.rmtree(old)
 
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint, or None.
 
-def _write(trainer: Trainer, folder: Path, random_states: list[dict[str, Tensor]]) -> None:
-    tensors = {f"parameter.{name}": p for name, p in trainer.parameters.items()}
-    moments = trainer.optimizer.state_dict()["state"]
-    for (name, _), moment in zip(trainer.parameters.items(), moments.values(), strict=True):
-        tensors |= {f"optimizer.{kind}.{name}": value for kind, value in moment.items()}
-    tensors["draws"] = trainer.generator.get_state()
-    for process, states in enumerate(random_states):
-        tensors |= {f"random.{process}.{device}": state for device, state in states.items()}
-    if trainer.configurations is not None:
-        tensors["set"] = to_flat(trainer.configurations)
-    proposed = []
-    for number, each in enumerate(trainer.rounds):
-        values = vars(each).copy()
-        proposed.append(values.pop("proposed"))
-        tensors |= {f"round.{number}.{name}": value for name, value in values.items()}
-    path = folder / f"step-{trainer.step:08d}-{len(trainer.rounds)}"
-    with atomic_folder(path, STATE) as partial:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial / TENSORS)
-        state = {
-            "run": trainer.about,
-            "step": trainer.step,
-            "losses": trainer.losses,
-            "schedule": trainer.schedule.state_dict(),
-            "learning_rates": [group["lr"] for group in trainer.optimizer.param_groups],
-            "epoch": trainer.batches.epoch,
-            "position": trainer.batches.position,
-            "proposed": proposed,
-            "tensors_sha256": sha256_of(partial / TENSORS),
-        }
-        (partial / STATE).write_text(seal(state))
-    for old in found(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        One that was cut short or altered is named in a warning and put aside.
 
+        Raises:
+            ValueError: it is of another run.
+        """
+        for path in reversed(list_checkpoints(self.path)):
+            try:
+                content = unseal((path / VALUES).read_text())
+                if sha256_of(path / TENSORS) != content["tensors_sha256"]:
+                    raise ValueError(f"{TENSORS} was altered: its sha256 is not the recorded one")
+            except (ValueError, OSError) as error:
+                self._put_aside(path, error)
+                continue
+            self._refuse_another_run(path, content["run"])
+            return path
+        return None
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    state = unseal((path / STATE).read_text())
-    if sha256_of(path / TENSORS) != state["tensors_sha256"]:
-        raise ValueError(f"{TENSORS} was altered: its sha256 is not the recorded one")
-    return state, load_file(path / TENSORS)
+    def read(self, path: Path) -> State:
+        """What a checkpoint that :meth:`newest` found holds."""
+        return State(unseal((path / VALUES).read_text()), load_file(path / TENSORS))
 
+    def _put_aside(self, path: Path, error: Exception) -> None:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        warnings.warn(
+            f"checkpoint {path} is not used: {error}; it was renamed to {aside.name}",
+            stacklevel=2,
+        )
 
-def _refuse_another_run(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    ours = unseal(seal(ours))  # as it looks when it was written: tuples are lists
-    for name in ours:
-        if theirs.get(name) != ours[name]:
+    def _refuse_another_run(self, path: Path, theirs: dict[str, Any]) -> None:
+        for name, ours in self._run.items():
+            there = theirs.get(name)
+            if there == ours:
+                continue
             differing = name
-            if isinstance(ours[name], dict) and isinstance(theirs.get(name), dict):
-                keys = sorted(ours[name].keys() | theirs[name].keys())
-                key = next(k for k in keys if ours[name].get(k) != theirs[name].get(k))
-                differing = f"{name}, {key}: {theirs[name].get(key)} there, {ours[name].get(key)}"
+            if isinstance(ours, dict) and isinstance(there, dict):
+                keys = sorted(ours.keys() | there.keys())
+                key = next(k for k in keys if ours.get(k) != there.get(k))
+                differing = f"{name}, {key}: {there.get(key)} there, {ours.get(key)}"
             raise ValueError(
                 f"checkpoint {path} is of another run ({differing}); give another folder, or "
                 "remove it to start anew"
             )
 
 
-def _restore(
-    trainer: Trainer, path: Path, state: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
-    load_parameters(trainer.model, _under(tensors, "parameter."), str(path / TENSORS))
-    kinds = ("step", "exp_avg", "exp_avg_sq")
-    optimizer = trainer.optimizer.state_dict()
-    optimizer["state"] = {
-        number: {kind: tensors[f"optimizer.{kind}.{name}"] for kind in kinds}
-        for number, name in enumerate(trainer.parameters)
-    }
-    for group, rate in zip(optimizer["param_groups"], state["learning_rates"], strict=True):
-        group["lr"] = rate
-    trainer.optimizer.load_state_dict(optimizer)
-    trainer.schedule.load_state_dict(state["schedule"])
-    trainer.generator.set_state(tensors["draws"])
-    random = _under(tensors, f"random.{trainer.accelerator.process_index}.")
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"])
-    trainer.step, trainer.losses = state["step"], state["losses"]
-    trainer.batches.seek(state["epoch"], state["position"])
-    trainer.rounds = [
-        Round(**_under(tensors, f"round.{number}."), proposed=proposed)
-        for number, proposed in enumerate(state["proposed"])
-    ]
-    if "set" in tensors:
-        trainer.configurations = [from_indices(row) for row in tensors["set"]]
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}-\d+", path.name))
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock."""
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RuntimeError(
+                f"{folder} is in use by another training (process {file.read().strip()}); give "
+                "another folder, or wait until it ends"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            warnings.warn(
+                f"{folder} is on a file system without locks ({error.strerror}): another training "
+                "into it would not be noticed",
+                stacklevel=2,
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

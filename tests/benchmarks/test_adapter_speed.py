@@ -1,7 +1,6 @@
 """`make benchmarks`: what the configuration costs a training step, and what a switch costs."""
 
 import time
-from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import random_configuration
+from coalora_lib.spaces import random_configuration
 from coalora_lib.tasks import load_classifier
 from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.baselines import lora, lq_lora
@@ -93,7 +92,10 @@ def new_trainer(way, device):
         model, chosen = lora(base_model(device), rank), None
     else:
         model = CoaLora.attach(
-            base_model(device), rank, configuration_aware=way == "CoA-LoRA", cache_bytes=2**35
+            base_model(device),
+            rank,
+            adjuster="hypernetwork" if way == "CoA-LoRA" else "none",
+            cache_bytes=2**35,
         )
         chosen = configurations(len(model.layer_names), 4)
         for configuration in chosen:
@@ -137,7 +139,7 @@ def test_captured_step(benchmark, device, way):
     ]
     several = TrainingPlan(10_000, 128, configurations_per_step=2, cuda_graphs=way == "captured")
     trainer = Trainer(model, phrases, chosen, several)
-    with trainer._capturing() if way == "captured" else nullcontext():
+    with trainer.capturing():
         timed(benchmark, device, trainer.train_step, rounds=60)
 
 
@@ -149,7 +151,7 @@ def test_adapters(benchmark, device):
 
     @torch.no_grad()
     def adapters():
-        return model.adjusted_factors(model.adjustments(chosen))
+        return model.adapted_factors(chosen)
 
     assert len(timed(benchmark, device, adapters, rounds=200)) == 144
 
@@ -165,7 +167,7 @@ def test_switch(benchmark, device, way):
 
     def switch():
         if way == "cold":
-            model._cache.clear()
+            model.layers.cache.clear()
         turn.reverse()
         model.set_configuration(turn[0])
 
@@ -173,8 +175,8 @@ def test_switch(benchmark, device, way):
         switch()
     timed(benchmark, device, switch, rounds=20)
     benchmark.extra_info["weights"] = sum(model.sizes)
-    benchmark.extra_info["cache_bytes"] = model._cache.held
-    assert model._cache.held <= limit
+    benchmark.extra_info["cache_bytes"] = model.layers.cache.held
+    assert model.layers.cache.held <= limit
 
 
 @pytest.mark.benchmark(group="a whole run")

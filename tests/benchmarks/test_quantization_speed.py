@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from coalora_lib.allocation import allocate, error_table, undominated
-from coalora_lib.allocation.program import Limit, integer_program
-from coalora_lib.configuration import LayerConfig, bits_table
-from coalora_lib.quantization import quantize
-from coalora_lib.quantization.codebooks import midpoints
+from coalora_lib.allocation.solver import Limit, integer_program
+from coalora_lib.quantization import BlockwiseChoice, quantize
+from coalora_lib.quantization.codebooks import thresholds
 from coalora_lib.quantization.nearest import level_grid
+from coalora_lib.spaces import NORMAL_FLOAT
 from tests.benchmarks.timing import GPU, timed
 
-QLORA = LayerConfig(4, 8, "fp32", 64, 256)
+QLORA = BlockwiseChoice(4, 8, "fp32", 64, 256)
 #: The linear layers of one block, (out, in): of MiniLM and of RoBERTa-large.
 MINILM_BLOCK = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
 ROBERTA_BLOCK = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]
@@ -52,7 +52,7 @@ def test_dequantize(benchmark, device, way):
         benchmark.extra_info["bytes"] = 2 * source.nbytes
         timed(benchmark, device, target.copy_, source)
     else:
-        quantized = quantize(weight, LayerConfig(int(way[0]), 8, "fp32", 64, 256))
+        quantized = quantize(weight, BlockwiseChoice(int(way[0]), 8, "fp32", 64, 256))
         benchmark.extra_info["bytes"] = quantized.nbytes + 2 * weight.numel()
         timed(benchmark, device, quantized.dequantize, torch.bfloat16)
 
@@ -60,7 +60,7 @@ def test_dequantize(benchmark, device, way):
 @pytest.mark.benchmark(group="nearest of 16 levels, a million values")
 @pytest.mark.parametrize("way", ["look-up", "bisection"])
 def test_nearest_level(benchmark, way):
-    middles = midpoints("nf", 4)
+    middles = thresholds("nf", 4)
     values = torch.randn(1_000_000) / 3
     if way == "look-up":
         timed(benchmark, "cpu", level_grid(middles).codes, values)
@@ -77,7 +77,7 @@ def test_error_table(benchmark, device, way):
     def one_at_a_time():
         return [
             (quantize(weight, config).dequantize() - weight).square().sum()
-            for config in LayerConfig.space()
+            for config in NORMAL_FLOAT.choices
             for weight in weights.values()
         ]
 
@@ -122,7 +122,7 @@ def test_allocate(benchmark, errors_and_sizes, way, budget):
         found = timed(benchmark, "cpu", allocate, errors, sizes, budget, rounds=3)
         benchmark.extra_info.update(error=found.error, gap=found.gap)
         return
-    bits, unit = bits_table(), 2**20
+    bits, unit = NORMAL_FLOAT.bits_table(), 2**20
     stored = (bits * 1024).round().long() * (torch.tensor(sizes) // unit)[:, None]
     limit = Limit(stored.numpy(), int(budget * 1024) * sum(sizes) // unit)
     kept = [undominated(row, bits) for row in errors]

@@ -7,10 +7,10 @@ from botorch.models import ModelListGP
 from botorch.optim.fit import fit_gpytorch_mll_scipy
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
 
-from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from coalora_lib.search import Acquisition, Surrogate, finite_differences, moves_from, propose
 from coalora_lib.search.surrogate import map_closure
 from coalora_lib.search.walk import one_thread
+from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from tests.benchmarks.timing import timed
 from tests.search.test_surrogate import likelihood_of, loss_of, model_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from coalora_lib.configuration import mean_bits
+
 from coalora_lib.experiments import prepare
 from coalora_lib.experiments.comparison import Job, job_of, run_job
 from coalora_lib.experiments.evidence import REFERENCE, Evidence, dominated_share, wall_seconds

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from coalora_lib.configuration import mean_bits
+
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.records import (
     new_record,

@@ -3,16 +3,14 @@ import torch
 import transformers
 from torch import nn
 
-from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.configuration import LayerConfig
-from coalora_lib.quantization import quantize
+from coalora_lib.quantization import BlockwiseChoice, quantize
 from coalora_lib.training import TrainingPlan, evaluate, train
-from coalora_lib.training.baselines import BitWidthLora, full_fine_tuning, lora, lq_lora, qlora
+from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora, qlora
 from tests.conftest import SIZES, tiny
 
 PLAN = TrainingPlan(steps=40, batch_size=8, configurations_per_step=1, learning_rate=1e-2)
-CONFIGURATION = [LayerConfig(3, 8, "fp32", 16, 16)] * 12
+CONFIGURATION = [BlockwiseChoice(3, 8, "fp32", 16, 16)] * 12
 
 
 def batch():
@@ -68,7 +66,7 @@ def test_lq_lora_starts_closer_to_the_pretrained_weights_than_quantization_alone
     base = tiny(kind)
     names = adaptable_layers(base)
     weights = {name: base.get_submodule(name).weight.detach().clone() for name in names}
-    config = LayerConfig(2, 8, "fp32", 16, 16)
+    config = BlockwiseChoice(2, 8, "fp32", 16, 16)
     lq_lora(base, [config] * len(names), rank=8, alpha=4)
     for name, weight in weights.items():
         layer = base.get_submodule(name)
@@ -101,47 +99,3 @@ def test_full_fine_tuning_trains_everything():
     model = tiny("bert")
     nn.Module.requires_grad_(model, False)
     assert all(p.requires_grad for p in full_fine_tuning(model).parameters())
-
-
-def of_bits(bits):
-    return [LayerConfig(bits, 8, "fp32", 16, 16)] * 12
-
-
-def test_a_bit_widths_adapter_learns_from_its_configurations_alone(examples):
-    model = BitWidthLora(tiny("bert"), rank=4, alpha=8)
-    shared = CoaLora.attach(tiny("bert"), rank=4, alpha=8, configuration_aware=False)
-    for each in (model, shared):
-        each.set_configuration(of_bits(3))
-    torch.testing.assert_close(logits(model), logits(shared))
-    before = {name: p.detach().clone() for name, p in model.banks.named_parameters()}
-    train(model, examples, [of_bits(3), of_bits(8)], PLAN)
-    for name, bank in model.banks.named_parameters():
-        moved = (bank != before[name].to(bank.device)).flatten(1).any(1)
-        # 2, 3, 4 and 8 bits; what is never drawn has no gradient, and a decay too small to see
-        decayed = (bank - before[name].to(bank.device)).abs().amax((1, 2)) / bank.abs().amax()
-        assert moved[[1, 3]].all(), name
-        assert (decayed[[0, 2]] < 0.01).all(), name
-
-
-def test_bit_widths_store_one_adapter_each():
-    model = BitWidthLora(tiny("bert"), rank=4, alpha=8)
-    shared = CoaLora.attach(tiny("bert"), rank=4, alpha=8, configuration_aware=False)
-    ours = sum(p.numel() for name, p in model.named_parameters() if name.startswith("banks"))
-    theirs = sum(p.numel() for name, p in shared.named_parameters() if "lora_" in name)
-    assert ours == 4 * theirs
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert not any("lora_" in name for name in trained if not name.startswith("banks"))
-
-
-def test_bit_widths_give_other_logits_only_for_other_bits():
-    model = BitWidthLora(tiny("bert"), rank=4, alpha=8)
-    for bank in model.banks["lora_B"]:
-        nn.init.normal_(bank, std=0.1)
-    layer = model.model.get_base_model().bert.encoder.layer[0].output.dense
-    factors = []
-    for configuration in (of_bits(3), of_bits(4), [LayerConfig(3, 2, "bf16", 64, 256)] * 12):
-        model.set_configuration(configuration)
-        logits(model)
-        factors.append(layer.lora_B["default"].adjusted.detach().clone())
-    assert torch.equal(factors[0], factors[2])
-    assert not torch.equal(factors[0], factors[1])

@@ -3,24 +3,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.search import SearchPlan
 from coalora_lib.training import TrainingPlan, evaluate, train
 from coalora_lib.training import loop as training_loop
 from coalora_lib.training.batches import collate
 from tests.conftest import tiny, tiny_bert
 
-SET = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
+SET = [[BlockwiseChoice(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
 PLAN = TrainingPlan(steps=30, batch_size=8, learning_rate=1e-2, cuda_graphs=True)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def test_weights_in_place_follow_the_configuration_without_moving(model, examples):
+def test_layers.static_memory_follow_the_configuration_without_moving(model, examples):
     swapped = [evaluate(model, examples, configuration).loss for configuration in SET]
     layers = [model.model.get_base_model().get_submodule(name) for name in model.layer_names]
     model.set_configuration(SET[0])
-    with model.weights_in_place():
+    with model.layers.static_memory():
         before = [layer.base_layer.weight.data_ptr() for layer in layers]
         in_place = [evaluate(model, examples, configuration).loss for configuration in SET]
         assert [layer.base_layer.weight.data_ptr() for layer in layers] == before
@@ -28,9 +28,9 @@ def test_weights_in_place_follow_the_configuration_without_moving(model, example
     assert [evaluate(model, examples, configuration).loss for configuration in SET] == swapped
 
 
-def test_weights_in_place_give_the_unquantized_weights_back(model, examples):
+def test_layers.static_memory_give_the_unquantized_weights_back(model, examples):
     before = evaluate(model, examples).loss
-    with model.weights_in_place():
+    with model.layers.static_memory():
         pass
     assert evaluate(model, examples).loss == before
     assert model.configuration is None
@@ -57,7 +57,7 @@ def test_without_a_gpu_capturing_changes_nothing(model, examples):
 @needs_cuda
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
 def test_captured_passes_train_as_eager_ones(distillation, examples, monkeypatch):
-    plan = replace(PLAN, distillation=distillation)
+    plan = replace(PLAN, distillation=distillation, teacher="model" if distillation else "none")
     teacher = tiny("bert").eval() if distillation else None
     search = SearchPlan(rounds=2, restarts=2, max_steps=3, proposals=2)
 

@@ -1,8 +1,12 @@
 """A run that is killed goes on as if it had not been."""
 
+import json
 import multiprocessing
+import os
 import random
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,14 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.files import seal, unseal
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.search import SearchPlan
 from coalora_lib.training import TrainingPlan, train
-from coalora_lib.training.checkpoint import found
+from coalora_lib.training.checkpoint import CheckpointFolder, State, list_checkpoints
+from coalora_lib.training.loop import Trainer
 from tests.conftest import tiny
 
-SET = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
+SET = [[BlockwiseChoice(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
 PLAN = TrainingPlan(steps=24, batch_size=8, learning_rate=1e-2)
 SEARCH = SearchPlan(rounds=3, restarts=2, max_steps=2)
 
@@ -90,7 +95,10 @@ def test_a_finished_run_is_not_run_again(examples, whole, tmp_path):
 
 def test_two_checkpoints_are_kept(examples, tmp_path):
     run(examples, tmp_path)
-    assert [path.name for path in found(tmp_path)] == ["step-00000021-2", "step-00000024-2"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-00000021-2",
+        "step-00000024-2",
+    ]
 
 
 def truncated(path):
@@ -113,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     examples, whole, tmp_path, name, damage
 ):
     run(examples, tmp_path, steps_before_stop=50)
-    newest = found(tmp_path)[-1]
+    newest = list_checkpoints(tmp_path)[-1]
     damage(newest / name)
     with pytest.warns(UserWarning, match=f"checkpoint {newest} is not used"):
         weights, history = run(examples, tmp_path)
@@ -124,7 +132,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
 
 def test_checkpoints_of_another_run_are_refused_and_kept(examples, tmp_path):
     run(examples, tmp_path)
-    kept = found(tmp_path)
+    kept = list_checkpoints(tmp_path)
     for plan, data, message in (
         (replace(PLAN, seed=1), examples, r"plan, seed: 0 there, 1"),
         (PLAN, examples[1:], "data"),
@@ -133,18 +141,118 @@ def test_checkpoints_of_another_run_are_refused_and_kept(examples, tmp_path):
             run(data, tmp_path, plan=plan)
     with pytest.raises(ValueError, match="is of another run"):
         run(examples, tmp_path, search=None)
-    assert found(tmp_path) == kept
+    assert list_checkpoints(tmp_path) == kept
 
 
 def test_a_checkpoint_is_safetensors_and_json(examples, tmp_path):
     run(examples, tmp_path)
-    newest = found(tmp_path)[-1]
+    newest = list_checkpoints(tmp_path)[-1]
     assert sorted(path.name for path in newest.iterdir()) == ["state.json", "state.safetensors"]
     state = unseal((newest / "state.json").read_text())
     assert state["step"] == 24
     assert seal(state) == (newest / "state.json").read_text()
     tensors = load_file(newest / "state.safetensors")
     assert {"draws", "set", "random.0.cpu"} <= tensors.keys()
+
+
+def test_a_folder_that_cannot_be_written_into_is_found_before_the_first_step(examples, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=f"no checkpoints can be written into {folder}: "):
+            run(examples, folder, steps_before_stop=0)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@contextmanager
+def as_an_ordinary_user():
+    """The superuser may write everywhere."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_read_only_folder_is_found_before_the_first_step(examples):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        model = with_dropout()
+        trainer = Trainer(model, examples, SET, PLAN)
+        with as_an_ordinary_user(), pytest.raises(PermissionError, match="no checkpoints can be"):
+            trainer.run(folder)
+        assert trainer.step == 0
+        assert not os.listdir(folder)
+
+
+def test_a_second_training_into_the_same_folder_is_refused(examples, whole, tmp_path):
+    first = CheckpointFolder(tmp_path, {"name": "first"})
+    first.open()
+    with pytest.raises(RuntimeError, match=f"in use by another training .process {os.getpid()}"):
+        run(examples, tmp_path)
+    assert list_checkpoints(tmp_path) == []
+    first.close()
+    assert same(run(examples, tmp_path)[0], whole[0])
+
+
+def hold(path, held):
+    folder = CheckpointFolder(path, {})
+    folder.open()
+    held.set()
+    time.sleep(60)
+
+
+def test_a_killed_training_holds_its_folder_no_longer(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path, held))
+    holder.start()
+    assert held.wait(60)
+    second = CheckpointFolder(tmp_path, {})
+    with pytest.raises(RuntimeError, match=f"in use by another training .process {holder.pid}"):
+        second.open()
+    holder.kill()
+    holder.join()
+    second.open()
+    second.close()
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(examples, whole, tmp_path):
+    run(examples, tmp_path, steps_before_stop=20)
+    # Of the same process number too: after a restart in a container it is often the same.
+    for number in (os.getpid(), 1):
+        leftover = tmp_path / f".step-00000015-1.{number}.tmp"
+        leftover.mkdir()
+        (leftover / "state.safetensors").write_bytes(b"half")
+    weights, _ = run(examples, tmp_path)
+    assert same(weights, whole[0])
+    assert not list(tmp_path.glob(".step-*"))
+
+
+def test_a_trainers_state_goes_on_in_another_trainer(examples, whole):
+    first = Trainer(with_dropout(), examples, SET, PLAN)
+    for _ in range(5):
+        first.losses.append(first.train_step())
+        first.step += 1
+    state = first.state_dict()
+    state = State(json.loads(json.dumps(state.values)), {n: t.clone() for n, t in state[1].items()})
+    wanted = first.run()
+    second = Trainer(with_dropout(), examples, SET, PLAN)
+    second.load_state_dict(state)
+    assert second.step == 5
+    assert second.run().losses == wanted.losses
+    assert same(dict(second.parameters), dict(first.parameters))
+
+
+def test_a_parameter_without_gradients_is_no_obstacle(examples, tmp_path):
+    model = with_dropout()
+    model.unused = torch.nn.Parameter(torch.ones(3))
+    train(model, examples, SET, replace(PLAN, steps=4), checkpoints=tmp_path)
+    again = with_dropout()
+    again.unused = torch.nn.Parameter(torch.ones(3))
+    history = train(again, examples, SET, replace(PLAN, steps=4), checkpoints=tmp_path)
+    assert len(history.losses) == 4
+    assert same(trained_parameters(model), trained_parameters(again))
 
 
 def run_and_write(examples, folder, result):
@@ -165,10 +273,12 @@ def test_kill_9_at_ten_random_moments(examples, whole, tmp_path):
     folder, result = tmp_path / "killed", tmp_path / "killed.safetensors"
     kills, interrupted = 0, 0
     while kills < 10 or not result.exists():
-        before, began = found(folder), time.perf_counter()
+        before, began = list_checkpoints(folder), time.perf_counter()
         process = started(examples, folder, result)
         if kills < 10:
-            while process.is_alive() and found(folder) == before:  # until it has made a step
+            while (
+                process.is_alive() and list_checkpoints(folder) == before
+            ):  # until it has made a step
                 time.sleep(1e-3)
             step = (time.perf_counter() - began) / 2
             time.sleep(moments.uniform(0, min(step, 0.1)))  # somewhere in the next ones

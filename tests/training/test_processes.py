@@ -12,9 +12,10 @@ PROGRAM = """
 import sys
 import torch
 from safetensors.torch import save_file
+from coalora_lib.quantization import BlockwiseChoice
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.configuration import LayerConfig
 from coalora_lib.search import SearchPlan
 from coalora_lib.training import TrainingPlan, train
 from tests.conftest import tiny
@@ -25,7 +26,7 @@ examples = [
     {"input_ids": row, "attention_mask": row * 0 + 1, "labels": torch.tensor(i % 2)}
     for i, row in enumerate(tokens)
 ]
-configurations = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
+configurations = [[BlockwiseChoice(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
 model = CoaLora.attach(tiny("bert"), rank=4)
 history = train(
     model, examples, configurations, TrainingPlan(steps=9, batch_size=8, learning_rate=1e-2),

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import FINEST, LayerConfig
+from coalora_lib.allocation import Device
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.search import SearchPlan
+from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.training import (
     TrainingPlan,
     evaluate,
@@ -19,7 +21,7 @@ from coalora_lib.training.loop import Trainer
 from coalora_lib.training.losses import distillation_loss
 from tests.conftest import tiny, tiny_bert
 
-SET = [[LayerConfig(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
+SET = [[BlockwiseChoice(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
 PLAN = TrainingPlan(steps=30, batch_size=8, learning_rate=1e-2)
 
 
@@ -57,6 +59,73 @@ def test_a_loss_that_is_not_finite_names_step_and_configuration(model, examples)
     nn.init.constant_(head.weight, torch.inf)
     with pytest.raises(FloatingPointError, match=r"at step 0, configuration 0 of the set \(3\."):
         train(model, examples, SET[:1], PLAN)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("before", [None, SET[1]], ids=["none", "one"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_afterwards_the_model_has_the_configuration_that_it_had(kind, before, fails, examples):
+    model = CoaLora.attach(tiny(kind), rank=4, alpha=8)
+    data = examples if kind == "bert" else blocks(40)
+    configurations = [[config[0]] * len(model.layer_names) for config in SET]
+    before = None if before is None else [before[0]] * len(model.layer_names)
+    if before is not None:
+        model.set_configuration(before)
+    layers = [model.model.get_base_model().get_submodule(name) for name in model.layer_names]
+    weights = [layer.base_layer.weight.detach().clone() for layer in layers]
+    plan = replace(PLAN, steps=3)
+    if fails:
+        model.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(model, data, configurations, plan)
+    else:
+        train(model, data, configurations, plan)
+        assert model.training_set == configurations
+    assert model.configuration == before
+    assert (model.bits is None) == (before is None)
+    for layer, weight in zip(layers, weights, strict=True):
+        assert torch.equal(layer.base_layer.weight.cpu(), weight)
+
+
+def test_without_a_configuration_training_leaves_the_pretrained_weights_and_plain_lora(
+    model, examples
+):
+    train(model, examples, SET, PLAN)
+    batch = {k: v.to(model.device) for k, v in collate(examples[:5], 0).items()}
+    model.eval()
+    with torch.no_grad():
+        found = model(**batch).logits
+        model.set_configuration(SET[0])
+        assert not torch.equal(model(**batch).logits, found)
+        model.set_configuration(None)
+        assert torch.equal(model(**batch).logits, found)
+
+
+def test_budgets_and_mappings_are_taken_as_configurations(model, examples):
+    by_name = dict(zip(model.layer_names, SET[0], strict=True))
+    wanted = [model.resolve(2.5), model.resolve(Device(budget=4.0)), SET[0]]
+    given = [2.5, Device(budget=4.0), by_name]
+    history = train(model, examples, given, PLAN)
+    assert history.configurations == model.training_set == wanted
+    again = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    assert train(again, examples, iter(wanted), PLAN).losses == history.losses
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "message"),
+    [
+        (3.0, TypeError, "configurations=3.0 is no set"),
+        (SET[0], TypeError, r"configuration 0 of the set: BlockwiseChoice\(.* is no configuration"),
+        ([3.0, "fine"], TypeError, "configuration 1 of the set: 'fine' is no configuration"),
+        ([3.0, None], TypeError, "configuration 1 of the set: None is no configuration"),
+        ([3.0, 1.0], ValueError, "configuration 1 of the set: .*1"),
+        ([{"layer": SET[0][0]}], ValueError, "configuration 0 of the set: the configuration lacks"),
+    ],
+    ids=["a number", "one configuration", "a word", "none", "infeasible", "other names"],
+)
+def test_what_is_no_set_of_configurations_is_named(model, examples, wrong, kind, message):
+    with pytest.raises(kind, match=message):
+        train(model, examples, wrong, PLAN)
 
 
 def test_evaluation_counts_in_the_examples_order(model, examples):
@@ -150,13 +219,24 @@ def test_both_schedules_warm_up_and_end_at_zero(model, examples, schedule):
         ({"schedule": "constant"}, "schedule='constant' is not known"),
         ({"warmup": 1.5}, r"warmup=1\.5 is outside"),
         ({"distillation": -1}, "distillation=-1 is outside"),
-        ({"in_place": True}, "needs at least 2 configurations_per_step, and a distillation"),
+        ({"teacher": "me"}, "teacher='me' is not known; allowed: none, model, self"),
+        ({"teacher": "self"}, "distillation=0.0 with teacher='self'"),
+        ({"distillation": 0.5}, "distillation=0.5 with teacher='none'"),
         (
-            {"in_place": True, "distillation": 0.5, "configurations_per_step": 1},
+            {"teacher": "self", "distillation": 0.5, "configurations_per_step": 1},
             "needs at least 2 configurations_per_step",
         ),
     ],
-    ids=["steps", "schedule", "warmup", "distillation", "in place", "one a step"],
+    ids=[
+        "steps",
+        "schedule",
+        "warmup",
+        "distillation",
+        "teacher",
+        "teacher without distillation",
+        "distillation without teacher",
+        "one per step",
+    ],
 )
 def test_a_plan_out_of_range_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -174,27 +254,29 @@ def test_after_a_loss_that_is_not_finite_the_weights_are_those_before(model, exa
 
 
 def test_a_set_for_another_model_is_refused(model, examples):
-    with pytest.raises(ValueError, match="configuration 1 of the set has 11 layers"):
+    with pytest.raises(ValueError, match=r"configuration 1 of the set: 11 layer .* 12 l"):
         train(model, examples, [SET[0], SET[1][1:]], PLAN)
     with pytest.raises(ValueError, match="needs a teacher"):
-        train(model, examples, SET, replace(PLAN, distillation=0.5))
+        train(model, examples, SET, replace(PLAN, distillation=0.5, teacher="model"))
     with pytest.raises(ValueError, match="has no use for a teacher"):
         train(model, examples, SET, PLAN, teacher=tiny_bert())
-    itself = replace(PLAN, distillation=0.5, in_place=True)
-    with pytest.raises(ValueError, match="no other teacher"):
+    itself = replace(PLAN, distillation=0.5, teacher="self")
+    with pytest.raises(ValueError, match="has no use for a teacher"):
         train(model, examples, SET, itself, teacher=tiny_bert())
+    with pytest.raises(ValueError, match="a BertForSequenceClassification has none"):
+        train(tiny_bert(), examples, None, itself)
     with pytest.raises(ValueError, match="examples to score on"):
         train(model, examples, SET, PLAN, search=SearchPlan(2, 2, 2))
 
 
-def test_in_place_the_finest_configuration_teaches_the_others_of_a_step(model, examples):
-    plan = replace(PLAN, distillation=0.5, in_place=True, configurations_per_step=3)
+def test_of_itself_the_finest_configuration_teaches_the_others_of_a_step(model, examples):
+    plan = replace(PLAN, distillation=0.5, teacher="self", configurations_per_step=3)
     trainer = Trainer(model, examples, SET, plan)
     passes, forward_backward = [], trainer._pass
 
-    def spy(batch):
-        found = forward_backward(batch)
-        passes.append((model.configuration, batch.get("target"), found))
+    def spy(batch, target, keep_logits):
+        found = forward_backward(batch, target, keep_logits)
+        passes.append((model.configuration, target, found))
         return found
 
     trainer._pass = spy
@@ -203,12 +285,12 @@ def test_in_place_the_finest_configuration_teaches_the_others_of_a_step(model, e
         passes.clear()
         trainer.train_step()
         (finest, nothing, (_, logits)), *others = passes
-        assert finest == [FINEST] * len(model.layer_names)
+        assert finest == [NORMAL_FLOAT.finest()] * len(model.layer_names)
         assert nothing is None
         for configuration, target, found in others:
             assert configuration in SET
             assert target is logits
-            assert len(found) == 1
+            assert found.logits is None
     after = model.model.get_base_model().classifier.modules_to_save["default"].weight
     assert not torch.equal(before, after)
 
@@ -218,8 +300,9 @@ def test_distillation_follows_the_teacher(examples):
     teacher = tiny_bert()
     nn.init.normal_(teacher.classifier.weight, std=2.0)
     # Labels say nothing here: all weight is on the teacher.
-    plan = replace(PLAN, distillation=1.0, steps=60)
+    plan = replace(PLAN, distillation=1.0, teacher="model", steps=60)
     student = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    student.set_configuration(SET[-1])
     train(student, examples, SET, plan, teacher=teacher)
     batch = collate(examples, 0)
     labels = batch.pop("labels")

@@ -1,0 +1,79 @@
+"""The plan of a training run: sizes, schedule, seed, and who teaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Schedule = Literal["cosine", "linear"]
+Teacher = Literal["none", "model", "self"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How to train; every method of a comparison gets the same plan.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: examples per step, over all processes together; each configuration of the
+            step sees the same ones.
+        configurations_per_step: forward-backward passes per step, each under a configuration of
+            its own; their losses are averaged.
+        learning_rate: the peak, reached after ``warmup`` of the steps.
+        schedule: how it falls to zero after that.
+        warmup: as a part of the steps, 0 to 1.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        distillation: weight of the teacher's term in the loss, 0 to 1.
+        teacher: what the passes learn from beside the labels. "none": nothing, and
+            ``distillation`` is 0. "model": the model that :func:`~coalora_lib.training.train` is
+            given as ``teacher``. "self": the first pass of a step is under the finest
+            configuration, and the others learn from its logits, so that the teacher costs no
+            passes of its own (Yu and Huang 2019, arXiv 1903.05134, section 3.3).
+        temperature: both distributions are softened by it in the teacher's term.
+        cuda_graphs: capture the passes on a single GPU, for models so small that the launch of
+            kernels takes most of the time. Batches are padded to multiples of
+            :data:`~coalora_lib.training.capture.PADDING` tokens, so that few shapes are captured.
+            Without effect on a CPU and over several processes.
+        seed: of the order of examples and configurations, and of dropout.
+
+    Raises:
+        ValueError: a value is out of range, or ``distillation`` and ``teacher`` do not fit
+            together.
+    """
+
+    steps: int
+    batch_size: int = 32
+    configurations_per_step: int = 2
+    learning_rate: float = 1e-3
+    schedule: Schedule = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    distillation: float = 0.0
+    teacher: Teacher = "none"
+    temperature: float = 2.0
+    cuda_graphs: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "configurations_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, allowed in (("schedule", get_args(Schedule)), ("teacher", get_args(Teacher))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not known; allowed: {', '.join(allowed)}"
+                )
+        for name in ("warmup", "distillation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside 0..1")
+        if bool(self.distillation) != (self.teacher != "none"):
+            raise ValueError(
+                f"distillation={self.distillation} with teacher={self.teacher!r}; allowed: a "
+                'distillation above 0 with teacher "model" or "self", or 0 with "none"'
+            )
+        if self.teacher == "self" and self.configurations_per_step < 2:
+            raise ValueError(
+                'teacher="self" needs at least 2 configurations_per_step: one teaches the others'
+            )

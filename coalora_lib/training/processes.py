@@ -1,0 +1,53 @@
+"""What several processes of one run do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+def on_main_process(accelerator: Accelerator, call: Callable[[], Result]) -> Result:
+    """What ``call`` gives on the main process, on all processes; all wait for it.
+
+    Raises:
+        RuntimeError: on the other processes, where ``call`` raised on the main one; there its
+            own error is raised.
+    """
+    if accelerator.num_processes == 1:
+        return call()
+    shared, error = [None, None], None
+    if accelerator.is_main_process:
+        try:
+            shared[0] = call()
+        except Exception as raised:
+            error, shared[1] = raised, f"{type(raised).__name__}: {raised}"
+    broadcast_object_list(shared)
+    if error is not None:
+        raise error
+    if shared[1] is not None:
+        raise RuntimeError(f"the main process failed with {shared[1]}")
+    return shared[0]
+
+
+def gathered_random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """torch's random states of all processes: "<process>.cpu", and "<process>.cuda" on GPUs."""
+    state = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    states = gather_object([state]) if accelerator.num_processes > 1 else [state]
+    return {f"{i}.{name}": tensor for i, each in enumerate(states) for name, tensor in each.items()}
+
+
+def set_random_states(accelerator: Accelerator, states: dict[str, Tensor]) -> None:
+    """Set this process's of :func:`gathered_random_states`."""
+    own = f"{accelerator.process_index}."
+    torch.set_rng_state(states[f"{own}cpu"])
+    if f"{own}cuda" in states:
+        torch.cuda.set_rng_state(states[f"{own}cuda"])
