@@ -1,4 +1,4 @@
-"""Habits of PyTorch, PEFT and transformers users: none of them corrupts weights or configuration."""
+"""Habits of PyTorch, PEFT and transformers users: none corrupts weights or configuration."""
 
 import copy
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.adapter import CoaLora
+from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.search import SearchPlan
 from coalora_lib.training import TrainingPlan, evaluate, train
 from coalora_lib.training import loop as training_loop
@@ -16,7 +16,7 @@ PLAN = TrainingPlan(steps=30, batch_size=8, learning_rate=1e-2, cuda_graphs=True
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def test_layers.static_memory_follow_the_configuration_without_moving(model, examples):
+def test_static_weights_follow_the_configuration_without_moving(model, examples):
     swapped = [evaluate(model, examples, configuration).loss for configuration in SET]
     layers = [model.model.get_base_model().get_submodule(name) for name in model.layer_names]
     model.set_configuration(SET[0])
@@ -28,7 +28,7 @@ def test_layers.static_memory_follow_the_configuration_without_moving(model, exa
     assert [evaluate(model, examples, configuration).loss for configuration in SET] == swapped
 
 
-def test_layers.static_memory_give_the_unquantized_weights_back(model, examples):
+def test_static_weights_give_the_unquantized_weights_back(model, examples):
     before = evaluate(model, examples).loss
     with model.layers.static_memory():
         pass
