@@ -22,9 +22,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import PackedWeight
 from coalora_lib.files import atomic_folder
 from coalora_lib.quantization import QuantizedTensor, save_quantized
+from coalora_lib.spaces import Choice
 
 #: What may be written beside the adapter.
 WEIGHTS = (None, "packed", "base_model")
@@ -70,20 +72,39 @@ class FixedLayer:
         return found | {"lora_B.weight": l1, "lora_A.weight": l2}
 
 
-def check_weights(weights: str | None, packed: Mapping[str, PackedWeight]) -> None:
-    """Refuse what cannot be written beside the adapter.
+def fixed_layers(
+    layers: AdaptedLayers, factors: Sequence[Factors], configuration: Sequence[Choice]
+) -> list[FixedLayer]:
+    """Every adapted layer under a configuration.
+
+    Args:
+        layers: of the model.
+        factors: of each of them under the configuration.
+        configuration: one choice for each.
+    """
+    return [
+        FixedLayer(name, each, layer.correction_of(choice), layer.packed(choice), layer.transposed)
+        for (name, layer), each, choice in zip(
+            layers.quantized.items(), factors, configuration, strict=True
+        )
+    ]
+
+
+def packed_tensors(weights: Mapping[str, PackedWeight]) -> dict[str, QuantizedTensor]:
+    """What :func:`~coalora_lib.quantization.save_quantized` writes of some weights.
 
     Raises:
-        ValueError: it is not known, or the space's weights have no packed file.
+        ValueError: the space's weights have no packed file; a layer is named.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r} is not known; allowed: {WEIGHTS}")
-    for name, weight in packed.items() if weights == "packed" else ():
+    found = {}
+    for name, weight in weights.items():
         if not isinstance(weight.quantized, QuantizedTensor):
             raise ValueError(
                 f"{name} is a {type(weight.quantized).__name__}, for which there is no packed "
                 "file; allowed: weights='base_model'"
             )
+        found[name] = weight.quantized
+    return found
 
 
 def write_adapter(
@@ -95,11 +116,16 @@ def write_adapter(
         model: the PEFT model, left as it is.
         layers: all that are adapted.
         folder: new, empty, or an earlier export, which is replaced.
-        weights: checked by :func:`check_weights`.
+        weights: what to write beside it, one of :data:`WEIGHTS`.
 
     Raises:
+        ValueError: ``weights`` is not known, or not to be had in the model's space.
         FileExistsError: the folder holds something else.
     """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r} is not known; allowed: {WEIGHTS}")
+    stored = {layer.name: layer.weight for layer in layers}
+    packed = packed_tensors(stored) if weights == "packed" else {}
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -112,14 +138,13 @@ def write_adapter(
     settings.lora_bias = any(name.endswith("lora_B.bias") for name in state)
     settings.inference_mode = True
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    quantized = {layer.name: layer.weight.quantized for layer in layers}
     with atomic_folder(folder, "adapter_config.json") as partial:
         settings.save_pretrained(str(partial))
         save_file(state, partial / "adapter_model.safetensors", {"format": "pt"})
-        if weights == "packed":
-            save_quantized(partial / "quantized.safetensors", quantized)
+        if packed:
+            save_quantized(partial / "quantized.safetensors", packed)
         elif weights == "base_model":
-            restored = {f"{name}.weight": each.dequantize() for name, each in quantized.items()}
+            restored = {f"{n}.weight": each.quantized.dequantize() for n, each in stored.items()}
             _save_base(model.get_base_model(), partial / "base_model", restored)
     return Path(folder)
 

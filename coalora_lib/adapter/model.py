@@ -21,7 +21,7 @@ from coalora_lib.adapter.attaching import (
     refuse_inner_save,
 )
 from coalora_lib.adapter.encoding import ContinuousMeasures
-from coalora_lib.adapter.export import FixedLayer, check_weights, write_adapter
+from coalora_lib.adapter.export import fixed_layers, packed_tensors, write_adapter
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
@@ -32,8 +32,7 @@ from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
 #: Bytes that a model's weight cache may hold, unless told otherwise.
 CACHE_LIMIT = 4 * 2**30
-#: Mean bits of the configuration that the start "svd" takes its residual from by default; our
-#: choice among the budgets that the paper's figure 1 compares, 2.5 to 4.
+#: Mean bits that the start "svd" takes its residual at: one of the paper's figure 1, 2.5 to 4.
 REFERENCE_BUDGET = 3.0
 
 
@@ -155,8 +154,7 @@ class CoaLora(nn.Module):
     @property
     def configuration(self) -> list[Choice] | None:
         """The current configuration, or None while the weights are unquantized."""
-        current = self.layers.configuration
-        return None if current is None else list(current)
+        return None if self.layers.configuration is None else list(self.layers.configuration)
 
     @property
     def bits(self) -> float | None:
@@ -262,8 +260,7 @@ class CoaLora(nn.Module):
     ) -> Path:
         """Write the adapter for one configuration as plain PEFT; the model is left as it is.
 
-        ``PeftModel.from_pretrained(base, folder)`` reads it onto the model quantized under the
-        same configuration.
+        ``PeftModel.from_pretrained(base, folder)`` reads it onto the base quantized alike.
 
         Args:
             folder: new, empty, or an earlier export, which is replaced.
@@ -283,17 +280,7 @@ class CoaLora(nn.Module):
                 "no configuration is set, and none is given: there is nothing to export"
             )
         resolved = self.resolve(configuration)
-        packed = self.layers.packed(resolved)
-        check_weights(weights, packed)
-        fixed = [
-            FixedLayer(name, factors, layer.correction_of(choice), packed[name], layer.transposed)
-            for (name, layer), factors, choice in zip(
-                self.layers.quantized.items(),
-                self.adapted_factors(resolved),
-                resolved,
-                strict=True,
-            )
-        ]
+        fixed = fixed_layers(self.layers, self.adapted_factors(resolved), resolved)
         return write_adapter(self.model, fixed, folder, weights)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
@@ -310,8 +297,7 @@ class CoaLora(nn.Module):
         current = self.configuration
         if quantized and current is None:
             raise ValueError("no configuration is set: there are no quantized weights to write")
-        packed = self.layers.packed(current) if quantized and current is not None else {}
-        check_weights("packed" if quantized else None, packed)
+        packed = packed_tensors(self.layers.packed(current)) if quantized and current else {}
         content = saving.Content(
             settings=self.settings,
             configuration=None if current is None else self.space.to_rows(current),
@@ -324,9 +310,8 @@ class CoaLora(nn.Module):
             errors=self._resolver.errors,
             mean_inputs=self.mean_inputs,
         )
-        plain = {name: weight.quantized for name, weight in packed.items()}
         base = self.model.get_base_model()
-        return saving.write(folder, content, base, self.pretrained_weights, plain)
+        return saving.write(folder, content, base, self.pretrained_weights, packed)
 
     @classmethod
     def from_pretrained(
