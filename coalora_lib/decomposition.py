@@ -44,7 +44,7 @@ class LowRankPlusQuantized:
         """The error of the parts returned."""
         return min(self.errors)
 
-    def restore(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """Q + L1 L2, (out, in)."""
         return self.quantized.dequantize(self.l1.dtype) + self.l1 @ self.l2
 

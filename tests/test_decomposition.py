@@ -18,7 +18,7 @@ def weight():
 @pytest.mark.parametrize("svd", ["exact", "randomized"])
 def test_beats_quantization_alone_and_returns_the_best_iterate(weight, svd):
     found = lowrank_plus_quantized(weight, COARSE, rank=4, svd=svd)
-    error = (found.restore() - weight).norm().item()
+    error = (found.dequantize() - weight).norm().item()
     assert error == pytest.approx(found.error, rel=1e-4)
     assert found.error == min(found.errors)
     assert error < 0.8 * (quantize(weight, COARSE).dequantize() - weight).norm().item()
@@ -55,7 +55,7 @@ def test_importance_moves_the_error_off_what_matters(weight):
     importance[:8] = 1
     plain = lowrank_plus_quantized(weight, COARSE, rank=4)
     weighted = lowrank_plus_quantized(weight, COARSE, rank=4, importance=importance)
-    residuals = [(found.restore() - weight)[:8].norm() for found in (plain, weighted)]
+    residuals = [(found.dequantize() - weight)[:8].norm() for found in (plain, weighted)]
     assert residuals[1] < 0.9 * residuals[0]
 
 
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_parts_and_leaves_the_generator_alone(weigh
 
 def test_parts_keep_the_weights_dtype(weight):
     found = lowrank_plus_quantized(weight.bfloat16(), COARSE, rank=2)
-    assert found.l1.dtype == found.l2.dtype == found.restore().dtype == torch.bfloat16
+    assert found.l1.dtype == found.l2.dtype == found.dequantize().dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

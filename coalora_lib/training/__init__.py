@@ -3,8 +3,9 @@
 from coalora_lib.training.activations import mean_inputs
 from coalora_lib.training.batches import tokenize, tokenize_blocks
 from coalora_lib.training.evaluation import Evaluation, evaluate
+from coalora_lib.training.history import History
 from coalora_lib.training.importance import fisher_importance
-from coalora_lib.training.loop import History, train
+from coalora_lib.training.loop import train
 from coalora_lib.training.plan import TrainingPlan
 
 __all__ = [

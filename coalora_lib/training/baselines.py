@@ -1,8 +1,8 @@
-"""The methods CoA-LoRA is measured against, each through the library its users use.
+"""The methods CoA-LoRA is measured against.
 
-All share LoRA's places, rank and scaling, and the head trained in full; what differs is what
-stands behind LoRA. Shared-LoRA, and QLoRA at mixed bits with our quantizer, are a
-:class:`~coalora_lib.adapter.CoaLora` with ``adjuster="none"``, trained on the whole set
+All have LoRA in the same layers, with the same rank and scaling, and the head trained in full; they
+differ in the frozen weights behind LoRA. Shared-LoRA, and QLoRA at mixed bits with our quantizer,
+are a :class:`~coalora_lib.adapter.CoaLora` with ``adjuster="none"``, trained on the whole set
 or on one configuration.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -28,48 +28,6 @@ def lora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> Peft
         base_model: taken over and changed.
         rank, alpha: of the LoRA factors.
     """
-    return attach_lora(base_model, rank, alpha)
-
-
-def qlora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> PeftModel:
-    """QLoRA (arXiv 2305.14314): bitsandbytes' 4-bit layers under PEFT's LoRA.
-
-    NF4 codes for blocks of 64 with double quantization: about 4.13 bits a parameter.
-
-    Args:
-        base_model: its linear layers in blocks are replaced; on the device it will run on.
-        rank, alpha: of the LoRA factors.
-
-    Raises:
-        ValueError: the model has other than plain linear layers in its blocks (GPT-2's Conv1D).
-    """
-    from bitsandbytes.nn import Linear4bit, Params4bit  # here: it looks for CUDA when imported
-
-    for name in adaptable_layers(base_model):
-        linear = base_model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise ValueError(f"{name} is a {type(linear).__name__}; bitsandbytes has no 4-bit form")
-        quantized = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=linear.weight.dtype,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
-        quantized.weight = Params4bit(
-            linear.weight.detach(),
-            requires_grad=False,
-            compress_statistics=True,
-            quant_type="nf4",
-            module=quantized,
-        )
-        quantized.bias = linear.bias
-        # On processors with AVX512-BF16 an evaluation would otherwise repack the weights for good,
-        # with scales rounded to bfloat16, and fail where a row is shorter than a block.
-        quantized.support_avx512bf16_for_cpu = False
-        base_model.set_submodule(name, quantized.to(linear.weight.device))
-    base_model.is_loaded_in_4bit = True  # how PEFT learns of it
     return attach_lora(base_model, rank, alpha)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from coalora_lib.training.capture import PADDING, CapturedPass, ready_for_captur
 from coalora_lib.training.checkpoint import CheckpointFolder, State
 from coalora_lib.training.distillation import new_distillation
 from coalora_lib.training.evaluation import Examples, new_accelerator, pad_token_of
+from coalora_lib.training.history import History
 from coalora_lib.training.optimizer import load_moments, moments, new_optimizer
 from coalora_lib.training.plan import TrainingPlan
 from coalora_lib.training.processes import (
@@ -33,28 +34,10 @@ from coalora_lib.training.processes import (
 from coalora_lib.training.state import data_digest, load_rounds, prefixed, rounds_state, under
 from coalora_lib.training.step import forward_backward
 from coalora_lib.training.training_set import (
-    Configuration,
     Drawn,
     configuration_kept,
     new_training_set,
 )
-
-
-@dataclass(frozen=True)
-class History:
-    """What a run leaves beside the trained model.
-
-    Attributes:
-        losses: of each step, averaged over its configurations.
-        configurations: the training set at the end.
-        rounds: the searches, in order.
-        search_seconds: wall time that they took, since the run was started or resumed.
-    """
-
-    losses: list[float]
-    configurations: list[Configuration]
-    rounds: list[Round]
-    search_seconds: float = 0.0
 
 
 def train(
@@ -155,6 +138,8 @@ class Trainer:
 
     def run(self, checkpoints: str | Path | None = None, checkpoint_every: int = 200) -> History:
         """Train to the end of the plan, from the newest checkpoint if there is one."""
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
         with configuration_kept(self.model), self._opened(checkpoints) as folder:
             with self.capturing():
                 self._run(folder, checkpoint_every)

@@ -155,6 +155,11 @@ def test_a_checkpoint_is_safetensors_and_json(examples, tmp_path):
     assert {"draws", "set", "random.0.cpu"} <= tensors.keys()
 
 
+def test_an_interval_of_no_steps_is_refused(examples, tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_every=0 must be at least 1"):
+        run(examples, tmp_path, steps_before_stop=0, checkpoint_every=0)
+
+
 def test_a_folder_that_cannot_be_written_into_is_found_before_the_first_step(examples, tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
