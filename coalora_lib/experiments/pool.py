@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from coalora_lib.experiments.chapter import Run
-from coalora_lib.experiments.comparison import Job, path_of, run_job
 from coalora_lib.experiments.profiles import Profile
+from coalora_lib.experiments.runner import path_of, run_job
 from coalora_lib.experiments.setup import Setup, prepare
+from coalora_lib.records import Job
 
 
 def run_all(
@@ -28,8 +29,8 @@ def run_all(
     at the end.
 
     Args:
-        jobs: from :func:`~coalora_lib.experiments.comparison.all_jobs`.
-        run: profile and data set; rank and seed are the jobs' own.
+        jobs: from :func:`~coalora_lib.experiments.runner.all_jobs`.
+        run: profile and data set; ranks and seeds are the jobs' own.
         folder: for the records.
         processes: how many runs at a time.
 
@@ -76,7 +77,7 @@ def _begin(devices: Queue, processes: int) -> None:
 
 
 def _run_one(job: Job, run: Run, folder: str) -> Path:
-    setup = _prepared(replace(run.profile, rank=0), job.seed, run.dataset)
+    setup = _prepared(run.profile, job.seed, run.dataset)
     try:
         return run_job(replace(setup, run=replace(run, seed=job.seed)), job, folder)
     finally:  # to the processes beside this one

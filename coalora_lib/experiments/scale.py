@@ -26,8 +26,8 @@ from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.allocation import error_table
 from coalora_lib.configuration import random_configuration
 from coalora_lib.experiments.profiles import PROFILES, Profile
-from coalora_lib.experiments.records import device_name, versions
 from coalora_lib.files import atomic_file
+from coalora_lib.records.environment import device_name, versions
 from coalora_lib.training import TrainingPlan
 from coalora_lib.training.evaluation import Examples
 from coalora_lib.training.loop import Trainer

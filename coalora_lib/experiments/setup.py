@@ -27,8 +27,13 @@ from coalora_lib.training.evaluation import Examples
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
-#: Training examples that the layers' mean inputs are measured on.
+#: Training examples that the layers' mean inputs are measured on; a mean over their thousands of
+#: tokens has a standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
+#: Added to a run's seed where twins and arbitrary configurations are drawn, so that they are drawn
+#: apart from the training set, whose generator has the seed itself, and from each other: seeds of
+#: runs are small.
+TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Setup:
             self.allocated(budget + (half if i % 2 == 0 and i + 1 < len(budgets) else -half))
             for i, budget in enumerate(budgets)
         ]
-        generator = torch.Generator().manual_seed(2**30 + self.run.seed)
+        generator = torch.Generator().manual_seed(TWINS_SEED + self.run.seed)
         unseen += [
             random_at_bits(len(self.weights), bits, generator)
             for bits in spread(budgets[0], budgets[-1], profile.random_configurations)
@@ -153,7 +158,7 @@ class Setup:
 
         They are drawn apart from the training set's.
         """
-        generator = torch.Generator().manual_seed(2**31 + self.run.seed)
+        generator = torch.Generator().manual_seed(ARBITRARY_SEED + self.run.seed)
         count = self.run.profile.arbitrary_configurations
         return [
             random_at_bits(len(self.weights), bits, generator)

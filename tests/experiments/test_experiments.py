@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 
 import pytest
@@ -6,9 +5,6 @@ import torch
 
 from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments import PROFILES, Run, begin, prepare, provenance, table
-from coalora_lib.experiments.records import new_record, read_record, result_of, write_record
-from coalora_lib.experiments.tables import with_interval
-from coalora_lib.training import Evaluation
 
 GOOD = {"profile": "quick", "seed": 0, "dataset": "embedded"}
 
@@ -70,33 +66,6 @@ def test_setup_makes_the_same_model_and_set_each_time(setup):
     assert bits[0] == pytest.approx(2.25, abs=0.01)
 
 
-def test_records_are_written_whole_and_read_back(setup, tmp_path, monkeypatch):
-    record = new_record("trial", setup)
-    right = torch.ones(16, dtype=torch.bool)
-    evaluation = Evaluation(accuracy=1.0, loss=0.1, correct=right)
-    record.results.append(result_of(setup.plan, "QLoRA", 3.0, evaluation, 2.99, 1.234))
-    path = write_record(record, tmp_path / "new")
-    assert path.name == "trial-embedded-quick-seed0.json"
-    assert read_record(path) == record
-    assert record.synthetic
-    assert record.results[0].passes == setup.plan.steps
-
-    def broken(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_record(record, path.parent)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_what_is_no_record_is_refused_by_name(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text('{"experiment": 3}')
-    with pytest.raises(ValueError, match=r"x\.json is not a record"):
-        read_record(path)
-
-
 def test_provenance_says_synthetic(setup):
     line = provenance(setup.run, setup.splits)
     assert "synthetic" in line
@@ -105,9 +74,3 @@ def test_provenance_says_synthetic(setup):
 
 def test_table_is_markdown():
     assert table(("a", "b"), [(1, "2")]).data == "| a | b |\n| :-- | --: |\n| 1 | 2 |"
-
-
-def test_an_interval_has_its_signs_and_holds_together():
-    text = with_interval((0.126, -1.0, 2.5))
-    assert text.split() == ["+0.13", "(-1.00", "to", "+2.50)"]
-    assert text.split(" ") == ["+0.13", "(-1.00\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}+2.50)"]

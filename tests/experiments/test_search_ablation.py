@@ -5,16 +5,14 @@ import torch
 
 from coalora_lib.configuration import LayerConfig, to_indices
 from coalora_lib.experiments.landscape import Landscape
-from coalora_lib.experiments.records import SearchedSet
 from coalora_lib.experiments.search_ablation import (
     ALLOCATION,
     START,
     between,
     compare_on_landscape,
     search_landscape,
-    unseen_accuracies,
 )
-from coalora_lib.training import Round, SearchPlan
+from coalora_lib.training import SearchPlan
 
 
 def test_the_landscapes_front_is_the_best_of_all_configurations():
@@ -47,20 +45,6 @@ def test_strategies_never_lose_volume_and_stay_below_the_front():
         assert len(closed) == 2
         assert 0 <= closed[0] <= closed[1] <= 1
     assert run.closed("walk")[-1] > run.closed("random")[-1]
-
-
-def test_a_search_is_stored_and_read_back():
-    rows = torch.tensor([[0, 3, 1, 2, 0], [1, 1, 1, 1, 1]])
-    losses, bits = torch.rand(2, 2).double()
-    found = Round(rows, losses, bits, 1, torch.tensor([1]))
-    again = SearchedSet.model_validate_json(SearchedSet.of(found).model_dump_json())
-    assert torch.equal(again.indices, rows)
-    torch.testing.assert_close(again.points, torch.stack([losses, bits], 1), rtol=1e-6, atol=0)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no records"):
-        unseen_accuracies(tmp_path)
 
 
 def test_odd_layers_are_refused():
