@@ -28,18 +28,18 @@ def landscape(
     ] = 20,
     proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
     strategy: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help=f"Of {', '.join(COMPARED)}; all but local search, which is slow, if none is named."
         ),
-    ] = (),
+    ] = None,
     results: Results = BUILD / "results",
 ) -> None:
     """Search synthetic losses with a known front; chapter 4 shows the records.
 
     Landscapes that the record holds are not searched again.
     """
-    named = [among(COMPARED)(name) for name in strategy]
+    named = [among(COMPARED)(name) for name in strategy or ()]
     named = named or [name for name in COMPARED if name != "local search"]
     plan = synthetic_plan(proposals)
     path = results / f"synthetic-{layers}.json"

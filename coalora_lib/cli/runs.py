@@ -22,6 +22,8 @@ from coalora_lib.tasks import checkpoint_checksum, data_checksum
 
 COMPARED = methods_of("main", "ablation")
 ARMS = methods_of("search")
+#: The ranks of chapter 5.
+RANKS = (4, 8, 16)
 #: The arm that is left out if none is named, since it is slow.
 SLOW = "search-local-search"
 
@@ -30,11 +32,13 @@ def experiments(
     profile: ProfileName = "quick",
     dataset: DatasetName = "embedded",
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 1,
-    rank: Annotated[list[int], typer.Option(help="Ranks of LoRA.", min=1)] = (4, 8, 16),
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Ranks of LoRA; 4, 8 and 16 if none is named.", min=1)
+    ] = None,
     method: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help=f"Of {', '.join(COMPARED)}. All but the ablations if none is named."),
-    ] = (),
+    ] = None,
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     learning_rate: Annotated[
         float | None, typer.Option(help="Instead of the profile's; for tuning.", min=0)
@@ -46,9 +50,9 @@ def experiments(
     run = Run(PROFILES[profile], 0, dataset)
     if learning_rate is not None:
         run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
-    named = [among(COMPARED)(slug) for slug in method]
+    named = [among(COMPARED)(slug) for slug in method or ()]
     named = named or (ablations_of(run.profile) if ablations else list(methods_of("main")))
-    _run_missing(all_jobs(run.profile, rank, range(seeds), named), run, results, jobs)
+    _run_missing(all_jobs(run.profile, rank or RANKS, range(seeds), named), run, results, jobs)
 
 
 def options(
@@ -76,15 +80,16 @@ def search_ablation(
     rank: Annotated[int, typer.Option(help="Rank of every run.", min=1)] = 4,
     epochs: Epochs = 2.0,
     arm: Annotated[
-        list[str], typer.Option(help=f"Of {', '.join(ARMS)}. All but {SLOW} if none is named.")
-    ] = (),
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join(ARMS)}. All but {SLOW} if none is named."),
+    ] = None,
     results: Results = BUILD / "results",
 ) -> None:
     """Train one model for each way to extend the training set; chapter 4 shows the records.
 
     An arm whose record is in the folder is not trained again.
     """
-    named = [among(ARMS)(slug) for slug in arm] or [slug for slug in ARMS if slug != SLOW]
+    named = [among(ARMS)(slug) for slug in arm or ()] or [slug for slug in ARMS if slug != SLOW]
     run = Run(sized_for_search(PROFILES[profile], epochs), seed, dataset)
     _run_missing(all_jobs(run.profile, [rank], [seed], named), run, results)
 

@@ -96,7 +96,7 @@ FULL_RATE = 0.05
 #: Weight of the teacher's term in the loss: as much as the labels'.
 TAUGHT = 0.5
 
-_PLAIN = {"configuration_aware": False}
+_PLAIN: dict[str, Any] = {"configuration_aware": False}
 _WHOLE = {"start": "svd", "output_bias": True, "error_features": True, "bias_correction": True}
 _OURS = Method("coa-lora", "CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
 _SHARED = Method("shared-lora", "Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})

@@ -51,13 +51,14 @@ def run_all(
             pool.submit(_run_one, job, run, str(folder)): job for job in open_jobs
         }
         for done in as_completed(waiting):
-            if done.exception() is None:
+            error = done.exception()
+            if error is None:
                 yield waiting[done], done.result()
             else:
-                failed.append((waiting[done], done.exception()))
+                failed.append((waiting[done], error))
     if failed:
-        job, error = failed[0]
-        raise RuntimeError(f"{len(failed)} of {len(open_jobs)} runs failed; first {job}") from error
+        job, cause = failed[0]
+        raise RuntimeError(f"{len(failed)} of {len(open_jobs)} runs failed; first {job}") from cause
 
 
 def visible_gpus() -> list[str]:

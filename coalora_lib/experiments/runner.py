@@ -25,7 +25,7 @@ from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.records import Job, Record, Result, SearchedSet, Twins, write_record
 from coalora_lib.records.environment import code_digest, device_name, git_commit, versions
-from coalora_lib.records.schema import as_text, describe, file_name, pack
+from coalora_lib.records.schema import Phase, as_text, describe, file_name, pack
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
 from coalora_lib.training import Evaluation, History, SearchPlan, TrainingPlan, train
 from coalora_lib.training.alternation import to_flat
@@ -87,7 +87,7 @@ def run_of(record: Record) -> Run:
         # A method without factors has no rank, and what its profile says of one is not read.
         profile = TypeAdapter(Profile).validate_python(record.parameters | {"rank": job.rank or 0})
     except ValidationError as error:
-        raise ValueError(f"{record.file_name}: parameters.{describe(error.errors())}") from None
+        raise ValueError(f"{record.file_name}: parameters.{describe(error)}") from None
     return Run(profile, job.seed, record.dataset)
 
 
@@ -211,7 +211,7 @@ def evaluate_into(
         seconds: that the training took.
     """
     wanted, pairs = targets_of(record, setup), twins_of(record, setup)
-    all_wanted = wanted + [(None, each) for pair in pairs for each in pair]
+    all_wanted = [*wanted, *((None, each) for pair in pairs for each in pair)]
     aware = isinstance(model, CoaLora)
     switched = (configuration if aware else None for _, configuration in all_wanted)
     found = evaluate_each(model, setup.validation, switched, batch_size=EVALUATION_BATCH)
@@ -226,17 +226,17 @@ def evaluate_into(
     ]
 
 
-def targets_of(record: Record, setup: Setup) -> list[tuple[float | None, Configuration | None]]:
+def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Configuration | None]]:
     """What a job's model is evaluated on: (budget, configuration).
 
     A run for one budget: its configuration. A run over a set: those of its experiment. An
     unquantized model: (None, None).
     """
-    job, method = record.job, METHODS[record.job.method]
+    method, budget = METHODS[record.job.method], record.job.budget
     if method.trains_on == "nothing":
         return [(None, None)]
-    if method.trains_on == "budget":
-        return [(job.budget, setup.allocated(job.budget))]
+    if budget is not None:
+        return [(budget, setup.allocated(budget))]
     targets = method.experiment.targets(setup)
     if not method.experiment.unmet:
         return targets
@@ -297,10 +297,10 @@ class Phases:
     """Wall seconds of the phases of a run."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
+        self.spent: dict[Phase, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: Phase) -> Iterator[None]:
         """Count what happens inside to a phase."""
         started = time.perf_counter()
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,11 @@ class Setup:
                 default.
         """
         profile = self.run.profile
-        defaults = {"rank": profile.rank, "alpha": profile.alpha, "scheme": self.scheme}
+        defaults: dict[str, Any] = {
+            "rank": profile.rank,
+            "alpha": profile.alpha,
+            "scheme": self.scheme,
+        }
         return CoaLora.attach(self.new_base(), errors=self.errors, **defaults | options)
 
     def new_base(self) -> PreTrainedModel:
@@ -202,8 +207,10 @@ def _examples(
     if profile.validation_examples is not None:
         validation = validation.select(range(min(len(validation), profile.validation_examples)))
     to_examples = tokenize if labels_of(run.dataset) else tokenize_blocks
-    return tuple(
-        to_examples(part, tokenizer, profile.max_length) for part in (train, held_out, validation)
+    return (
+        to_examples(train, tokenizer, profile.max_length),
+        to_examples(held_out, tokenizer, profile.max_length),
+        to_examples(validation, tokenizer, profile.max_length),
     )
 
 

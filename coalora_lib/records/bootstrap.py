@@ -50,13 +50,13 @@ def resampled(seeds: int, examples: int, seed: int = 0) -> tuple[np.ndarray, np.
         independently.
     """
     generator = np.random.default_rng(seed)
-    drawn = tuple(
-        generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
-        for count in (seeds, examples)
-    )
-    for weights in drawn:
+
+    def draw(count: int) -> np.ndarray:
+        weights = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
         weights.flags.writeable = False
-    return drawn
+        return weights
+
+    return draw(seeds), draw(examples)
 
 
 def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

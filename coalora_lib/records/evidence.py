@@ -50,7 +50,7 @@ class Evidence:
                 raise ValueError(f"{record.file_name}: method {job.method!r} has no label")
             by_seed = self._runs.setdefault((labels[job.method], job.rank), {})
             by_seed.setdefault(job.seed, []).append(record)
-        self.ranks = sorted({rank for _, rank in self._runs} - {None})
+        self.ranks = sorted({rank for _, rank in self._runs if rank is not None})
         self._frame = frame(records)
         self._frame["method"] = self._frame["method"].map(labels)
 
@@ -118,7 +118,7 @@ class Evidence:
             )
             for side in ("unseen", "seen")
         ]
-        return 100 * paired_bootstrap(*sides)
+        return 100 * paired_bootstrap(sides[0], sides[1])
 
     def twins(self, method: str, rank: int) -> np.ndarray:
         """(n, 2, 2) of all seeds: seen and unseen; bits, and accuracy in percent."""
@@ -160,8 +160,8 @@ class Evidence:
         their means: a seed's runs of all ranks are drawn together.
         """
         seeds = self._common_seeds((first, second), [rank] if isinstance(rank, int) else rank)
-        pair = (self.correctness(name, rank, budgets, seeds) for name in (first, second))
-        return 100 * paired_bootstrap(*pair)
+        pair = [self.correctness(name, rank, budgets, seeds) for name in (first, second)]
+        return 100 * paired_bootstrap(pair[0], pair[1])
 
     def hypervolume(self, method: str, rank: int, budgets: Sequence[float]) -> float:
         """Share of the plane of error and bits that a method dominates, mean over seeds.
@@ -203,7 +203,11 @@ class Evidence:
             for records in by_seed
         )
         runs = max(len(records) for records in by_seed)
-        return runs, seconds, round(mean(sum(r.stored for r in records) for records in by_seed))
+        return (
+            runs,
+            seconds,
+            round(mean(sum(r.stored or 0 for r in records) for records in by_seed)),
+        )
 
     def _common_seeds(self, methods: Sequence[str], ranks: Sequence[int]) -> list[int]:
         return sorted(set.intersection(*(set(self.seeds(m, r)) for m in methods for r in ranks)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -70,6 +70,10 @@ class Job:
         rank = "" if self.rank is None else f"-rank{self.rank}"
         budget = "" if self.budget is None else f"-{self.budget:g}bits"
         return f"{self.method}{rank}{budget}"
+
+
+#: What the time of a run is counted to.
+Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
 
 
 class Result(BaseModel):
@@ -230,9 +234,7 @@ class Record(BaseModel):
     twins: list[Twins] = []
     searches: list[SearchedSet] = []
     code: str | None = None
-    phases: dict[
-        Literal["preparation", "teacher", "training", "search", "evaluation"], Seconds
-    ] = {}
+    phases: dict[Phase, Seconds] = {}
     peak_memory: Count | None = None
     stored: Count | None = None
 
@@ -263,8 +265,9 @@ def unpack(text: str, examples: int) -> np.ndarray:
     return np.unpackbits(packed, count=examples).astype(bool)
 
 
-def describe(errors: Sequence[dict[str, Any]]) -> str:
+def describe(error: ValidationError) -> str:
     """The first of pydantic's errors on one line: the field, what is wrong, the value."""
+    errors = error.errors()
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"]) or "the file"
     value = repr(first["input"])

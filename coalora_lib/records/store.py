@@ -42,7 +42,7 @@ def read_record(path: str | Path) -> Record:
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path} is not a record: {describe(error.errors())}") from None
+        raise ValueError(f"{path} is not a record: {describe(error)}") from None
 
 
 def read_records(folder: str | Path) -> list[Record]:
