@@ -99,106 +99,87 @@ TAUGHT = 0.5
 _PLAIN: dict[str, Any] = {"configuration_aware": False}
 _WHOLE = {"start": "svd", "output_bias": True, "error_features": True, "bias_correction": True}
 _OURS = Method("coa-lora", "CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
+_PUBLISHED = replace(
+    _OURS, slug="coa-lora-as-published", label="CoA-LoRA, as published", adapter={"start": "svd"}
+)
 _SHARED = Method("shared-lora", "Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
 _LQ = Method("lq-lora", "LQ-LoRA", _lq_lora, "budget")
 #: What distillation learns from.
 TEACHER = Method("lora-unquantized", "LoRA, unquantized", _unquantized_lora, "nothing")
-# Shared-LoRA and QLoRA are the same model, trained on the set or on one configuration.
-_MAIN = (
+_FULL = Method(
+    "full-fine-tuning",
+    "full fine-tuning",
+    _full_fine_tuning,
+    "nothing",
+    rate=FULL_RATE,
+    has_rank=False,
+)
+
+
+def _changed(slug: str, whole: Method = _OURS, label: str = "", **changed) -> Method:
+    """An ablation; its label is its slug in words by default. Settings of the adapter are added to
+    those of the whole."""
+    adapter = {**whole.adapter, **changed.pop("adapter", {})}
+    label = label or slug.replace("-", " ")
+    return replace(whole, slug=slug, label=label, group="ablation", adapter=adapter, **changed)
+
+
+def _variant(whole: Method, part: str, **changed) -> Method:
+    """An ablation of another method than ours."""
+    label = f"{whole.label}, {part.replace('-', ' ')}"
+    return _changed(f"{whole.slug}-{part}", whole, label, **changed)
+
+
+def _option(slug: str, label: str = "", make: Maker = _coa_lora, **adapter) -> Method:
+    label = label or slug.replace("-", " ")
+    return Method(f"options-{slug}", label, make, adapter=adapter, group="option")
+
+
+def _arm(label: str, search: dict[str, Any] | None) -> Method:
+    slug = f"search-{label.replace(', ', '-').replace(' ', '-')}"
+    return Method(slug, label, _coa_lora, search=search, group="search")
+
+
+_TAUGHT = {"distillation": TAUGHT}
+_IN_PLACE = {"distillation": TAUGHT, "in_place": True, "configurations_per_step": 2}
+_NO_NETWORK = {**_PLAIN, "output_bias": False, "error_features": False}
+_FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
+_ALL = (
+    # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
+    # configuration.
     _OURS,
-    replace(
-        _OURS,
-        slug="coa-lora-as-published",
-        label="CoA-LoRA, as published",
-        adapter={"start": "svd"},
-    ),
+    _PUBLISHED,
     _SHARED,
     Method("lora-by-bit-width", "LoRA by bit width", _bit_width_lora, search={}),
     _LQ,
     Method("qlora", "QLoRA", _coa_lora, "budget", adapter=_PLAIN),
     TEACHER,
-    Method(
-        "full-fine-tuning",
-        "full fine-tuning",
-        _full_fine_tuning,
-        "nothing",
-        rate=FULL_RATE,
-        has_rank=False,
-    ),
-)
-
-
-def _changed(whole: Method, slug: str, label: str, **changed) -> Method:
-    """An ablation; settings of the adapter are added to those of the whole."""
-    adapter = {**whole.adapter, **changed.pop("adapter", {})}
-    return replace(whole, slug=slug, label=label, group="ablation", adapter=adapter, **changed)
-
-
-_IN_PLACE = {"distillation": TAUGHT, "in_place": True, "configurations_per_step": 2}
-#: CoA-LoRA with one part changed, and integer codes for it and what it is measured against.
-_ABLATIONS = (
-    _changed(_OURS, "no-search", "no search", search=None),
-    _changed(_OURS, "no-filter", "no filter", search={"segments": None}),
-    _changed(
-        _OURS,
-        "no-network",
-        "no network",
-        adapter={**_PLAIN, "output_bias": False, "error_features": False},
-    ),
-    _changed(_OURS, "no-bias-correction", "no bias correction", adapter={"bias_correction": False}),
-    _changed(_OURS, "no-output-bias", "no output bias", adapter={"output_bias": False}),
-    _changed(_OURS, "no-error-features", "no error features", adapter={"error_features": False}),
-    _changed(_OURS, "zero-start", "zero start", adapter={"start": "zero"}),
-    _changed(
-        _OURS,
-        "residual-start",
-        "residual start",
-        make=_half_residual,
-        adapter={"start": "residual"},
-    ),
-    *(
-        _changed(
-            _OURS,
-            f"{count}-configuration{'s' if count > 1 else ''}-a-step",
-            f"{count} configuration{'s' if count > 1 else ''} a step",
-            plan={"configurations_per_step": count},
-        )
-        for count in (1, 2, 4)
-    ),
-    _changed(_OURS, "distillation", "distillation", plan={"distillation": TAUGHT}),
-    _changed(_OURS, "distillation-in-place", "distillation in place", plan=_IN_PLACE),
-    _changed(
-        _SHARED,
-        "shared-lora-distillation",
-        "Shared-LoRA, distillation",
-        plan={"distillation": TAUGHT},
-    ),
-    _changed(
-        _SHARED,
-        "shared-lora-distillation-in-place",
-        "Shared-LoRA, distillation in place",
-        plan=_IN_PLACE,
-    ),
-    *(
-        _changed(each, f"{each.slug}-integer-codes", f"{each.label}, integer codes", space="int")
-        for each in (_OURS, _SHARED, _LQ)
-    ),
-)
-
-
-def _option(slug: str, label: str, make: Maker = _coa_lora, **adapter) -> Method:
-    return Method(f"options-{slug}", label, make, adapter=adapter, group="option")
-
-
-#: The plainest CoA-LoRA with one option each, all without a search.
-_OPTIONS = (
+    _FULL,
+    # Ablations: CoA-LoRA with one part changed; integer codes for it and what it is measured with.
+    _changed("no-search", search=None),
+    _changed("no-filter", search=_ALL_KEPT),
+    _changed("no-network", adapter=_NO_NETWORK),
+    _changed("no-bias-correction", adapter={"bias_correction": False}),
+    _changed("no-output-bias", adapter={"output_bias": False}),
+    _changed("no-error-features", adapter={"error_features": False}),
+    _changed("zero-start", adapter={"start": "zero"}),
+    _changed("residual-start", make=_half_residual, adapter={"start": "residual"}),
+    _changed("1-configuration-a-step", plan={"configurations_per_step": 1}),
+    _changed("2-configurations-a-step", plan={"configurations_per_step": 2}),
+    _changed("4-configurations-a-step", plan={"configurations_per_step": 4}),
+    _changed("distillation", plan=_TAUGHT),
+    _changed("distillation-in-place", plan=_IN_PLACE),
+    _variant(_SHARED, "distillation", plan=_TAUGHT),
+    _variant(_SHARED, "distillation-in-place", plan=_IN_PLACE),
+    *(_variant(each, "integer-codes", space="int") for each in (_OURS, _SHARED, _LQ)),
+    # Options: the plainest CoA-LoRA with one option each, all without a search.
     _option("shared-lora", "Shared-LoRA", **_PLAIN),
     _option("coa-lora", "CoA-LoRA"),
-    _option("learned-scale", "learned scale", learned_scale=True),
-    _option("output-bias", "output bias", output_bias=True),
-    _option("error-features", "error features", error_features=True),
+    _option("learned-scale", learned_scale=True),
+    _option("output-bias", output_bias=True),
+    _option("error-features", error_features=True),
     _option("svd-start", "SVD start", start="svd"),
-    _option("residual-start", "residual start", _half_residual, start="residual"),
+    _option("residual-start", make=_half_residual, start="residual"),
     _option(
         "shared-lora-residual-start",
         "Shared-LoRA, residual start",
@@ -206,27 +187,17 @@ _OPTIONS = (
         start="residual",
         **_PLAIN,
     ),
+    # Searches: the plainest CoA-LoRA, its set extended in one way each.
+    _arm("frozen", None),
+    _arm("walk", {"strategy": "walk", **_FILTERED}),
+    _arm("walk, all kept", {"strategy": "walk", **_ALL_KEPT}),
+    _arm("random", {"strategy": "random", **_FILTERED}),
+    _arm("random, all kept", {"strategy": "random", **_ALL_KEPT}),
+    _arm("nsga2", {"strategy": "nsga2", **_FILTERED}),
+    _arm("local search", {"strategy": "local search", **_FILTERED}),
 )
-
-
-def _arm(slug: str, label: str, search: dict[str, Any] | None) -> Method:
-    return Method(f"search-{slug}", label, _coa_lora, search=search, group="search")
-
-
-#: The plainest CoA-LoRA, its set extended in one way each.
-_ARMS = (
-    _arm("frozen", "frozen", None),
-    _arm("walk", "walk", {"strategy": "walk", "segments": 40}),
-    _arm("walk-all-kept", "walk, all kept", {"strategy": "walk", "segments": None}),
-    _arm("random", "random", {"strategy": "random", "segments": 40}),
-    _arm("random-all-kept", "random, all kept", {"strategy": "random", "segments": None}),
-    _arm("nsga2", "nsga2", {"strategy": "nsga2", "segments": 40}),
-    _arm("local-search", "local search", {"strategy": "local search", "segments": 40}),
-)
-#: Every method by its slug.
-METHODS: dict[str, Method] = {
-    method.slug: method for method in (*_MAIN, *_ABLATIONS, *_OPTIONS, *_ARMS)
-}
+#: Every method by its slug, in the order of tables.
+METHODS: dict[str, Method] = {method.slug: method for method in _ALL}
 
 
 def methods_of(*groups: str) -> dict[str, Method]:

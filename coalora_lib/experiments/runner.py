@@ -27,7 +27,7 @@ from coalora_lib.records import Job, Record, Result, SearchedSet, Twins, write_r
 from coalora_lib.records.environment import code_digest, device_name, git_commit, versions
 from coalora_lib.records.schema import Phase, as_text, describe, file_name, pack
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
-from coalora_lib.training import Evaluation, History, SearchPlan, TrainingPlan, train
+from coalora_lib.training import Evaluation, History, TrainingPlan, train
 from coalora_lib.training.alternation import to_flat
 from coalora_lib.training.evaluation import evaluate_each
 
@@ -113,18 +113,21 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
     with phase("preparation"):
         one = None if job.budget is None else setup.allocated(job.budget)
         model = method.make(setup, job.rank, one, **method.adapter)
-        first = first_set(setup, method, one)
+        # A model that does not know of configurations has its own built in.
+        first = [one] if one is not None and isinstance(model, CoaLora) else None
+        if method.trains_on == "set":
+            first = method.experiment.first_set(setup)
     teacher = None
     if plan.distillation and not plan.in_place:
         with phase("teacher"):
             teacher = TEACHER.make(setup, job.rank, None)
             train(teacher, setup.train, None, replace(plan, distillation=0.0))
     with phase("training"):
-        # A model that does not know of configurations has its own built in.
-        given = first if isinstance(model, CoaLora) else None
-        search = search_of(setup.run.profile, method)
+        search = None
+        if method.search is not None:
+            search = replace(setup.run.profile.search, **method.search)
         history = train(
-            model, setup.train, given, plan, search=search, scoring=setup.scoring, teacher=teacher
+            model, setup.train, first, plan, search=search, scoring=setup.scoring, teacher=teacher
         )
     seconds = sum(phase.spent.values())
     record.searches = searches_of(history)
@@ -169,20 +172,6 @@ def plan_of(setup: Setup, method: Method) -> TrainingPlan:
     plan = replace(shared, learning_rate=method.rate * shared.learning_rate, **method.plan)
     passes = shared.steps * shared.configurations_per_step
     return replace(plan, steps=max(1, passes // plan.configurations_per_step))
-
-
-def search_of(profile: Profile, method: Method) -> SearchPlan | None:
-    """The profile's search as a method runs it; None if it does not."""
-    return None if method.search is None else replace(profile.search, **method.search)
-
-
-def first_set(
-    setup: Setup, method: Method, one: Configuration | None
-) -> list[Configuration] | None:
-    """What a method trains on at first; ``one`` is the configuration of a run for one."""
-    if method.trains_on == "set":
-        return method.experiment.first_set(setup)
-    return None if one is None else [one]
 
 
 def searches_of(history: History) -> list[SearchedSet]:

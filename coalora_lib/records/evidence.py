@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from coalora_lib.records.bootstrap import paired_bootstrap, percentiles, resampled
-from coalora_lib.records.frame import frame
 from coalora_lib.records.interval import Interval
 from coalora_lib.records.schema import Record, unpack
+from coalora_lib.records.tidy import frame
 
 #: The bits of the hypervolume's reference point: more than any budget of a profile has (6).
 MOST_BITS = 6.5
@@ -95,12 +95,7 @@ class Evidence:
             ranks = [self.correctness(method, each, budgets, seeds) for each in rank]
             return np.mean(ranks, axis=0)
         seeds = self.seeds(method, rank) if seeds is None else seeds
-        return np.stack(
-            [
-                np.mean(self._chosen(method, rank, seed, budgets)["correct"].tolist(), axis=0)
-                for seed in seeds
-            ]
-        )
+        return np.stack([_right(self._chosen(method, rank, seed, budgets)) for seed in seeds])
 
     def unseen(self, method: str, rank: int) -> Interval:
         """By how many points unseen configurations are ahead of their seen twins, paired over
@@ -109,13 +104,9 @@ class Evidence:
         Raises:
             ValueError: the records have no twins.
         """
+        seeds = self.seeds(method, rank)
         sides = [
-            np.stack(
-                [
-                    np.mean(self._twins(method, rank, seed, side)["correct"].tolist(), axis=0)
-                    for seed in self.seeds(method, rank)
-                ]
-            )
+            np.stack([_right(self._twins(method, rank, seed, side)) for seed in seeds])
             for side in ("unseen", "seen")
         ]
         return 100 * paired_bootstrap(sides[0], sides[1])
@@ -257,6 +248,11 @@ class Evidence:
             errors = 1 - (right.mean(0)[None] if weights is None else weights @ right)
             volumes.append(dominated_share(errors, chosen["bits"].to_numpy(), self._guess))
         return np.stack(volumes, axis=1)
+
+
+def _right(results: pd.DataFrame) -> np.ndarray:
+    """(examples,): how often each is right."""
+    return np.mean(results["correct"].tolist(), axis=0)
 
 
 def _points(results: pd.DataFrame) -> np.ndarray:

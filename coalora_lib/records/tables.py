@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
-from coalora_lib.records.frame import frame
 from coalora_lib.records.schema import Record
+from coalora_lib.records.tidy import frame
 
 
 def accuracy_table(
