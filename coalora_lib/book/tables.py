@@ -9,12 +9,6 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 
-def with_interval(values: tuple[float, float, float], digits: int = 2) -> str:
-    """A difference and its interval, (mean, low, high), with signs; no line ends inside either."""
-    middle, low, high = (f"{value:+.{digits}f}" for value in values)
-    return f"{middle} ({low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high})"
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
     """A Markdown table that a notebook displays: first column left, the others right.
 

@@ -1,4 +1,4 @@
-"""The book's experiments: profiles, shared set-up, methods, runs and their records."""
+"""The book's experiments: profiles, shared set-up, methods, runs."""
 
 from coalora_lib.experiments.profiles import PROFILES, Profile
 from coalora_lib.experiments.run import Run

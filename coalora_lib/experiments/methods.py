@@ -1,20 +1,28 @@
-"""What is compared: CoA-LoRA, the methods beside it, and CoA-LoRA with one part changed."""
+"""The methods of the experiments: each one a model, what it trains on, and settings changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.configuration import LayerConfig
+from coalora_lib.experiments.experiment import (
+    COMPARISON,
+    OPTIONS,
+    SEARCH,
+    Configuration,
+    Experiment,
+)
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import Setup
-from coalora_lib.training.baselines import BitWidthLora, full_fine_tuning, lora, lq_lora
+from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
-Configuration = list[LayerConfig]
+#: From the shared ground, the rank, and the configuration of a run for one, with the method's
+#: settings of the adapter: the model to train.
+Maker = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -22,129 +30,186 @@ class Method:
     """One way to serve configurations.
 
     Attributes:
-        make: from the shared ground, and the configuration of a run for one, the model to train.
-        trains_on: "set", one run over the training set, improved by the search; "budget", a run
-            for each budget on that budget's configuration; "nothing", unquantized.
-        has_rank: False for what has no LoRA factors, and runs once for all ranks.
-        searches: False leaves the training set as it is at first.
-        keeps_all: the search's filter drops nothing.
-        configurations_per_step: the profile's if None; with others, the steps change so that the
-            passes stay the same.
+        slug: its name in files and commands; label: in tables.
+        make: the model to train; adapter: settings for it.
+        trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
+            that budget's configuration; "nothing", unquantized.
+        plan: settings changed of the training plan. Where ``configurations_per_step`` is, the steps
+            change so that the passes stay the same.
         rate: times the profile's learning rate.
-        distillation: weight of a teacher's term in the loss.
-        teacher: see :class:`~coalora_lib.training.TrainingPlan`; a "model" is unquantized LoRA of
-            the same rank, trained before.
-        scheme: the code book, "nf" or "int".
+        search: settings changed of the search; None leaves the training set as it is at first.
+        space: that configurations are from.
+        has_rank: False for what has no LoRA factors, and runs once for all ranks.
+        group: "main" and "ablation" of the comparison, "option", "search".
     """
 
-    make: Callable[[Setup, Configuration | None], nn.Module]
-    trains_on: Literal["set", "budget", "nothing"]
-    has_rank: bool = True
-    searches: bool = True
-    keeps_all: bool = False
-    configurations_per_step: int | None = None
+    slug: str
+    label: str
+    make: Maker
+    trains_on: Literal["set", "budget", "nothing"] = "set"
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1.0
-    distillation: float = 0.0
-    teacher: Literal["none", "model", "self"] = "none"
-    scheme: Literal["nf", "int"] = "nf"
+    search: Mapping[str, Any] | None = None
+    space: str = "nf"
+    has_rank: bool = True
+    group: Literal["main", "ablation", "option", "search"] = "main"
+
+    @property
+    def experiment(self) -> Experiment:
+        """What its runs train on at first and are evaluated on."""
+        return {"option": OPTIONS, "search": SEARCH}.get(self.group, COMPARISON)
 
 
-def _coa_lora(**changed) -> Callable[[Setup, Configuration | None], CoaLora]:
-    """Our CoA-LoRA, with some of its settings changed."""
-    settings = {
-        "start": "svd",
-        "output_bias": True,
-        "error_features": True,
-        "bias_correction": True,
-    } | changed
-
-    def make(setup: Setup, _: Configuration | None) -> CoaLora:
-        means = setup.mean_inputs if settings["bias_correction"] else None
-        return setup.new_model(mean_inputs=means, **settings)
-
-    return make
+def _coa_lora(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
+    means = setup.mean_inputs if settings.get("bias_correction") else None
+    return setup.new_model(rank=rank, mean_inputs=means, **settings)
 
 
-def _half_residual(setup: Setup, _: Configuration | None) -> CoaLora:
+def _half_residual(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
     """The rank shared between trained factors and the residual's frozen ones; alpha / r stays."""
-    rank, alpha = setup.run.profile.rank, setup.run.profile.alpha
     trained = rank - rank // 2
-    settings = {"rank": trained, "alpha": alpha * trained / rank, "residual_rank": rank // 2}
-    return _coa_lora(start="residual", **settings)(setup, None)
+    shared = {"alpha": setup.run.profile.alpha * trained / rank, "residual_rank": rank // 2}
+    return _coa_lora(setup, trained, None, **settings, **shared)
 
 
-def _as_published(setup: Setup, _: Configuration | None) -> CoaLora:
-    return setup.new_model(start="svd")
+def _lq_lora(setup: Setup, rank: int, configuration: Configuration | None) -> nn.Module:
+    alpha = setup.run.profile.alpha
+    return lq_lora(setup.new_base(), configuration, rank, alpha, space=setup.space)
 
 
-def _plain(setup: Setup, _: Configuration | None) -> CoaLora:
-    return setup.new_model(configuration_aware=False)
+def _unquantized_lora(setup: Setup, rank: int, _: Configuration | None) -> nn.Module:
+    return lora(setup.new_base(), rank, setup.run.profile.alpha)
 
 
-def _bit_width_lora(setup: Setup, _: Configuration | None) -> nn.Module:
-    profile = setup.run.profile
-    return BitWidthLora(setup.new_base(), profile.rank, profile.alpha, setup.errors)
-
-
-def _lq_lora(setup: Setup, configuration: Configuration | None) -> nn.Module:
-    profile, base = setup.run.profile, setup.new_base()
-    return lq_lora(base, configuration, profile.rank, profile.alpha, scheme=setup.scheme)
-
-
-def _unquantized_lora(setup: Setup, _: Configuration | None) -> nn.Module:
-    return lora(setup.new_base(), setup.run.profile.rank, setup.run.profile.alpha)
-
-
-def _full_fine_tuning(setup: Setup, _: Configuration | None) -> nn.Module:
+def _full_fine_tuning(setup: Setup, *_) -> nn.Module:
     return full_fine_tuning(setup.new_base())
 
 
-#: Of full fine-tuning, by the adapters' learning rate, which is far too high for a whole model.
+#: Times the adapters' learning rate, for full fine-tuning: at the standard profile's 1e-3 it is
+#: 5e-5, the largest of the rates that BERT's authors tune over (arXiv 1810.04805, appendix A.3).
 FULL_RATE = 0.05
+#: Weight of the teacher's term in the loss: as much as the labels'.
+TAUGHT = 0.5
+
+_PLAIN: dict[str, Any] = {"adjuster": "none"}
+_WHOLE = {"start": "svd", "output_bias": True, "error_features": True, "bias_correction": True}
+_OURS = Method("coa-lora", "CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
+_PUBLISHED = replace(
+    _OURS, slug="coa-lora-as-published", label="CoA-LoRA, as published", adapter={"start": "svd"}
+)
+_SHARED = Method("shared-lora", "Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
+_LQ = Method("lq-lora", "LQ-LoRA", _lq_lora, "budget")
 #: What distillation learns from.
-TEACHER = Method(_unquantized_lora, "nothing")
-#: By name. Shared-LoRA and QLoRA are the same model, trained on the set or on one configuration.
-METHODS: dict[str, Method] = {
-    "CoA-LoRA": Method(_coa_lora(), "set"),
-    "CoA-LoRA, as published": Method(_as_published, "set"),
-    "Shared-LoRA": Method(_plain, "set"),
-    "LoRA by bit width": Method(_bit_width_lora, "set"),
-    "LQ-LoRA": Method(_lq_lora, "budget"),
-    "QLoRA": Method(_plain, "budget"),
-    "LoRA, unquantized": TEACHER,
-    "full fine-tuning": Method(_full_fine_tuning, "nothing", has_rank=False, rate=FULL_RATE),
-}
-_OURS = METHODS["CoA-LoRA"]
-_TAUGHT = {"distillation": 0.5, "teacher": "model"}
-_SELF_TAUGHT = {"distillation": 0.5, "teacher": "self", "configurations_per_step": 2}
-#: CoA-LoRA with one part changed, and integer codes for it and what it is measured against.
-ABLATIONS: dict[str, Method] = {
-    "no search": replace(_OURS, searches=False),
-    "no filter": replace(_OURS, keeps_all=True),
-    "no network": Method(
-        _coa_lora(configuration_aware=False, output_bias=False, error_features=False), "set"
+TEACHER = Method("lora-unquantized", "LoRA, unquantized", _unquantized_lora, "nothing")
+_FULL = Method(
+    "full-fine-tuning",
+    "full fine-tuning",
+    _full_fine_tuning,
+    "nothing",
+    rate=FULL_RATE,
+    has_rank=False,
+)
+
+
+def _changed(slug: str, whole: Method = _OURS, label: str = "", **changed) -> Method:
+    """An ablation; its label is its slug in words by default. Settings of the adapter are added to
+    those of the whole."""
+    adapter = {**whole.adapter, **changed.pop("adapter", {})}
+    label = label or slug.replace("-", " ")
+    return replace(whole, slug=slug, label=label, group="ablation", adapter=adapter, **changed)
+
+
+def _variant(whole: Method, part: str, **changed) -> Method:
+    """An ablation of another method than ours."""
+    label = f"{whole.label}, {part.replace('-', ' ')}"
+    return _changed(f"{whole.slug}-{part}", whole, label, **changed)
+
+
+def _option(slug: str, label: str = "", make: Maker = _coa_lora, **adapter) -> Method:
+    label = label or slug.replace("-", " ")
+    return Method(f"options-{slug}", label, make, adapter=adapter, group="option")
+
+
+def _arm(label: str, search: dict[str, Any] | None) -> Method:
+    slug = f"search-{label.replace(', ', '-').replace(' ', '-')}"
+    return Method(slug, label, _coa_lora, search=search, group="search")
+
+
+_TAUGHT = {"distillation": TAUGHT, "teacher": "model"}
+_IN_PLACE = {"distillation": TAUGHT, "teacher": "self", "configurations_per_step": 2}
+_NO_NETWORK = {**_PLAIN, "output_bias": False, "error_features": False}
+_FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
+_ALL = (
+    # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
+    # configuration.
+    _OURS,
+    _PUBLISHED,
+    _SHARED,
+    Method(
+        "lora-by-bit-width", "LoRA by bit width", _coa_lora, adapter={"adjuster": "bank"}, search={}
     ),
-    "no bias correction": Method(_coa_lora(bias_correction=False), "set"),
-    "no output bias": Method(_coa_lora(output_bias=False), "set"),
-    "no error features": Method(_coa_lora(error_features=False), "set"),
-    "zero start": Method(_coa_lora(start="zero"), "set"),
-    "residual start": Method(_half_residual, "set"),
-    "1 configuration a step": replace(_OURS, configurations_per_step=1),
-    "2 configurations a step": replace(_OURS, configurations_per_step=2),
-    "4 configurations a step": replace(_OURS, configurations_per_step=4),
-    "distillation": replace(_OURS, **_TAUGHT),
-    "distillation in place": replace(_OURS, **_SELF_TAUGHT),
-    "Shared-LoRA, distillation": replace(METHODS["Shared-LoRA"], **_TAUGHT),
-    "Shared-LoRA, distillation in place": replace(METHODS["Shared-LoRA"], **_SELF_TAUGHT),
-    "CoA-LoRA, integer codes": replace(_OURS, scheme="int"),
-    "Shared-LoRA, integer codes": replace(METHODS["Shared-LoRA"], scheme="int"),
-    "LQ-LoRA, integer codes": replace(METHODS["LQ-LoRA"], scheme="int"),
-}
-EVERY_METHOD = METHODS | ABLATIONS
+    _LQ,
+    Method("qlora", "QLoRA", _coa_lora, "budget", adapter=_PLAIN),
+    TEACHER,
+    _FULL,
+    # Ablations: CoA-LoRA with one part changed; integer codes for it and what it is measured with.
+    _changed("no-search", search=None),
+    _changed("no-filter", search=_ALL_KEPT),
+    _changed("no-network", adapter=_NO_NETWORK),
+    _changed("no-bias-correction", adapter={"bias_correction": False}),
+    _changed("no-output-bias", adapter={"output_bias": False}),
+    _changed("no-error-features", adapter={"error_features": False}),
+    _changed("zero-start", adapter={"start": "zero"}),
+    _changed("residual-start", make=_half_residual, adapter={"start": "residual"}),
+    _changed("1-configuration-a-step", plan={"configurations_per_step": 1}),
+    _changed("2-configurations-a-step", plan={"configurations_per_step": 2}),
+    _changed("4-configurations-a-step", plan={"configurations_per_step": 4}),
+    _changed("distillation", plan=_TAUGHT),
+    _changed("distillation-in-place", plan=_IN_PLACE),
+    _variant(_SHARED, "distillation", plan=_TAUGHT),
+    _variant(_SHARED, "distillation-in-place", plan=_IN_PLACE),
+    *(_variant(each, "integer-codes", space="int") for each in (_OURS, _SHARED, _LQ)),
+    # Options: the plainest CoA-LoRA with one option each, all without a search.
+    _option("shared-lora", "Shared-LoRA", **_PLAIN),
+    _option("coa-lora", "CoA-LoRA"),
+    _option("learned-scale", learned_scale=True),
+    _option("output-bias", output_bias=True),
+    _option("error-features", error_features=True),
+    _option("svd-start", "SVD start", start="svd"),
+    _option("residual-start", make=_half_residual, start="residual"),
+    _option(
+        "shared-lora-residual-start",
+        "Shared-LoRA, residual start",
+        _half_residual,
+        start="residual",
+        **_PLAIN,
+    ),
+    # Searches: the plainest CoA-LoRA, its set extended in one way each.
+    _arm("frozen", None),
+    _arm("walk", {"strategy": "walk", **_FILTERED}),
+    _arm("walk, all kept", {"strategy": "walk", **_ALL_KEPT}),
+    _arm("random", {"strategy": "random", **_FILTERED}),
+    _arm("random, all kept", {"strategy": "random", **_ALL_KEPT}),
+    _arm("nsga2", {"strategy": "nsga2", **_FILTERED}),
+    _arm("local search", {"strategy": "local search", **_FILTERED}),
+)
+#: Every method by its slug, in the order of tables.
+METHODS: dict[str, Method] = {method.slug: method for method in _ALL}
+
+
+def methods_of(*groups: str) -> dict[str, Method]:
+    """The methods of some groups by slug, in the order of tables."""
+    return {slug: method for slug, method in METHODS.items() if method.group in groups}
+
+
+def labels_of(*groups: str) -> dict[str, str]:
+    """The labels of some groups' methods by slug, in the order of tables."""
+    return {slug: method.label for slug, method in methods_of(*groups).items()}
 
 
 def ablations_of(profile: Profile) -> list[str]:
     """The ablations but for the one that changes the configurations of a step to what the profile
     has anyway: it would be the whole again."""
-    same = replace(_OURS, configurations_per_step=profile.configurations_per_step)
-    return [name for name, method in ABLATIONS.items() if method != same]
+    same = {"configurations_per_step": profile.configurations_per_step}
+    return [slug for slug, method in methods_of("ablation").items() if method.plan != same]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from coalora_lib.experiments.comparison import Job, path_of, run_job
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.run import Run
+from coalora_lib.experiments.runner import path_of, run_job
 from coalora_lib.experiments.setup import Setup, prepare
+from coalora_lib.records import Job
 
 
 def run_all(
@@ -28,8 +29,8 @@ def run_all(
     at the end.
 
     Args:
-        jobs: from :func:`~coalora_lib.experiments.comparison.all_jobs`.
-        run: profile and data set; rank and seed are the jobs' own.
+        jobs: from :func:`~coalora_lib.experiments.runner.all_jobs`.
+        run: profile and data set; ranks and seeds are the jobs' own.
         folder: for the records.
         processes: how many runs at a time.
 
@@ -50,13 +51,14 @@ def run_all(
             pool.submit(_run_one, job, run, str(folder)): job for job in open_jobs
         }
         for done in as_completed(waiting):
-            if done.exception() is None:
+            error = done.exception()
+            if error is None:
                 yield waiting[done], done.result()
             else:
-                failed.append((waiting[done], done.exception()))
+                failed.append((waiting[done], error))
     if failed:
-        job, error = failed[0]
-        raise RuntimeError(f"{len(failed)} of {len(open_jobs)} runs failed; first {job}") from error
+        job, cause = failed[0]
+        raise RuntimeError(f"{len(failed)} of {len(open_jobs)} runs failed; first {job}") from cause
 
 
 def visible_gpus() -> list[str]:
@@ -76,7 +78,7 @@ def _begin(devices: Queue, processes: int) -> None:
 
 
 def _run_one(job: Job, run: Run, folder: str) -> Path:
-    setup = _prepared(replace(run.profile, rank=0), job.seed, run.dataset)
+    setup = _prepared(run.profile, job.seed, run.dataset)
     try:
         return run_job(replace(setup, run=replace(run, seed=job.seed)), job, folder)
     finally:  # to the processes beside this one

@@ -24,10 +24,10 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.allocation import error_table
-from coalora_lib.configuration import random_configuration
 from coalora_lib.experiments.profiles import PROFILES, Profile
-from coalora_lib.experiments.records import device_name, versions
 from coalora_lib.files import atomic_file
+from coalora_lib.records.environment import device_name, versions
+from coalora_lib.spaces import random_configuration
 from coalora_lib.training import TrainingPlan
 from coalora_lib.training.evaluation import Examples
 from coalora_lib.training.loop import Trainer
@@ -73,7 +73,8 @@ FULL_SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
     },
 }
-#: Steps and switches that a median is taken over, after one that is not counted.
+#: Steps and switches that a median is taken over, after one that is not counted: one that another
+#: program delays does not move it, nor do two.
 REPEATS = 5
 
 
@@ -135,16 +136,7 @@ def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
     seconds["switch"] = _median(
         lambda: model.set_configuration(random_configuration(len(names), generator))
     )
-    batch_size = profile.batch_size
-    while True:
-        try:
-            seconds["step"] = _step_seconds(model, profile, batch_size)
-            break
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-        batch_size //= 2
-        torch.cuda.empty_cache()
+    batch_size, seconds["step"] = _largest_step(model, profile)
     record = ScaleRecord(
         profile=name,
         model=profile.model,
@@ -174,6 +166,19 @@ def random_model(name: str, device: str) -> PreTrainedModel:
     kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     with torch.device(device):
         return kind.from_config(config, dtype=getattr(torch, PROFILES[name].dtype))
+
+
+def _largest_step(model: CoaLora, profile: Profile) -> tuple[int, float]:
+    """The profile's batch size, halved until a step fits, and the seconds of that step."""
+    batch_size = profile.batch_size
+    while True:
+        try:
+            return batch_size, _step_seconds(model, profile, batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size //= 2
+        torch.cuda.empty_cache()
 
 
 def _step_seconds(model: CoaLora, profile: Profile, batch_size: int) -> float:

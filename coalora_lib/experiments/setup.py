@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table
-from coalora_lib.configuration import LayerConfig, random_at_bits
-from coalora_lib.experiments.profiles import spread
+from coalora_lib.allocation.budgets import spread
 from coalora_lib.experiments.run import Run
+from coalora_lib.spaces import (
+    NORMAL_FLOAT,
+    Configuration,
+    ConfigurationSpace,
+    get_space,
+    random_at_bits,
+)
 from coalora_lib.tasks import (
     TASKS,
     TaskSplits,
@@ -27,8 +34,13 @@ from coalora_lib.training.evaluation import Examples
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
-#: Training examples that the layers' mean inputs are measured on.
+#: Training examples that the layers' mean inputs are measured on; a mean over their thousands of
+#: tokens has a standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
+#: Added to a run's seed where twins and arbitrary configurations are drawn, so that they are drawn
+#: apart from the training set, whose generator has the seed itself, and from each other: seeds of
+#: runs are small.
+TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class Setup:
         train, scoring, validation: tokenized examples. ``scoring`` is held out of the training
             split for the search; ``validation`` is what results are reported on.
         weights: the pre-trained weight of each adapted layer.
-        errors: (layers, 432), the squared quantization errors.
-        scheme: the code book that they are of, "nf" or "int".
+        errors: (layers, choices), the squared quantization errors.
+        space: whose choices they are of.
     """
 
     run: Run
@@ -52,9 +64,14 @@ class Setup:
     validation: Examples = field(repr=False)
     weights: dict[str, Tensor] = field(repr=False)
     errors: Tensor = field(repr=False)
-    scheme: str = "nf"
-    _allocated: dict[float, list[LayerConfig]] = field(default_factory=dict, repr=False)
+    space: ConfigurationSpace = NORMAL_FLOAT
+    _allocated: dict[float, Configuration] = field(default_factory=dict, repr=False)
     _means: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each layer's weight."""
+        return [tuple(weight.shape) for weight in self.weights.values()]
 
     @property
     def sizes(self) -> list[int]:
@@ -82,11 +99,15 @@ class Setup:
         """The pre-trained model with fresh adapters, the same ones at every call.
 
         Args:
-            options: for :meth:`CoaLora.attach`; rank, alpha and scheme are the set-up's by
+            options: for :meth:`CoaLora.attach`; rank, alpha and space are the set-up's by
                 default.
         """
         profile = self.run.profile
-        defaults = {"rank": profile.rank, "alpha": profile.alpha, "scheme": self.scheme}
+        defaults: dict[str, Any] = {
+            "rank": profile.rank,
+            "alpha": profile.alpha,
+            "space": self.space,
+        }
         return CoaLora.attach(self.new_base(), errors=self.errors, **defaults | options)
 
     def new_base(self) -> PreTrainedModel:
@@ -94,17 +115,19 @@ class Setup:
         torch.manual_seed(self.run.seed)
         return _load(self.run)[0]
 
-    def with_scheme(self, scheme: str) -> Setup:
-        """The same ground under another code book: errors and allocations are its own."""
-        if scheme == self.scheme:
+    def with_space(self, space: str | ConfigurationSpace) -> Setup:
+        """The same ground in another space: errors and allocations are its own."""
+        space = get_space(space)
+        if space is self.space:
             return self
-        errors = error_table(self.weights, scheme, pieces=self.run.profile.error_pieces)
-        return replace(self, scheme=scheme, errors=errors, _allocated={})
+        errors = error_table(self.weights, space, pieces=self.run.profile.error_pieces)
+        return replace(self, space=space, errors=errors, _allocated={})
 
-    def allocated(self, budget: float) -> list[LayerConfig]:
+    def allocated(self, budget: float) -> Configuration:
         """The least-error configuration within a budget in mean bits per parameter."""
         if budget not in self._allocated:
-            self._allocated[budget] = allocate(self.errors, self.sizes, budget).configs
+            found = allocate(self.errors, self.shapes, budget, self.space)
+            self._allocated[budget] = found.configs
         return self._allocated[budget]
 
     @property
@@ -115,7 +138,7 @@ class Setup:
             self._means.update(mean_inputs(self.new_base(), layers, seen))
         return dict(self._means)
 
-    def training_set(self) -> list[list[LayerConfig]]:
+    def training_set(self) -> list[Configuration]:
         """The first set of configurations: allocated at the profile's budgets, and random ones.
 
         The random ones are drawn at bits from one end of the budgets to the other.
@@ -124,11 +147,11 @@ class Setup:
         generator = torch.Generator().manual_seed(self.run.seed)
         ends = profile.training_budgets[0], profile.training_budgets[-1]
         return [self.allocated(budget) for budget in profile.training_budgets] + [
-            random_at_bits(len(self.weights), bits, generator)
+            random_at_bits(self.shapes, bits, generator, self.space)
             for bits in spread(*ends, profile.random_configurations)
         ]
 
-    def twins(self) -> list[tuple[list[LayerConfig], list[LayerConfig]]]:
+    def twins(self) -> list[tuple[Configuration, Configuration]]:
         """Each configuration of the first training set, and one like it that is not in there.
 
         An allocated one's twin is allocated half-way to the next budget, above and below in turn; a
@@ -141,22 +164,22 @@ class Setup:
             self.allocated(budget + (half if i % 2 == 0 and i + 1 < len(budgets) else -half))
             for i, budget in enumerate(budgets)
         ]
-        generator = torch.Generator().manual_seed(2**30 + self.run.seed)
+        generator = torch.Generator().manual_seed(TWINS_SEED + self.run.seed)
         unseen += [
-            random_at_bits(len(self.weights), bits, generator)
+            random_at_bits(self.shapes, bits, generator, self.space)
             for bits in spread(budgets[0], budgets[-1], profile.random_configurations)
         ]
         return list(zip(seen, unseen, strict=True))
 
-    def arbitrary(self) -> list[list[LayerConfig]]:
+    def arbitrary(self) -> list[Configuration]:
         """Random configurations to evaluate on, the same for all methods, at equally spaced bits.
 
         They are drawn apart from the training set's.
         """
-        generator = torch.Generator().manual_seed(2**31 + self.run.seed)
+        generator = torch.Generator().manual_seed(ARBITRARY_SEED + self.run.seed)
         count = self.run.profile.arbitrary_configurations
         return [
-            random_at_bits(len(self.weights), bits, generator)
+            random_at_bits(self.shapes, bits, generator, self.space)
             for bits in spread(*ARBITRARY_BITS, count)
         ]
 
@@ -197,8 +220,10 @@ def _examples(
     if profile.validation_examples is not None:
         validation = validation.select(range(min(len(validation), profile.validation_examples)))
     to_examples = tokenize if labels_of(run.dataset) else tokenize_blocks
-    return tuple(
-        to_examples(part, tokenizer, profile.max_length) for part in (train, held_out, validation)
+    return (
+        to_examples(train, tokenizer, profile.max_length),
+        to_examples(held_out, tokenizer, profile.max_length),
+        to_examples(validation, tokenizer, profile.max_length),
     )
 
 

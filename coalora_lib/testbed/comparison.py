@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from coalora_lib.allocation.budgets import spread
-from coalora_lib.experiments.records import versions
 from coalora_lib.files import atomic_file
+from coalora_lib.records.environment import versions
 from coalora_lib.search import ScoredSet, SearchPlan, extend, hypervolume
 from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.testbed.landscape import CHANCE, Landscape

@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.experiments import PROFILES, Run, prepare, scale
-from coalora_lib.experiments.comparison import Job, run_job
-from coalora_lib.experiments.records import read_record
+from coalora_lib.experiments.runner import job_for, run_job
 from coalora_lib.experiments.scale import FULL_SIZES, ScaleRecord, measure_scale, random_model
+from coalora_lib.records import read_record
 from coalora_lib.tasks import TaskSplits, load_classifier, small_decoder
 from coalora_lib.tasks.embedded import review_phrases
 from tests.conftest import SIZES, TINY
@@ -54,7 +54,7 @@ def c4(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "profile"), [("llama", "paper-llama-2-7b"), ("qwen2", "paper-qwen2.5-3b")]
 )
-@pytest.mark.parametrize("method", ["CoA-LoRA", "LQ-LoRA"])
+@pytest.mark.parametrize("method", ["coa-lora", "lq-lora"])
 def test_a_language_model_goes_the_whole_way(kind, profile, method, c4, tmp_path):
     tokenizer = small_decoder(Dataset.from_dict({"sentence": PHRASES})).tokenizer
     config = TINY[kind]().config
@@ -63,9 +63,9 @@ def test_a_language_model_goes_the_whole_way(kind, profile, method, c4, tmp_path
     tokenizer.save_pretrained(tmp_path / "model")
     setup = prepare(Run(small(profile, tmp_path / "model"), 0, "c4"))
     assert {example["labels"].shape for example in setup.train} == {(16,)}
-    budget = 3.0 if method == "LQ-LoRA" else None
-    record = read_record(run_job(setup, Job(method, 2, 0, budget), tmp_path / "records"))
-    assert len(record.searches) == (method == "CoA-LoRA")
+    budget = 3.0 if method == "lq-lora" else None
+    record = read_record(run_job(setup, job_for(method, 2, 0, budget), tmp_path / "records"))
+    assert len(record.searches) == (method == "coa-lora")
     assert [r.budget for r in record.results] == [3.0, None][: 1 if budget else 2]
     for result in record.results:
         assert result.loss < math.log(len(tokenizer)) + 0.5
@@ -93,7 +93,7 @@ def test_roberta_on_pairs_of_three_classes_goes_the_whole_way(tmp_path, monkeypa
     transformers.RobertaForMaskedLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     setup = prepare(Run(small("paper", tmp_path / "model"), 0, "mnli"))
-    record = read_record(run_job(setup, Job("CoA-LoRA", 2, 0), tmp_path / "records"))
+    record = read_record(run_job(setup, job_for("coa-lora", 2, 0), tmp_path / "records"))
     assert record.dataset == "mnli"
     assert [r.budget for r in record.results] == [3.0, None]
     assert all(result.correctness.shape == (16,) for result in record.results)

@@ -1,0 +1,36 @@
+"""Options that several commands have, and how their values are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coalora_lib.experiments import PROFILES
+from coalora_lib.tasks import TASKS
+
+#: Where commands write unless told otherwise.
+BUILD = Path("_build")
+
+
+def among(allowed: Collection[str]) -> Callable[[str], str]:
+    """A check that refuses what is not allowed, and lists what is."""
+
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise typer.BadParameter(f"{value!r} is not known; allowed: {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+Root = Annotated[Path, typer.Option(help="The project's folder.")]
+ProfileName = Annotated[str, typer.Option(help="Size of the run.", callback=among(PROFILES))]
+DatasetName = Annotated[
+    str, typer.Option(help="Data of the experiments.", callback=among(["embedded", *TASKS]))
+]
+Results = Annotated[Path, typer.Option(help="Folder for the records.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
+Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]

@@ -1,0 +1,95 @@
+"""The three experiments on models: what their runs train on at first and are evaluated on.
+
+Each draws its arbitrary configurations in its own way, which is part of its protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from coalora_lib.experiments.profiles import Profile
+from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
+from coalora_lib.records import identity
+from coalora_lib.spaces import Configuration, random_configuration
+
+#: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
+Target = tuple[float | None, Configuration]
+
+#: Of the adapter's options: how many arbitrary configurations they are evaluated on.
+UNIFORM_DRAWS = 8
+#: Of the searches: allocated configurations to evaluate on, in bits. No training budget of a
+#: profile is among them.
+UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the runs over a set of one experiment share.
+
+    Attributes:
+        protocol: of its records, see :mod:`coalora_lib.records.identity`.
+        first_set: what they train on until a search changes it.
+        targets: what they are evaluated on.
+        twins: whether they are also evaluated on configurations of the first set and on unseen
+            ones like them.
+        unmet: whether a target that a run has trained on or scored is left out.
+    """
+
+    protocol: str
+    first_set: Callable[[Setup], list[Configuration]]
+    targets: Callable[[Setup], list[Target]]
+    twins: bool = False
+    unmet: bool = False
+
+
+def _allocated(setup: Setup, budgets: tuple[float, ...]) -> list[Target]:
+    return [(budget, setup.allocated(budget)) for budget in budgets]
+
+
+def _at_all_bits(setup: Setup) -> list[Target]:
+    return [(None, configuration) for configuration in setup.arbitrary()]
+
+
+def _uniform(setup: Setup) -> list[Target]:
+    """Each layer's choice drawn uniformly: mean bits near the middle of the range."""
+    generator = torch.Generator().manual_seed(ARBITRARY_SEED + setup.run.seed)
+    return [
+        (None, random_configuration(setup.shapes, generator, setup.space))
+        for _ in range(UNIFORM_DRAWS)
+    ]
+
+
+#: The methods and the ablations of chapter 5.
+COMPARISON = Experiment(
+    identity.COMPARISON,
+    Setup.training_set,
+    lambda setup: _allocated(setup, setup.run.profile.budgets) + _at_all_bits(setup),
+    twins=True,
+)
+#: The adapter's options, chapter 3.
+OPTIONS = Experiment(
+    identity.OPTIONS,
+    Setup.training_set,
+    lambda setup: _allocated(setup, setup.run.profile.budgets) + _uniform(setup),
+)
+#: Ways to extend the training set, chapter 4. It starts with allocated configurations alone.
+SEARCH = Experiment(
+    identity.SEARCH,
+    lambda setup: [setup.allocated(budget) for budget in setup.run.profile.training_budgets],
+    lambda setup: _allocated(setup, UNSEEN_BUDGETS) + _at_all_bits(setup),
+    unmet=True,
+)
+
+
+def sized_for_search(profile: Profile, epochs: float) -> Profile:
+    """A profile as :data:`SEARCH` runs it: searches between quarters of the training."""
+    return replace(
+        profile,
+        epochs=epochs,
+        # What a search scores on decides its time; 512 are the standard profile's.
+        scoring_examples=min(profile.scoring_examples, 512),
+        search=replace(profile.search, rounds=4),
+    )

@@ -1,0 +1,289 @@
+"""What the records of the comparison say: accuracies, leads with intervals, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+
+from coalora_lib.records.bootstrap import paired_bootstrap, percentiles, resampled
+from coalora_lib.records.interval import Interval
+from coalora_lib.records.schema import Record, unpack
+from coalora_lib.records.tidy import frame
+
+#: The bits of the hypervolume's reference point: more than any budget of a profile has (6).
+MOST_BITS = 6.5
+#: The fewest bits that a configuration can have, for the hypervolume's unit.
+FEWEST_BITS = 2.0
+
+
+class Evidence:
+    """The records of the comparison, by method, rank and seed.
+
+    Args:
+        records: from :func:`~coalora_lib.records.store.read_records`.
+        labels: slug of each method to the name that tables, and all that is asked here, have for
+            it, in the order of the tables.
+        classes: of the data; guessing is wrong in 1 - 1 / classes of the examples, which is the
+            error of the hypervolume's reference point.
+
+    Attributes:
+        ranks: that the records have.
+
+    Raises:
+        ValueError: a record's method has no label.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], labels: Mapping[str, str], classes: int = 2
+    ) -> None:
+        self._labels, self._guess = list(labels.values()), 1 - 1 / classes
+        self._runs: dict[tuple[str, int | None], dict[int, list[Record]]] = {}
+        for record in records:
+            job = record.job
+            if job.method not in labels:
+                raise ValueError(f"{record.file_name}: method {job.method!r} has no label")
+            by_seed = self._runs.setdefault((labels[job.method], job.rank), {})
+            by_seed.setdefault(job.seed, []).append(record)
+        self.ranks = sorted({rank for _, rank in self._runs if rank is not None})
+        self._frame = frame(records)
+        self._frame["method"] = self._frame["method"].map(labels)
+
+    @cached_property
+    def _results(self) -> dict[tuple[str, int | None, int, str], pd.DataFrame]:
+        """By method, rank, seed and kind, with the column ``correct`` as (examples,) bool."""
+        known = self._frame["correct"].notna()
+        table = self._frame[known].copy()
+        pairs = zip(table["correct"], table["examples"], strict=True)
+        table["correct"] = [unpack(text, examples) for text, examples in pairs]
+        table["rank"] = table["rank"].fillna(0)
+        found = table.groupby(["method", "rank", "seed", "kind"], sort=False)
+        return {(name, rank or None, *rest): rows for (name, rank, *rest), rows in found}
+
+    def methods(self, rank: int) -> list[str]:
+        """The methods that there are records of, in the order of the labels."""
+        return [name for name in self._labels if self._key(name, rank) in self._runs]
+
+    def seeds(self, method: str, rank: int) -> list[int]:
+        """The seeds of a method's records."""
+        return sorted(self._runs[self._key(method, rank)])
+
+    def correctness(
+        self,
+        method: str,
+        rank: int | Sequence[int],
+        budgets: Sequence[float] | None,
+        seeds: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """(seeds, examples): how often each example is right, over configurations.
+
+        Args:
+            method, rank: whose; of several ranks, the mean.
+            budgets: over the allocated configurations of these; None for the arbitrary ones, and
+                for a method that knows no configurations.
+            seeds: all by default.
+
+        Raises:
+            ValueError: a seed has no result for one of the budgets.
+        """
+        if not isinstance(rank, int):
+            ranks = [self.correctness(method, each, budgets, seeds) for each in rank]
+            return np.mean(ranks, axis=0)
+        seeds = self.seeds(method, rank) if seeds is None else seeds
+        return np.stack([_right(self._chosen(method, rank, seed, budgets)) for seed in seeds])
+
+    def unseen(self, method: str, rank: int) -> Interval:
+        """By how many points unseen configurations are ahead of their seen twins, paired over
+        seeds and examples.
+
+        Raises:
+            ValueError: the records have no twins.
+        """
+        seeds = self.seeds(method, rank)
+        sides = [
+            np.stack([_right(self._twins(method, rank, seed, side)) for seed in seeds])
+            for side in ("unseen", "seen")
+        ]
+        return 100 * paired_bootstrap(sides[0], sides[1])
+
+    def twins(self, method: str, rank: int) -> np.ndarray:
+        """(n, 2, 2) of all seeds: seen and unseen; bits, and accuracy in percent."""
+        seeds = self.seeds(method, rank)
+        sides = [
+            np.concatenate([_points(self._twins(method, rank, seed, side)) for seed in seeds])
+            for side in ("seen", "unseen")
+        ]
+        return np.stack(sides, axis=1)
+
+    def accuracy(
+        self, method: str, rank: int, budgets: Sequence[float] | None
+    ) -> tuple[float, float]:
+        """Mean over seeds and standard deviation between them, in percent."""
+        by_seed = 100 * self.correctness(method, rank, budgets).mean(1)
+        return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
+
+    def points(self, method: str, rank: int, budgets: Sequence[float] | None) -> np.ndarray:
+        """(seeds, n, 2): bits, and accuracy in percent, of n configurations.
+
+        Args:
+            method, rank: whose.
+            budgets: the allocated configurations of these, in order; None for the arbitrary ones,
+                of which every seed has its own.
+        """
+        seeds = self.seeds(method, rank)
+        return np.stack([_points(self._chosen(method, rank, seed, budgets)) for seed in seeds])
+
+    def lead(
+        self,
+        first: str,
+        second: str,
+        rank: int | Sequence[int],
+        budgets: Sequence[float] | None,
+    ) -> Interval:
+        """By how many points the first method is ahead.
+
+        Paired over the seeds that both have, and over examples. Of several ranks it is the lead of
+        their means: a seed's runs of all ranks are drawn together.
+        """
+        seeds = self._common_seeds((first, second), [rank] if isinstance(rank, int) else rank)
+        pair = [self.correctness(name, rank, budgets, seeds) for name in (first, second)]
+        return 100 * paired_bootstrap(pair[0], pair[1])
+
+    def hypervolume(self, method: str, rank: int, budgets: Sequence[float]) -> float:
+        """Share of the plane of error and bits that a method dominates, mean over seeds.
+
+        The plane reaches from no error at :data:`FEWEST_BITS` to the error of guessing at
+        :data:`MOST_BITS`; the points are the accuracies at these budgets. 1 would be no error at
+        the fewest bits.
+        """
+        seeds = self.seeds(method, rank)
+        return float(self._volumes(method, rank, budgets, seeds).mean())
+
+    def hypervolume_lead(
+        self, first: str, second: str, rank: int, budgets: Sequence[float]
+    ) -> Interval:
+        """By how much the first method's :meth:`hypervolume` is larger.
+
+        Paired as :meth:`lead` is; every draw of examples has fronts of its own. A front keeps the
+        luckiest points, so noise raises a hypervolume, and most that of a method whose points come
+        from runs of their own.
+        """
+        seeds = self._common_seeds((first, second), [rank])
+        examples = self.correctness(first, rank, budgets[:1], seeds).shape[1]
+        by_seed, by_example = resampled(len(seeds), examples)
+        found, drawn = (
+            self._volumes(first, rank, budgets, seeds, weights)
+            - self._volumes(second, rank, budgets, seeds, weights)
+            for weights in (None, by_example)
+        )
+        return Interval(float(found.mean()), *percentiles((by_seed * drawn).sum(1)))
+
+    def cost(self, method: str, rank: int) -> tuple[int, float, int]:
+        """To serve all budgets once: runs, seconds of all but the evaluation, numbers stored beside
+        the pre-trained weights; means over seeds."""
+        by_seed = self._runs[self._key(method, rank)].values()
+        seconds = mean(
+            sum(
+                spent for r in records for phase, spent in r.phases.items() if phase != "evaluation"
+            )
+            for records in by_seed
+        )
+        runs = max(len(records) for records in by_seed)
+        return (
+            runs,
+            seconds,
+            round(mean(sum(r.stored or 0 for r in records) for records in by_seed)),
+        )
+
+    def _common_seeds(self, methods: Sequence[str], ranks: Sequence[int]) -> list[int]:
+        return sorted(set.intersection(*(set(self.seeds(m, r)) for m in methods for r in ranks)))
+
+    def _key(self, method: str, rank: int) -> tuple[str, int | None]:
+        """A method without factors is the same at every rank."""
+        return (method, None) if (method, None) in self._runs else (method, rank)
+
+    def _of_kind(self, method: str, rank: int, seed: int, kind: str) -> pd.DataFrame:
+        """A run's results of one kind, in the record's order; empty if there are none."""
+        return self._results.get((*self._key(method, rank), seed, kind), self._frame.iloc[:0])
+
+    def _twins(self, method: str, rank: int, seed: int, side: str) -> pd.DataFrame:
+        found = self._of_kind(method, rank, seed, side)
+        if found.empty:
+            raise ValueError(f"{method}, rank {rank}, seed {seed}: no seen and unseen twins")
+        return found
+
+    def _chosen(
+        self, method: str, rank: int, seed: int, budgets: Sequence[float] | None
+    ) -> pd.DataFrame:
+        """The allocated configurations of these budgets, in this order, or the arbitrary ones."""
+        if budgets is None:
+            return self._of_kind(method, rank, seed, "arbitrary")
+        found = self._of_kind(method, rank, seed, "allocated").set_index("budget", drop=False)
+        missing = set(budgets) - set(found.index)
+        if missing:
+            raise ValueError(
+                f"{method}, rank {rank}, seed {seed}: no result at {min(missing):g} bits"
+            )
+        return found.loc[list(budgets)]
+
+    def _volumes(
+        self,
+        method: str,
+        rank: int,
+        budgets: Sequence[float],
+        seeds: Sequence[int],
+        weights: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(draws, seeds) dominated shares; weights (draws, examples) of the examples, one draw of
+        equal weights by default."""
+        volumes = []
+        for seed in seeds:
+            chosen = self._chosen(method, rank, seed, budgets)
+            right = np.stack(chosen["correct"].tolist(), axis=1)  # (examples, budgets)
+            errors = 1 - (right.mean(0)[None] if weights is None else weights @ right)
+            volumes.append(dominated_share(errors, chosen["bits"].to_numpy(), self._guess))
+        return np.stack(volumes, axis=1)
+
+
+def _right(results: pd.DataFrame) -> np.ndarray:
+    """(examples,): how often each is right."""
+    return np.mean(results["correct"].tolist(), axis=0)
+
+
+def _points(results: pd.DataFrame) -> np.ndarray:
+    """(n, 2): bits, and accuracy in percent."""
+    return np.stack([results["bits"], 100 * results["accuracy"]], axis=1).astype(float)
+
+
+def dominated_share(errors: np.ndarray, bits: np.ndarray, guess: float) -> np.ndarray:
+    """The hypervolume of many fronts at once, as a share of the plane up to the reference point.
+
+    Args:
+        errors: (fronts, points).
+        bits: (points,), those of every front.
+        guess: the reference point's error; its bits are :data:`MOST_BITS`.
+
+    Returns:
+        (fronts,).
+    """
+    order = bits.argsort()
+    lowest = np.minimum.accumulate(np.minimum(errors[:, order], guess), axis=1)
+    steps = -np.diff(lowest, axis=1, prepend=guess)
+    widths = np.maximum(MOST_BITS - bits[order], 0)
+    return steps @ widths / (guess * (MOST_BITS - FEWEST_BITS))
+
+
+def wall_seconds(records: Sequence[Record]) -> float:
+    """How long at least one of these runs was under way, whatever else ran beside it."""
+    begun = [datetime.fromisoformat(record.created).timestamp() for record in records]
+    spans = sorted((at, at + sum(r.phases.values())) for at, r in zip(begun, records, strict=True))
+    total, until = 0.0, -math.inf
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

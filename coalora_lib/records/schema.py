@@ -1,0 +1,276 @@
+"""What a run leaves: its job, where it came from, how it was made, what it found."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+#: Words joined by single dots, dashes or underscores: safe in a file's name, in any folder.
+Slug = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length=80)
+]
+#: Bits per parameter. An unquantized parameter has 32, a bound with room for float64.
+Bits = Annotated[float, Field(gt=0, le=64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Budget = Annotated[float, Field(gt=0, le=64)] | None
+
+
+def _no_negative(loss: float) -> float:
+    """A run that diverged has a loss of nan or inf, which a record is to say."""
+    if loss < 0:
+        raise ValueError(f"{loss} must not be negative")
+    return loss
+
+
+Loss = Annotated[float, AfterValidator(_no_negative)]
+_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Job:
+    """One run of an experiment: what decides its record's name, beside data set and profile.
+
+    Attributes:
+        method: slug of a method, such as "coa-lora-as-published".
+        rank: of the LoRA factors; None for a method without factors, which stands for all ranks.
+        seed: of everything random.
+        budget: mean bits per parameter of a run for one configuration; None of a run for many.
+        space: name of the space that configurations are from, such as "nf" or "int".
+
+    Raises:
+        ValueError: a name is no :data:`Slug`, or a number is out of range.
+    """
+
+    method: Slug
+    rank: Annotated[int, Field(ge=1, le=2**20)] | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    budget: Budget = None
+    space: Slug = "nf"
+
+    @property
+    def name(self) -> str:
+        """The job without its seed, as a slug."""
+        rank = "" if self.rank is None else f"-rank{self.rank}"
+        budget = "" if self.budget is None else f"-{self.budget:g}bits"
+        return f"{self.method}{rank}{budget}"
+
+
+#: What the time of a run is counted to.
+Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
+
+
+class Result(BaseModel):
+    """A run's model under one configuration.
+
+    Attributes:
+        budget: mean bits per parameter asked for, None for an arbitrary configuration; bits: what
+            the configuration stores.
+        accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
+        seconds: wall time of the training behind the number, search included; a run that serves
+            several budgets is listed with its whole time at each.
+        steps: optimizer steps; passes: forward-backward passes, steps times configurations.
+        correct: which examples are right, in their order: :func:`pack`'s text; None of a language
+            model, whose examples are tokens.
+    """
+
+    model_config = _STRICT
+
+    budget: Budget
+    bits: Bits
+    accuracy: Share
+    loss: Loss
+    examples: Count
+    seconds: Seconds
+    steps: Count
+    passes: Count
+    correct: str | None = None
+
+    @model_validator(mode="after")
+    def _one_bit_per_example(self) -> Result:
+        if self.correct is not None:
+            try:
+                packed = len(base64.b64decode(self.correct, validate=True))
+            except ValueError:
+                raise ValueError("correct is no base 64 text") from None
+            if packed != math.ceil(self.examples / 8):
+                raise ValueError(f"correct holds {packed} bytes for {self.examples} examples")
+        return self
+
+    @property
+    def correctness(self) -> np.ndarray:
+        """(examples,) bool.
+
+        Raises:
+            ValueError: the record does not say which examples are right.
+        """
+        if self.correct is None:
+            raise ValueError(f"a result at {self.bits:g} bits has no correctness per example")
+        return unpack(self.correct, self.examples)
+
+
+class SearchedSet(BaseModel):
+    """What one search between two stretches of training saw and did.
+
+    Attributes:
+        configurations: the set and, last, what was proposed; each one string: for every layer the
+            row number of its choice in the record's space, separated by spaces.
+        losses, bits: of each, scored with the adapters of that moment.
+        proposed: how many were proposed; kept: positions of the next set.
+    """
+
+    model_config = _STRICT
+
+    configurations: list[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}( [0-9]{1,9})*$")]]
+    losses: list[Loss]
+    bits: list[Bits]
+    proposed: Count
+    kept: list[Count]
+
+    @model_validator(mode="after")
+    def _as_many_of_each(self) -> SearchedSet:
+        count = len(self.configurations)
+        if {len(self.losses), len(self.bits)} != {count}:
+            raise ValueError(
+                f"{count} configurations, {len(self.losses)} losses and {len(self.bits)} bits "
+                "must be as many"
+            )
+        if self.proposed > count or any(position >= count for position in self.kept):
+            raise ValueError(f"proposed and kept must lie within the {count} configurations")
+        if len({text.count(" ") for text in self.configurations}) > 1:
+            raise ValueError("the configurations have different numbers of layers")
+        return self
+
+    @classmethod
+    def of(
+        cls, rows: Tensor, losses: Tensor, bits: Tensor, proposed: int, kept: Tensor
+    ) -> SearchedSet:
+        """From what a search keeps; losses and bits to seven digits.
+
+        Args:
+            rows: (n, layers) integers, the row of each layer's choice.
+            losses, bits: (n,).
+            proposed: how many of the rows, the last ones, were proposed.
+            kept: positions of the next set.
+        """
+        return cls(
+            configurations=as_text(rows),
+            losses=[float(f"{loss:.7g}") for loss in losses.tolist()],
+            bits=[float(f"{each:.7g}") for each in bits.tolist()],
+            proposed=proposed,
+            kept=kept.tolist(),
+        )
+
+    @property
+    def points(self) -> Tensor:
+        """(n, 2) of [loss, bits], float64."""
+        return torch.tensor([self.losses, self.bits], dtype=torch.float64).T
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, layers) int64: the row of each layer's choice in the record's space."""
+        return torch.tensor([[int(row) for row in text.split()] for text in self.configurations])
+
+
+class Twins(BaseModel):
+    """A configuration of the training set, and one like it that the run never met."""
+
+    model_config = _STRICT
+
+    seen: Result
+    unseen: Result
+
+
+class Record(BaseModel):
+    """A run: its job, where it came from, how it was made, what it found; its searches, if any.
+
+    Attributes:
+        protocol: decides with which records it may stand in one table; see
+            :mod:`coalora_lib.records.identity`.
+        created: when, ISO 8601.
+        parameters: of the profile, but for the rank, which is the job's.
+        twins: seen against unseen configurations, of a run over a set.
+        code: :func:`~coalora_lib.records.environment.code_digest` of the library that made it;
+            with ``git_commit`` and ``versions`` where it came from, and nothing that is compared.
+        phases: wall seconds of "preparation", "training", "search" and "evaluation", and of the
+            "teacher" where there is one.
+        peak_memory: bytes that torch held on the GPU at most; None on a processor.
+        stored: numbers that the run adds to the pre-trained weights: factors, networks and mean
+            inputs, not heads; all weights for full fine-tuning.
+    """
+
+    model_config = _STRICT
+
+    protocol: Slug
+    job: Job
+    created: str
+    dataset: Slug
+    synthetic: bool
+    data_checksum: str
+    model: str
+    model_checksum: str
+    profile: Slug
+    parameters: dict[str, Any]
+    device: str
+    versions: dict[str, str]
+    git_commit: str | None
+    results: list[Result]
+    twins: list[Twins] = []
+    searches: list[SearchedSet] = []
+    code: str | None = None
+    phases: dict[Phase, Seconds] = {}
+    peak_memory: Count | None = None
+    stored: Count | None = None
+
+    @property
+    def file_name(self) -> str:
+        """<method>[-rank<rank>][-<budget>bits]-<data set>-<profile>-seed<seed>.json."""
+        return file_name(self.job, self.dataset, self.profile)
+
+
+def file_name(job: Job, dataset: str, profile: str) -> str:
+    """What the record of a job is called in its folder."""
+    return f"{job.name}-{dataset}-{profile}-seed{job.seed}.json"
+
+
+def as_text(rows: Tensor) -> list[str]:
+    """(n, layers) row numbers as text, a string each with a space between two numbers."""
+    return [" ".join(map(str, row)) for row in rows.tolist()]
+
+
+def pack(correct: Tensor) -> str:
+    """(examples,) bool as text: eight examples a byte, in base 64."""
+    return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
+
+
+def unpack(text: str, examples: int) -> np.ndarray:
+    """The inverse of :func:`pack`: (examples,) bool."""
+    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    return np.unpackbits(packed, count=examples).astype(bool)
+
+
+def describe(error: ValidationError) -> str:
+    """The first of pydantic's errors on one line: the field, what is wrong, the value."""
+    errors = error.errors()
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    value = repr(first["input"])
+    value = f"{value[:60]}..." if len(value) > 60 else value
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{field}: {first['msg']}, got {value}{more}"

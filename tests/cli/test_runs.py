@@ -1,0 +1,77 @@
+"""The commands that train, on the smallest runs."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from coalora_lib.cli import app
+from coalora_lib.experiments import PROFILES, prepare
+from coalora_lib.experiments.methods import methods_of
+from coalora_lib.experiments.runner import job_for, run_job
+from coalora_lib.records import read_record, write_record
+from tests.experiments.test_runner import RUN
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_help_lists_every_command_with_an_example():
+    found = invoke("--help")
+    assert found.exit_code == 0
+    for name in [
+        "book",
+        "outputs",
+        "render",
+        "experiments",
+        "options",
+        "search-ablation",
+        "reproduce",
+    ]:
+        assert re.search(rf"coalora\s+{name}\b", found.output), name
+    for name in ("landscape", "scale"):
+        assert re.search(rf"coalora\s+{name}\b", found.output), name
+
+
+@pytest.mark.parametrize("protocol", [None, "comparison-0"])
+def test_a_record_is_made_again_and_an_older_protocol_is_named(protocol, tmp_path):
+    path = run_job(prepare(RUN), job_for("shared-lora", 4, 0), tmp_path / "stored")
+    stored = read_record(path)
+    if protocol is not None:
+        write_record(stored.model_copy(update={"protocol": protocol}), tmp_path / "stored")
+    made = invoke("reproduce", path, "--results", tmp_path / "made")
+    assert made.exit_code == 0, made.output
+    assert ("Made by protocol comparison-0" in made.stderr) == (protocol is not None)
+    again = read_record(tmp_path / "made" / path.name)
+    assert [r.correct for r in again.results] == [r.correct for r in stored.results]
+    assert f"{100 * stored.results[0].accuracy:.2f}, " in made.stdout
+
+
+def test_what_is_no_record_cannot_be_made_again(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    for name in ("x.json", "missing.json"):
+        found = invoke("reproduce", tmp_path / name)
+        assert found.exit_code == 2
+        assert name in found.output.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "group"),
+    [("experiments", "--method", "main"), ("search-ablation", "--arm", "search")],
+)
+def test_a_label_is_no_name_in_a_command(command, option, group, tmp_path):
+    label = next(iter(methods_of(group).values())).label
+    found = invoke(command, option, label, "--results", tmp_path)
+    assert found.exit_code == 2
+    assert "is not known" in found.output
+
+
+def test_runs_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "quick", replace(RUN.profile, name="quick"))
+    run_job(prepare(RUN), job_for("shared-lora", 4, 0), tmp_path)
+    words = ["experiments", "--rank", "4", "--method", "shared-lora", "--results"]
+    found = invoke(*words, tmp_path)
+    assert found.exit_code == 0, found.output
+    assert "1 runs, 1 of them are there" in found.output
