@@ -61,9 +61,7 @@ def test_setup_makes_the_same_model_and_set_each_time(setup):
     first, again = (setup.new_model().state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert setup.training_set() == setup.training_set()
-    bits = [
-        NORMAL_FLOAT.mean_bits(configuration, setup.sizes) for configuration in setup.training_set()
-    ]
+    bits = [setup.space.mean_bits(each, setup.shapes) for each in setup.training_set()]
     assert len(bits) == 9
     assert bits[0] == pytest.approx(2.25, abs=0.01)
 

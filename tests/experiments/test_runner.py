@@ -12,7 +12,6 @@ from coalora_lib.experiments.runner import (
     job_for,
     path_of,
     plan_of,
-    rows_of,
     run_job,
     run_of,
     targets_of,
@@ -20,7 +19,6 @@ from coalora_lib.experiments.runner import (
 from coalora_lib.records import Job, read_record
 from coalora_lib.records.schema import as_text
 from coalora_lib.spaces import NORMAL_FLOAT
-from coalora_lib.training.alternation import to_flat
 from tests.conftest import SMALLEST
 
 PROFILE = replace(
@@ -132,11 +130,11 @@ def test_an_arm_is_evaluated_on_what_it_has_not_met(setup, tmp_path):
     (search,) = record.searches
     assert search.kept == list(range(len(search.configurations)))
     first = [setup.allocated(budget) for budget in PROFILE.training_budgets]
-    assert search.configurations[: len(first)] == as_text(rows_of(to_flat(first)))
+    assert search.configurations[: len(first)] == as_text(setup.space.rows(setup.space.to_flat(first)))
     budgets = [result.budget for result in record.results]
     assert budgets == [*UNSEEN_BUDGETS, *[None] * PROFILE.arbitrary_configurations]
     # As if the search had scored the first target.
-    met = as_text(rows_of(to_flat([setup.allocated(UNSEEN_BUDGETS[0])])))
+    met = as_text(setup.space.rows(setup.space.to_flat([setup.allocated(UNSEEN_BUDGETS[0])])))
     search = search.model_copy(update={"configurations": met})
     left = targets_of(record.model_copy(update={"searches": [search]}), setup)
     assert [budget for budget, _ in left] == budgets[1:]
@@ -145,7 +143,7 @@ def test_an_arm_is_evaluated_on_what_it_has_not_met(setup, tmp_path):
 def test_rows_are_those_of_the_space():
     rows = torch.tensor([[0, 431, 17], [5, 5, 100]])
     choices = [[NORMAL_FLOAT.choices[row] for row in each] for each in rows.tolist()]
-    assert torch.equal(rows_of(to_flat(choices)), rows)
+    assert torch.equal(NORMAL_FLOAT.rows(NORMAL_FLOAT.to_flat(choices)), rows)
 
 
 def test_a_record_says_how_to_make_it_again(setup, tmp_path):

@@ -114,9 +114,7 @@ def test_twins_are_alike_and_in_no_training_set(folder):
     for seen, unseen in setup.twins():
         assert seen in known
         assert unseen not in known
-        bits = [
-            NORMAL_FLOAT.mean_bits(configuration, setup.sizes) for configuration in (seen, unseen)
-        ]
+        bits = [setup.space.mean_bits(each, setup.shapes) for each in (seen, unseen)]
         assert abs(bits[0] - bits[1]) < 1
 
 
