@@ -23,14 +23,12 @@ from coalora_lib.experiments.run import Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.records import Job, Record, Result, SearchedSet, Twins, write_record
 from coalora_lib.records.environment import code_digest, device_name, git_commit, versions
-from coalora_lib.records.schema import Phase, as_text, describe, file_name, pack
+from coalora_lib.records.schema import UNQUANTIZED, Phase, as_text, describe, file_name, pack
 from coalora_lib.spaces import Configuration, ConfigurationSpace
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
 from coalora_lib.training import Evaluation, History, TrainingPlan, train
 from coalora_lib.training.evaluation import evaluate_each
 
-#: Bits of a parameter in float32.
-UNQUANTIZED = 32.0
 #: Examples that an evaluation takes at a time. No result depends on it but by rounding; 256
 #: sentences of 128 tokens fill a GPU, and a few hundred MB.
 EVALUATION_BATCH = 256

@@ -222,7 +222,8 @@ class Evidence:
     ) -> pd.DataFrame:
         """The allocated configurations of these budgets, in this order, or the arbitrary ones."""
         if budgets is None:
-            return self._of_kind(method, rank, seed, "arbitrary")
+            found = self._of_kind(method, rank, seed, "arbitrary")
+            return self._of_kind(method, rank, seed, "unquantized") if found.empty else found
         found = self._of_kind(method, rank, seed, "allocated").set_index("budget", drop=False)
         missing = set(budgets) - set(found.index)
         if missing:

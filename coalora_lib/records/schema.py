@@ -24,7 +24,9 @@ from torch import Tensor
 Slug = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length=80)
 ]
-#: Bits per parameter. An unquantized parameter has 32, a bound with room for float64.
+#: Bits of an unquantized parameter, which is counted as float32 whatever its dtype.
+UNQUANTIZED = 32.0
+#: Bits per parameter, up to float64's.
 Bits = Annotated[float, Field(gt=0, le=64)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
@@ -81,7 +83,7 @@ class Result(BaseModel):
 
     Attributes:
         budget: mean bits per parameter asked for, None for an arbitrary configuration; bits: what
-            the configuration stores.
+            the configuration stores, :data:`UNQUANTIZED` without one.
         accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
         seconds: wall time of the training behind the number, search included; a run that serves
             several budgets is listed with its whole time at each.

@@ -12,7 +12,7 @@ from coalora_lib.records.tidy import frame
 def accuracy_table(
     records: Sequence[Record], labels: Mapping[str, str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of a table: a row per method, a column per budget, and the arbitrary ones.
+    """Columns and rows of a table: a row per method, a column per budget and for what has none.
 
     Args:
         records: of one rank.
@@ -20,17 +20,22 @@ def accuracy_table(
 
     Returns:
         Headings, and rows of cells: accuracy in percent, mean over seeds, the standard deviation
-        between them in brackets. Arbitrary configurations are averaged within a seed first.
+        between them in brackets; "-" where there is no result. A seed's arbitrary configurations
+        are averaged first.
     """
     table = frame(records)
     budgets = sorted(table["budget"].dropna().unique())
-    columns = [*(f"{budget:g} bits" for budget in budgets), "arbitrary"]
-    table["column"] = table["budget"].map(lambda budget: f"{budget:g} bits")
-    table.loc[table["kind"] == "arbitrary", "column"] = "arbitrary"
-    means = 100 * table.groupby(["method", "column", "seed"])["accuracy"].agg(mean)
+    kinds = [kind for kind in ("arbitrary", "unquantized") if kind in set(table["kind"])]
+    columns = [*(f"{budget:g} bits" for budget in budgets), *kinds]
+    bits = table["budget"].map(lambda budget: f"{budget:g} bits")
+    table["column"] = bits.where(table["kind"] == "allocated", table["kind"])
+    means = table.groupby(["method", "column", "seed"])["accuracy"].agg(mean)
+    found: dict[tuple[str, str], list[float]] = {}
+    for (slug, column, _), share in means.items():
+        found.setdefault((slug, column), []).append(100 * share)
     there = set(table["method"])
     rows = [
-        (label, *(_with_spread(means[slug, column].tolist()) for column in columns))
+        (label, *(_with_spread(found.get((slug, column), ())) for column in columns))
         for slug, label in labels.items()
         if slug in there
     ]
@@ -38,7 +43,9 @@ def accuracy_table(
 
 
 def _with_spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f} ({stdev(values):.1f})" if len(values) > 1 else f"{values[0]:.1f}"
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    return f"{mean(values):.1f} ({stdev(values):.1f})"
 
 
 def common_accuracies(

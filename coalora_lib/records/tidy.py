@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from coalora_lib.records.schema import Record, Result
+from coalora_lib.records.schema import UNQUANTIZED, Record, Result
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -17,9 +17,9 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
         record: position in ``records``; protocol, dataset, profile, method, rank, seed, space: of
         the run. A method without LoRA factors has no rank (<NA>).
 
-        kind: "allocated" (has a budget), "arbitrary" (has none, as the one result of an
-        unquantized model), or of a pair of twins "seen" or "unseen"; number: position among the
-        record's results of that kind, so that twins have the same.
+        kind: "allocated" (has a budget), "arbitrary" (has none), "unquantized", or of a pair of
+        twins "seen" or "unseen"; number: position among the record's results of that kind, so that
+        twins have the same.
 
         budget, bits, accuracy, loss, examples, seconds, steps, passes, correct: as in
         :class:`~coalora_lib.records.schema.Result`.
@@ -47,7 +47,8 @@ def _rows(position: int, record: Record) -> Iterator[dict[str, Any]]:
         return run | {"kind": kind, "number": counts[kind]} | dict(result)
 
     for result in record.results:
-        yield row("arbitrary" if result.budget is None else "allocated", result)
+        unallocated = "unquantized" if result.bits == UNQUANTIZED else "arbitrary"
+        yield row(unallocated if result.budget is None else "allocated", result)
     for pair in record.twins:
         yield row("seen", pair.seen)
         yield row("unseen", pair.unseen)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from coalora_lib.experiments import PROFILES, Run, begin, prepare, provenance, table
-from coalora_lib.spaces import NORMAL_FLOAT
 
 GOOD = {"profile": "quick", "seed": 0, "dataset": "embedded"}
 

@@ -18,7 +18,6 @@ from coalora_lib.experiments.runner import (
 )
 from coalora_lib.records import Job, read_record
 from coalora_lib.records.schema import as_text
-from coalora_lib.spaces import NORMAL_FLOAT
 from tests.conftest import SMALLEST
 
 PROFILE = replace(
@@ -129,21 +128,19 @@ def test_an_arm_is_evaluated_on_what_it_has_not_met(setup, tmp_path):
     record = read_record(run_job(setup, job, tmp_path))
     (search,) = record.searches
     assert search.kept == list(range(len(search.configurations)))
+
+    def texts(configurations):
+        return as_text(setup.space.rows(setup.space.to_flat(configurations)))
+
     first = [setup.allocated(budget) for budget in PROFILE.training_budgets]
-    assert search.configurations[: len(first)] == as_text(setup.space.rows(setup.space.to_flat(first)))
+    assert search.configurations[: len(first)] == texts(first)
     budgets = [result.budget for result in record.results]
     assert budgets == [*UNSEEN_BUDGETS, *[None] * PROFILE.arbitrary_configurations]
     # As if the search had scored the first target.
-    met = as_text(setup.space.rows(setup.space.to_flat([setup.allocated(UNSEEN_BUDGETS[0])])))
+    met = texts([setup.allocated(UNSEEN_BUDGETS[0])])
     search = search.model_copy(update={"configurations": met})
     left = targets_of(record.model_copy(update={"searches": [search]}), setup)
     assert [budget for budget, _ in left] == budgets[1:]
-
-
-def test_rows_are_those_of_the_space():
-    rows = torch.tensor([[0, 431, 17], [5, 5, 100]])
-    choices = [[NORMAL_FLOAT.choices[row] for row in each] for each in rows.tolist()]
-    assert torch.equal(NORMAL_FLOAT.rows(NORMAL_FLOAT.to_flat(choices)), rows)
 
 
 def test_a_record_says_how_to_make_it_again(setup, tmp_path):

@@ -269,7 +269,7 @@ def test_a_frame_has_a_row_per_result():
     table = frame(runs)
     assert table["kind"].tolist() == [
         *("allocated", "arbitrary", "seen", "unseen", "seen", "unseen"),
-        "arbitrary",
+        "unquantized",
     ]
     assert table["number"].tolist() == [0, 0, 0, 0, 1, 1, 0]
     assert table["rank"].isna().tolist() == [False] * 6 + [True]

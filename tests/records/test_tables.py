@@ -32,6 +32,10 @@ def test_one_seed_has_no_spread():
     columns, rows = accuracy_table([record(results=results)], {"coa-lora": "ours"})
     assert columns == ("run", "3 bits", "arbitrary")
     assert rows == [("ours", "50.0", "50.0")]
+    unquantized = record(job=Job("full", None, 0), results=[result(None, bits=32, accuracy=0.9)])
+    columns, rows = accuracy_table([record(), unquantized], {"full": "full", "coa-lora": "ours"})
+    assert columns[-1] == "unquantized"
+    assert rows == [("full", "-", "-", "90.0"), ("ours", "66.7", "66.7", "-")]
 
 
 def test_methods_are_compared_on_what_all_of_a_seed_were_evaluated_on():
