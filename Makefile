@@ -35,6 +35,8 @@ test: $(INSTALLED) lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 outputs: $(INSTALLED)
 	$(BIN)/coalora outputs
