@@ -115,7 +115,7 @@ def outputs(
     """Execute every chapter in place: bring the committed notebooks up to their .md."""
     try:
         execution.refresh_outputs(root, typer.echo, only or ())
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
 
 
