@@ -13,11 +13,12 @@ BIN  := $(VENV)/bin
 # Written last, so that an installation cut short is taken up again.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help book test lint outputs experiments benchmarks clean
+.PHONY: help book test lint pages outputs experiments benchmarks clean
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
-	@echo "make test      lint, pairing, unit tests, notebook outputs, strict build of the book"
+	@echo "make test      lint, strict build of the book, unit tests, notebook outputs  [JOBS=2: test processes]"
+	@echo "make lint      style, imports between the layers, types"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make experiments  the runs behind chapter 5's tables  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
 	@echo "make benchmarks  time each fast path beside its peer, for chapter 6  [MACHINE=cpu|gpu]"
@@ -26,15 +27,27 @@ help:
 book: $(INSTALLED)
 	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED) --jobs $(JOBS)
 
-test: $(INSTALLED) lint
-	$(BIN)/pytest -q tests/book
-	$(BIN)/pytest -q tests --ignore tests/book --benchmark-skip
-	$(BIN)/pytest -q --nbval-lax --nbval-cell-timeout 600 book
-	$(BIN)/coalora render --strict
+# Three stages, each on two cores; every one must pass. First what needs one process each, beside
+# one another; then the unit tests, then the chapters from the last to the first: the later ones
+# take longest. A test's own processes get one thread each, since two threads on a busy core wait
+# for each other; a chapter limits its own.
+test: $(INSTALLED)
+	$(MAKE) --no-print-directory -j2 $(SYNC) lint pages
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests --benchmark-skip
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  --nbval-lax --nbval-cell-timeout 600 $(shell ls -r book/*.ipynb)
+
+# The output of a target in one piece, where this make can (4.0 and newer).
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+pages: $(INSTALLED)
+	$(BIN)/coalora render --strict
 
 outputs: $(INSTALLED)
 	$(BIN)/coalora outputs

@@ -25,18 +25,56 @@ from coalora_lib.files import atomic_file
 EXECUTION_METADATA = ("execution", "papermill")
 
 
+def listed(root: Path) -> list[Path]:
+    """The notebooks that ``_toc.yml`` names, in its order, relative to the root.
+
+    Raises:
+        FileNotFoundError: there is no ``_toc.yml``.
+    """
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
+
+
 def chapters(root: Path) -> list[Path]:
-    """The notebooks of the book, in the order of ``_toc.yml``, relative to the root.
+    """The notebooks of the book, as :func:`listed`; all of them exist.
 
     Raises:
         FileNotFoundError: there is no ``_toc.yml``, or a notebook it names is missing.
     """
-    toc = yaml.safe_load((root / "_toc.yml").read_text())
-    entries = [toc["root"], *(chapter["file"] for chapter in toc["chapters"])]
-    for entry in entries:
-        if not (root / entry).is_file():
-            raise FileNotFoundError(f"_toc.yml names {entry}, which does not exist")
-    return [Path(entry) for entry in entries]
+    found = listed(root)
+    for chapter in found:
+        if not (root / chapter).is_file():
+            text = chapter.with_suffix(".md")
+            how = f"; `coalora outputs {chapter.stem}` makes it" if (root / text).is_file() else ""
+            raise FileNotFoundError(f"_toc.yml names {chapter}, which does not exist{how}")
+    return found
+
+
+def wanted_chapters(root: Path, only: Sequence[str] = ()) -> list[Path]:
+    """Those of :func:`listed` whose names begin with one of ``only``; all if it is empty.
+
+    Raises:
+        FileNotFoundError: a wanted chapter has no .md.
+        ValueError: no chapter begins so; a .md that does, and is not in ``_toc.yml``, is named
+            with the line to add.
+    """
+    contents = listed(root)
+    for name in only:
+        if any(chapter.stem.startswith(name) for chapter in contents):
+            continue
+        for text in sorted((root / "book").glob(f"{name}*.md")):
+            entry = text.relative_to(root).with_suffix(".ipynb").as_posix()
+            raise ValueError(
+                f"book/{text.name} is not in _toc.yml; add this to its chapters: - file: {entry}"
+            )
+        names = ", ".join(chapter.stem for chapter in contents)
+        raise ValueError(f"no chapter begins with {name!r}; there are: {names}")
+    wanted = [c for c in contents if not only or c.stem.startswith(tuple(only))]
+    for chapter in wanted:
+        text = chapter.with_suffix(".md")
+        if not (root / text).is_file():
+            raise FileNotFoundError(f"_toc.yml names {chapter}, and there is no {text} to make it")
+    return wanted
 
 
 def parameters_of(notebook: Path) -> list[str]:
@@ -91,7 +129,7 @@ def execute_book(
         target: emptied first, then holds ``_config.yml``, ``_toc.yml`` and ``book/``.
         parameters: each chapter gets those of them that it has.
         jobs: chapters at a time; each gets its part of the processor's threads.
-        report: called with a line a chapter.
+        report: called with one line per chapter.
 
     Raises:
         papermill.PapermillExecutionError: a chapter failed; those not begun are left out.
@@ -129,7 +167,8 @@ def refresh_outputs(
 ) -> None:
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
-    This is how the committed outputs are made. A chapter that fails, or is interrupted, keeps those
+    This is how the committed outputs are made; a new chapter's notebook is made from its .md, once
+    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those
     it has.
 
     Args:
@@ -138,17 +177,10 @@ def refresh_outputs(
         only: how the names of the wanted chapters begin ("04"); all if empty.
 
     Raises:
-        ValueError: no chapter begins so.
+        FileNotFoundError, ValueError: as :func:`wanted_chapters`.
         papermill.PapermillExecutionError: a cell raised.
     """
-    listed = chapters(root)
-    for name in only:
-        if not any(chapter.stem.startswith(name) for chapter in listed):
-            names = ", ".join(chapter.stem for chapter in listed)
-            raise ValueError(f"no chapter begins with {name!r}; there are: {names}")
-    for chapter in listed:
-        if only and not chapter.stem.startswith(tuple(only)):
-            continue
+    for chapter in wanted_chapters(root, only):
         notebook = root / chapter
         synchronise(notebook)
         with TemporaryDirectory() as folder:
@@ -167,7 +199,10 @@ def refresh_outputs(
 
 
 def synchronise(notebook: Path) -> None:
-    """Bring a notebook's cells up to its paired .md, keeping outputs and ids of unchanged cells."""
+    """Bring a notebook's cells up to its paired .md, keeping outputs and ids of unchanged cells.
+
+    A notebook that is not there is made.
+    """
     subprocess.run(
         [
             sys.executable,

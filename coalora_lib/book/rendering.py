@@ -40,13 +40,8 @@ def render(source: Path, output: Path, strict: bool) -> Path:
     """
     shutil.rmtree(output / "_build" / "html", ignore_errors=True)
     shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
-    command = [
-        Path(sys.executable).with_name("jupyter-book"),
-        "build",
-        source,
-        "--path-output",
-        output,
-    ]
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(path) for path in (program, "build", source, "--path-output", output)]
     flags = ["-W", "--keep-going"] if strict else ["--quiet"]
     subprocess.run([*command, *flags], check=True)
     return output / "_build" / "html" / "index.html"

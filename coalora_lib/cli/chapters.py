@@ -67,7 +67,7 @@ def outputs(
 
     try:
         refresh_outputs(root, typer.echo, only or ())
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
 
 

@@ -166,13 +166,12 @@ def _from_directory(name: str) -> TaskSplits:
             "is not set"
         )
     folder = Path(root) / name
-    if TASKS[name].labels is None:
+    labels = TASKS[name].labels
+    if labels is None:
         return TaskSplits(
             *(read_jsonl(folder / file) for file in ("train.jsonl", "validation.jsonl"))
         )
-    return TaskSplits(
-        *(read_tsv(folder / file, TASKS[name].labels) for file in ("train.tsv", "dev.tsv"))
-    )
+    return TaskSplits(*(read_tsv(folder / file, labels) for file in ("train.tsv", "dev.tsv")))
 
 
 def read_tsv(path: Path, labels: int) -> Dataset:

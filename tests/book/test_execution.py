@@ -78,6 +78,29 @@ def test_contents_must_exist(tmp_path):
         chapters(tmp_path)
 
 
+def test_a_new_chapter_is_made_from_its_md_once_the_contents_name_it(notebook, tmp_path):
+    folder = tmp_path / "book"
+    folder.mkdir()
+    text = folder / "07_new.md"
+    jupytext.write(nbformat.read(notebook, as_version=4), text, fmt="md:myst")
+    contents = tmp_path / "_toc.yml"
+    contents.write_text("root: chapter.ipynb\nchapters: []\n")
+    command = ["outputs", "07", "--root", str(tmp_path)]
+    refused = CliRunner(env={"COLUMNS": "200"}).invoke(app, command)
+    assert refused.exit_code == 2
+    line = "- file: book/07_new.ipynb"
+    assert f"book/07_new.md is not in _toc.yml; add this to its chapters: {line}" in refused.output
+    contents.write_text(f"root: chapter.ipynb\nchapters:\n  {line}\n")
+    with pytest.raises(FileNotFoundError, match="`coalora outputs 07_new` makes it"):
+        chapters(tmp_path)
+    made = CliRunner().invoke(app, command)
+    assert made.exit_code == 0, made.output
+    assert printed(folder / "07_new.ipynb") == "quick 0\n"
+    text.unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no book/07_new\.md to make it"):
+        refresh_outputs(tmp_path, only=["07"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
