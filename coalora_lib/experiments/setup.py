@@ -193,7 +193,7 @@ def prepare(run: Run) -> Setup:
         OSError: as the loaders.
     """
     profile = run.profile
-    if profile.language_model != (labels_of(run.dataset) is None):
+    if profile.language_model != (classes_of(run.dataset) is None):
         kind = "a language model" if profile.language_model else "a classifier"
         raise ValueError(
             f"profile {profile.name!r} is of {kind}; data set {run.dataset!r} is not for it"
@@ -219,7 +219,7 @@ def _examples(
     validation = splits.validation
     if profile.validation_examples is not None:
         validation = validation.select(range(min(len(validation), profile.validation_examples)))
-    to_examples = tokenize if labels_of(run.dataset) else tokenize_blocks
+    to_examples = tokenize if classes_of(run.dataset) else tokenize_blocks
     return (
         to_examples(train, tokenizer, profile.max_length),
         to_examples(held_out, tokenizer, profile.max_length),
@@ -227,14 +227,14 @@ def _examples(
     )
 
 
-def labels_of(dataset: str) -> int | None:
+def classes_of(dataset: str) -> int | None:
     """Number of classes; None where texts are continued by a language model."""
     return TASKS[dataset].labels if dataset in TASKS else 2
 
 
 def _load(run: Run):
     """The model on the device it will run on."""
-    labels = labels_of(run.dataset)
+    labels = classes_of(run.dataset)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, run.profile.dtype)
     if device == "cuda" and dtype == torch.float64:
