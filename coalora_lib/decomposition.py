@@ -90,8 +90,7 @@ def lowrank_plus_quantized(
     exact = weight.detach().float()
     rows, columns = _two_sided(importance, exact)
     errors: list[float] = []
-    left_over = exact
-    quantized = l1 = l2 = None
+    left_over, best = exact, None
     for _ in range(max_iterations):
         factors = truncated_svd(rows * left_over * columns, rank, svd, seed)
         new_l1, new_l2 = factors[0] / rows, factors[1] / columns
@@ -102,8 +101,9 @@ def lowrank_plus_quantized(
         errors.append(error)
         if not improved:
             break
-        quantized, l1, l2 = new_quantized, new_l1, new_l2
-    return LowRankPlusQuantized(l1.to(weight.dtype), l2.to(weight.dtype), quantized, tuple(errors))
+        best = new_l1.to(weight.dtype), new_l2.to(weight.dtype), new_quantized
+    assert best is not None  # the first iteration improves on nothing
+    return LowRankPlusQuantized(*best, tuple(errors))
 
 
 def _two_sided(importance: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:

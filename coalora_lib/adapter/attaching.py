@@ -32,7 +32,9 @@ def check_means(
         raise ValueError(
             f"bias_correction={wanted} {'needs' if wanted else 'has no use for'} mean_inputs"
         )
-    for name, linear in zip(names, linears, strict=True) if mean_inputs is not None else ():
+    if mean_inputs is None:
+        return
+    for name, linear in zip(names, linears, strict=True):
         width = linear.weight.shape[0 if isinstance(linear, Conv1D) else 1]
         if name not in mean_inputs or mean_inputs[name].shape != (width,):
             raise ValueError(f"mean_inputs[{name!r}] must be ({width},)")

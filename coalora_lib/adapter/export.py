@@ -64,7 +64,7 @@ class FixedLayer:
         biases = [] if shift is None else [l1 @ shift]
         if self.correction is not None:
             biases.append((self.correction / scaling).to(l1.dtype))
-        found = {"lora_B.bias": sum(biases)} if biases else {}
+        found = {"lora_B.bias": torch.stack(biases).sum(0)} if biases else {}
         if self.residual is not None:
             left, right = self.residual
             l1 = torch.cat([l1, left.to(l1) / scaling], dim=1)

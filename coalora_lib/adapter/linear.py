@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from coalora_lib.adapter.quantized import QuantizedLinear, autocast_dtype
 
@@ -76,7 +76,7 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         inputs: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -100,7 +100,7 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments, in their order."""
         rows, weight, first, inner, second = ctx.saved_tensors
         of_inputs, of_first, of_second = ctx.dtypes

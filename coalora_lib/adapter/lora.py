@@ -71,7 +71,7 @@ def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftMod
     )
     if not getattr(base_model, "is_loaded_in_4bit", False):  # bitsandbytes' layers are PEFT's
         # PEFT's own way to hand in a layer class, not yet public.
-        settings._register_custom_module({nn.Linear: LoraLinear, Conv1D: LoraLinear})
+        settings._register_custom_module({nn.Linear: LoraLinear, Conv1D: LoraLinear})  # noqa: SLF001
     model = get_peft_model(base_model, settings)
     for name, module in base_model.named_modules():
         if name.rsplit(".", 1)[-1] in heads:

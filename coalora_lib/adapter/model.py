@@ -27,7 +27,7 @@ from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
 from coalora_lib.adapter.quantized import WeightCache
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
-from coalora_lib.adapter.settings import AdapterSettings
+from coalora_lib.adapter.settings import AdapterSettings, Start
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
 #: Bytes that a model's weight cache may hold, unless told otherwise.
@@ -110,7 +110,7 @@ class CoaLora(nn.Module):
         base_model: PreTrainedModel,
         rank: int = 16,
         alpha: float = 16,
-        start: str = "zero",
+        start: Start = "zero",
         *,
         space: str | ConfigurationSpace = "nf",
         errors: Tensor | None = None,

@@ -143,7 +143,9 @@ class QuantizedLinear(nn.Module):
         self.transposed = isinstance(linear, Conv1D)
         self.pretrained = linear.weight.detach()
         shape = self.pretrained.shape
-        self.in_features, self.out_features = shape if self.transposed else reversed(shape)
+        rows, columns = shape
+        self.in_features = rows if self.transposed else columns
+        self.out_features = columns if self.transposed else rows
         self.bias = linear.bias
         self.space, self.residual_rank = space, residual_rank
         self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -257,7 +257,7 @@ def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(_pretrained(base, weights)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy())
+        digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -277,7 +277,7 @@ def _pretrained(
 
 def _load_base(saved: Saved) -> PreTrainedModel:
     about = saved.description
-    loader = getattr(transformers, about.base_class, None)
+    loader: Any = getattr(transformers, about.base_class, None)
     if not (isinstance(loader, type) and issubclass(loader, PreTrainedModel)):
         raise ValueError(f"{about.base_class!r} is no model class of transformers")
     try:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from coalora_lib.spaces import get_space
 
+#: Where the factors begin.
+Start = Literal["zero", "svd", "residual"]
+
 
 class AdapterSettings(BaseModel):
     """The choices behind a :class:`~coalora_lib.adapter.CoaLora`.
@@ -39,7 +42,7 @@ class AdapterSettings(BaseModel):
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(16, gt=0)
-    start: Literal["zero", "svd", "residual"] = "zero"
+    start: Start = "zero"
     residual_rank: int | None = Field(None, ge=1)
     adjuster: Literal["hypernetwork", "bank", "none"] = "hypernetwork"
     space: str = "nf"

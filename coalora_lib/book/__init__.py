@@ -8,6 +8,6 @@ from coalora_lib.book.benchmarks import read_benchmarks
 from coalora_lib.book.chapter import begin
 from coalora_lib.book.plots import COLOURS
 from coalora_lib.book.provenance import provenance
-from coalora_lib.book.tables import table, with_interval
+from coalora_lib.book.tables import table
 
-__all__ = ["COLOURS", "begin", "provenance", "read_benchmarks", "table", "with_interval"]
+__all__ = ["COLOURS", "begin", "provenance", "read_benchmarks", "table"]

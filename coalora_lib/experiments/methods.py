@@ -13,11 +13,11 @@ from coalora_lib.experiments.experiment import (
     COMPARISON,
     OPTIONS,
     SEARCH,
-    Configuration,
     Experiment,
 )
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import Setup
+from coalora_lib.spaces import Configuration
 from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
 #: From the shared ground, the rank, and the configuration of a run for one, with the method's
@@ -74,6 +74,8 @@ def _half_residual(setup: Setup, rank: int, _: Configuration | None, **settings)
 
 
 def _lq_lora(setup: Setup, rank: int, configuration: Configuration | None) -> nn.Module:
+    if configuration is None:
+        raise ValueError("LQ-LoRA is trained for one configuration, and none is given")
     alpha = setup.run.profile.alpha
     return lq_lora(setup.new_base(), configuration, rank, alpha, space=setup.space)
 

@@ -190,7 +190,8 @@ def _step_seconds(model: CoaLora, profile: Profile, batch_size: int) -> float:
         learning_rate=profile.learning_rate,
     )
     examples = _random_examples(model, batch_size, profile.max_length)
-    trainer = Trainer(model, examples, [model.configuration], plan)
+    current = model.configuration
+    trainer = Trainer(model, examples, None if current is None else [current], plan)
     return _median(trainer.train_step)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,8 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same quantized tensor on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors()}
+        return replace(self, **moved)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor that the codes stand for, in its original shape.
@@ -82,7 +84,8 @@ class QuantizedTensor:
         Args:
             dtype: of the result; the original's by default.
         """
-        return operators.dequantize(self, dtype or self.dtype)
+        parts = (self.codes, self.scale_codes, self.group_scales, self.offset)
+        return operators.dequantize(parts, self.choice, self.shape, dtype or self.dtype)
 
 
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:

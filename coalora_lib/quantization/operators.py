@@ -11,10 +11,10 @@ per call, more than the de-quantization of a small layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import astuple
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,9 +25,6 @@ from coalora_lib.quantization.codebooks import code_levels
 from coalora_lib.quantization.nearest import book_grid
 from coalora_lib.quantization.packing import pack, unpack
 from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
-
-if TYPE_CHECKING:
-    from coalora_lib.quantization.blockwise import QuantizedTensor
 
 #: Codes, scale codes, second-level scales, offset: the tensors of a ``QuantizedTensor``.
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -58,17 +55,11 @@ def quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
     return torch.ops.coalora.quantize.default(weight, *_arguments(choice))
 
 
-def dequantize(quantized: QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    """The tensor that a quantized one stands for, of its shape."""
-    return torch.ops.coalora.dequantize.default(
-        quantized.codes,
-        quantized.scale_codes,
-        quantized.group_scales,
-        quantized.offset,
-        quantized.shape,
-        dtype,
-        *_arguments(quantized.choice),
-    )
+def dequantize(
+    parts: Iterable[Tensor], choice: BlockwiseChoice, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """The tensor that :func:`quantize`'s parts stand for, of this shape and dtype."""
+    return torch.ops.coalora.dequantize.default(*parts, shape, dtype, *_arguments(choice))
 
 
 @cache

@@ -53,7 +53,9 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     word = packed
     if bytes_per_word > 1:
         parts = packed.view(-1, bytes_per_word).to(_holds(bytes_per_word))
-        word = sum(parts[:, i] << (8 * i) for i in range(bytes_per_word))
+        word = parts[:, 0].clone()
+        for position in range(1, bytes_per_word):
+            word |= parts[:, position] << (8 * position)
     codes = torch.empty(len(word), codes_per_word, dtype=torch.uint8, device=packed.device)
     for position in range(codes_per_word):
         codes[:, position] = (word >> (bits * position)) & (2**bits - 1)

@@ -128,8 +128,8 @@ def nsga2_proposals(
     outside = ~is_allowed(scored.cost_of(rows))
     if outside.any():
         generator = torch.Generator().manual_seed(seed)
-        first = torch.randint(len(scored.losses), (int(outside.sum()),), generator=generator)
-        rows[outside] = swept(scored.cost_of, scored.configurations[first], rows[outside])
+        drawn = torch.randint(len(scored.losses), (int(outside.sum()),), generator=generator)
+        rows[outside] = swept(scored.cost_of, scored.configurations[drawn], rows[outside])
     return new_rows(scored.configurations, rows, count)
 
 

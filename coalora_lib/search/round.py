@@ -82,7 +82,8 @@ def search_round(
     if plan.segments is not None:
         kept = segment_pareto_filter(points, plan.segments)
     proposed = len(points) - len(scored.losses)
-    return Round(extended.configurations, *points.T, proposed, kept)
+    losses, costs = points.unbind(1)
+    return Round(extended.configurations, losses, costs, proposed, kept)
 
 
 def extend(

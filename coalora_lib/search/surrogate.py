@@ -113,9 +113,8 @@ class Surrogate:
         conditioned = copy.copy(self)
         mean, _ = self.predict(configurations)
         conditioned.configurations = torch.cat([self.configurations, configurations])
-        conditioned._condition(
-            torch.cat([self._residuals, (mean - self._offset) / self._unit - self._center])
-        )
+        residuals = torch.cat([self._residuals, (mean - self._offset) / self._unit - self._center])
+        conditioned._condition(residuals)  # noqa: SLF001 (another one of this class)
         return conditioned
 
     def scale(self, configurations: Tensor) -> Tensor:
@@ -228,9 +227,9 @@ def _fit(model: SingleTaskGP) -> None:
         ]
         return loss.item(), torch.cat(slopes).numpy()
 
-    begin = [each.data.log() if each in positive else each.data for each in parameters]
+    starts = [each.data.log() if each in positive else each.data for each in parameters]
     bounds = [(math.log(low), None) for each, low in positive.items() for _ in range(each.numel())]
-    begin = torch.cat([each.flatten() for each in begin]).double().numpy()
+    begin = torch.cat([each.flatten() for each in starts]).double().numpy()
     found = minimize(evaluate, begin, jac=True, method="L-BFGS-B", bounds=[*bounds, (None, None)])
     evaluate(found.x)  # the last point that was tried may not be the best
     likelihood.eval()

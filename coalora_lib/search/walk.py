@@ -227,7 +227,8 @@ def walk(
         ValueError: a walk begins where it is not allowed.
     """
     finite_costs(acquisition.cost_of, restarts)
-    here, trace = restarts.clone(), [[] for _ in restarts]
+    here = restarts.clone()
+    trace: list[list[Step]] = [[] for _ in restarts]
     walking, taken = torch.arange(len(here)), 0
     while taken != max_steps:
         coordinate, change, value, moved = best_moves(acquisition, here[walking])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
@@ -25,9 +27,9 @@ class BlockwiseSpace(ConfigurationSpace):
     def __init__(self, code_book: str) -> None:
         self.name = code_book
 
-    def make_choice(self, *values: Hashable) -> BlockwiseChoice:
+    def make_choice(self, *values: Any) -> BlockwiseChoice:
         """The choice with these values of b0, b1, b2, B0, B1."""
-        return BlockwiseChoice(*values, code_book=self.name)
+        return BlockwiseChoice(*values, self.name)
 
     def nbytes(self, choice: BlockwiseChoice, shape: Shape) -> int:
         """Packed codes and scales, padding and the float32 offset included."""
@@ -43,7 +45,8 @@ class BlockwiseSpace(ConfigurationSpace):
 
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """All 432 errors in a few passes over the weight."""
-        return sum(part() for _, part in self.error_parts(weight, importance))
+        parts = [part() for _, part in self.error_parts(weight, importance)]
+        return torch.stack(parts).sum(0)
 
     def error_parts(
         self, weight: Tensor, importance: Tensor | None = None, pieces: int | None = None

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class ConfigurationSpace(ABC):
             search, so neighbours should be alike.
     """
 
-    name: ClassVar[str] | str
+    name: str
     fields: Mapping[str, tuple]
 
     @abstractmethod

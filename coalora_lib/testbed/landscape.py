@@ -95,8 +95,10 @@ class Landscape:
         points = []
         for budget in budgets:
             picked = solve(costs, weights, math.floor(budget * whole + ROUNDING))
+            if picked is None:
+                raise RuntimeError(f"too many partial solutions at {budget} bits")
             total = sum(c[p] for c, p in zip(costs, picked, strict=True))
-            used = sum(int(w[p]) for w, p in zip(weights, picked, strict=True))
+            used = sum(w[p].item() for w, p in zip(weights, picked, strict=True))
             points.append((self._saturated(torch.tensor(total)).item(), used / whole))
         return torch.tensor(points, dtype=torch.float64)
 

@@ -35,7 +35,7 @@ def mean_inputs(
     if not len(examples):
         raise ValueError("there are no examples to measure mean inputs on")
     sums: dict[str, Tensor] = {}
-    tokens, real = 0, None
+    tokens, real = 0, torch.empty(0, dtype=torch.bool)
 
     def add_to(name: str) -> Callable:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

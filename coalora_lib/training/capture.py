@@ -34,7 +34,7 @@ class _Graph(NamedTuple):
         """Of tensors of the captured shapes; the result is in tensors of its own."""
         for name, tensor in batch.items():
             self.batch[name].copy_(tensor)
-        if target is not None:
+        if self.target is not None and target is not None:
             self.target.copy_(target)
         self.graph.replay()
         loss, logits = self.result
@@ -81,7 +81,8 @@ class CapturedPass:
     ) -> _Graph:
         batch = {name: tensor.clone() for name, tensor in batch.items()}
         target = None if target is None else target.clone()
-        gradients = [parameter.grad.clone() for parameter in self._parameters]
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        before = [gradient.clone() for gradient in gradients]
         random_state = torch.cuda.get_rng_state()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -92,7 +93,7 @@ class CapturedPass:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = self._run(batch, target, keep_logits)
         # A capture computes nothing; the warm-up did, and drew random numbers.
-        torch._foreach_copy_([parameter.grad for parameter in self._parameters], gradients)
+        torch._foreach_copy_(gradients, before)
         torch.cuda.set_rng_state(random_state)
         return _Graph(graph, batch, target, result)
 

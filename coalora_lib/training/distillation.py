@@ -96,6 +96,7 @@ def new_distillation(
     if plan.teacher == "none":
         return NoTeacher()
     if plan.teacher == "model":
+        assert teacher is not None  # as was checked
         return ModelTeacher(teacher.to(accelerator.device), accelerator)
     if not isinstance(model, CoaLora):
         raise ValueError(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from coalora_lib.adapter.model import ConfigurationLike
+from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.training.batches import ordered_batches
 from coalora_lib.training.losses import next_token_logits
 
@@ -83,7 +83,7 @@ def evaluate_each(
 def _evaluate(
     model: nn.Module, batches: list[tuple[list[int], dict[str, Tensor]]], accelerator: Accelerator
 ) -> Evaluation:
-    correct: list[Tensor] = [None] * sum(len(rows) for rows, _ in batches)
+    correct: dict[int, Tensor] = {}
     total, count = 0.0, 0
     for rows, batch in batches:
         labels = batch["labels"]
@@ -99,7 +99,7 @@ def _evaluate(
         right = (logits.argmax(-1) == labels).cpu()
         for row, part in zip(rows, right.split(per_row), strict=True):
             correct[row] = part
-    joined = torch.cat(correct)
+    joined = torch.cat([correct[row] for row in sorted(correct)])
     of_tokens = batches[0][1]["labels"].ndim == 2
     return Evaluation(joined.double().mean().item(), total / count, joined, of_tokens)
 

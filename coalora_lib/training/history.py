@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coalora_lib.training.alternation import Round
-from coalora_lib.training.training_set import Configuration
+from coalora_lib.search import Round
+from coalora_lib.spaces import Configuration
 
 
 @dataclass(frozen=True)

@@ -305,10 +305,11 @@ class Trainer:
     def _search(self) -> None:
         """One search round, made by the main process for all."""
         started = time.perf_counter()
-        seed, current = self.plan.seed + len(self.rounds), self.set.flat()
+        plan, scoring, current = self.search, self.scoring, self.set.flat()
+        assert plan is not None and scoring is not None and current is not None  # noqa: PT018
+        seed = self.plan.seed + len(self.rounds)
         found = on_main_process(
-            self.accelerator,
-            lambda: search_model(self.model, current, self.search, self.scoring, seed),
+            self.accelerator, lambda: search_model(self.model, current, plan, scoring, seed)
         )
         self.rounds.append(found)
         self.set.replace(found.configurations[found.kept])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +22,8 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Result]) -> Res
     """
     if accelerator.num_processes == 1:
         return call()
-    shared, error = [None, None], None
+    shared: list[Any] = [None, None]
+    error = None
     if accelerator.is_main_process:
         try:
             shared[0] = call()

@@ -15,7 +15,8 @@ from coalora_lib.training.evaluation import Examples
 
 def rounds_state(rounds: Sequence[Round]) -> tuple[dict[str, Tensor], list[int]]:
     """Searches as tensors, "<number>.<field>", and how many rows each proposed."""
-    tensors, proposed = {}, []
+    tensors: dict[str, Tensor] = {}
+    proposed = []
     for number, each in enumerate(rounds):
         values = vars(each).copy()
         proposed.append(values.pop("proposed"))
@@ -46,7 +47,7 @@ def data_digest(examples: Examples, flat: Tensor | None) -> str:
     digest = hashlib.sha256()
     for name in ("input_ids", "labels"):
         joined = torch.cat([example[name].reshape(-1) for example in examples])
-        digest.update(joined.numpy())
+        digest.update(joined.numpy().data)
     if flat is not None:
-        digest.update(flat.numpy())
+        digest.update(flat.flatten().numpy().data)
     return digest.hexdigest()

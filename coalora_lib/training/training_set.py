@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,11 +42,12 @@ class TrainingSet:
 
     def __init__(
         self,
-        configurations: list[Configuration] | None,
+        configurations: Sequence[Configuration] | None,
         space: ConfigurationSpace | None,
         seed: int,
     ) -> None:
-        self.configurations, self._space = configurations, space
+        self.configurations = None if configurations is None else list(configurations)
+        self._space = space
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, count: int) -> list[Drawn]:
@@ -67,6 +68,8 @@ class TrainingSet:
 
     def replace(self, flat: Tensor) -> None:
         """Take the configurations of :meth:`flat`'s form instead."""
+        if self._space is None:
+            raise ValueError("a model without configurations has no training set to replace")
         self.configurations = [self._space.from_indices(row) for row in flat]
 
 

@@ -16,7 +16,6 @@ from coalora_lib.experiments.runner import job_for, run_job
 from coalora_lib.records import Evidence, read_records, wall_seconds
 from coalora_lib.records.evidence import MOST_BITS, dominated_share
 from coalora_lib.search import hypervolume
-from coalora_lib.spaces import NORMAL_FLOAT
 from tests.experiments.test_runner import PROFILE, RUN
 
 LABELS = labels_of("main", "ablation")
