@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ class Cost(Protocol):
         """(k, d) integers to (k,) costs."""
 
 
-@runtime_checkable
 class IncrementalCost(Cost, Protocol):
     """A cost that also gives the costs after single moves, faster than from the built rows."""
 
@@ -35,13 +35,18 @@ def finite_costs(cost_of: Cost, configurations: Tensor) -> Tensor:
         ValueError: a cost is infinite or NaN.
     """
     costs = cost_of(configurations).double()
-    if not costs.isfinite().all():
+    if not all_finite(costs):
         row = int((~costs.isfinite()).nonzero()[0])
         raise ValueError(
             f"the cost of configuration {row} is {costs[row]:g}; it must be finite, since +inf "
             "marks a configuration that is not allowed"
         )
     return costs
+
+
+def all_finite(costs: Tensor) -> bool:
+    """Whether all of (k,) costs are finite; by their sum, since every step of a walk asks."""
+    return math.isfinite(costs.sum().item())
 
 
 def is_allowed(costs: Tensor) -> Tensor:
@@ -51,7 +56,7 @@ def is_allowed(costs: Tensor) -> Tensor:
         ValueError: a cost is NaN or -inf.
     """
     allowed = costs.isfinite()
-    if not allowed.all() and (wrong := ~allowed & (costs != torch.inf)).any():
+    if (wrong := ~allowed & (costs != torch.inf)).any():
         raise ValueError(f"a cost is {costs[wrong][0]:g}; allowed: finite values and +inf")
     return allowed
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coalora_lib.search.cost import Cost, IncrementalCost, is_allowed
+from coalora_lib.search.cost import Cost, IncrementalCost, all_finite, finite_costs, is_allowed
 from coalora_lib.search.surrogate import Surrogate
 
 
@@ -58,9 +58,9 @@ def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: in
     return (total / sides.clamp(min=1)).reshape(len(here), dimension)
 
 
-def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
+def costs_after(cost_of: Cost | IncrementalCost, configurations: Tensor, moves: Moves) -> Tensor:
     """The cost after each of the moves, (k,) float64."""
-    if isinstance(cost_of, IncrementalCost):
+    if hasattr(cost_of, "after"):
         return cost_of.after(configurations, *moves).double()
     return cost_of(moves.applied(configurations)).double()
 
@@ -68,19 +68,26 @@ def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
 def allowed_moves(
     cost_of: Cost, configurations: Tensor, cardinalities: Tensor
 ) -> tuple[Moves, Tensor]:
-    """Every move in range to a configuration that is allowed, and the cost after each, (k,).
+    """Every move in range to a configuration that is allowed, and costs.
 
     Args:
         cost_of: +inf marks what is not allowed.
-        configurations: (s, d) integers, all of them allowed.
+        configurations: (s, d) integers.
         cardinalities: (d,) number of values of each coordinate.
+
+    Returns:
+        k moves and (k + s,) float64 costs: after each move, then at the configurations.
+
+    Raises:
+        ValueError: one of the configurations is not allowed.
     """
+    here = finite_costs(cost_of, configurations)
     moves = moves_from(configurations, cardinalities)
-    costs = costs_after(cost_of, configurations, moves)
-    allowed = is_allowed(costs)
-    if allowed.all():
-        return moves, costs
-    return Moves(*(part[allowed] for part in moves)), costs[allowed]
+    after = costs_after(cost_of, configurations, moves)
+    if not all_finite(after):
+        allowed = is_allowed(after)
+        moves, after = Moves(*(part[allowed] for part in moves)), after[allowed]
+    return moves, torch.cat([after, here])
 
 
 class Neighbourhood:

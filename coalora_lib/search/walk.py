@@ -16,7 +16,6 @@ from coalora_lib.search.moves import (
     Moves,
     Neighbourhood,
     allowed_moves,
-    costs_after,
     finite_differences,
 )
 from coalora_lib.search.pareto import pareto_front, reference_point, staircase
@@ -93,32 +92,21 @@ class Acquisition:
     def __call__(self, configurations: Tensor, log: bool = False) -> Tensor:
         """(k, d) integers to (k,) expected improvements, or their logarithms."""
         mean, std = self.surrogate.predict(configurations)
-        return self._improvement(mean, std, self.cost_of(configurations), log)
-
-    def moves(self, configurations: Tensor) -> tuple[Moves, Tensor]:
-        """Every allowed move of (s, d) allowed configurations, and the cost after each, (k,)."""
-        return allowed_moves(self.cost_of, configurations, self.surrogate.cardinalities)
+        return self._improvement(mean, std, self.cost_of(configurations).double(), log)
 
     def around(
-        self,
-        configurations: Tensor,
-        moves: Moves,
-        costs: Tensor | None = None,
-        log: bool = False,
+        self, configurations: Tensor, moves: Moves, costs: Tensor, log: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The acquisition after each of k moves, (k,), and where they start, (s,).
+        """The acquisition after each of k moves, (k,), and at the configurations, (s,).
 
         Args:
             configurations: (s, d) integers.
             moves: k moves of them.
-            costs: (k,) after the moves, where they are known already.
+            costs: (k + s,) after the moves, then at the configurations.
             log: return logarithms.
         """
         mean, std = self._neighbourhood.predict(configurations, moves)
-        here = self.cost_of(configurations)
-        if costs is None:
-            costs = costs_after(self.cost_of, configurations, moves)
-        values = self._improvement(mean, std, torch.cat([costs, here]), log)
+        values = self._improvement(mean, std, costs, log)
         return values[: len(moves.start)], values[len(moves.start) :]
 
     def gradient(self, configurations: Tensor) -> Tensor:
@@ -127,13 +115,12 @@ class Acquisition:
         Raises:
             ValueError: one of the configurations is not allowed.
         """
-        finite_costs(self.cost_of, configurations)
-        moves, costs = self.moves(configurations)
+        moves, costs = allowed_moves(self.cost_of, configurations, self.surrogate.cardinalities)
         values, here = self.around(configurations, moves, costs)
         return finite_differences(values, here, moves, configurations.shape[1])
 
     def _improvement(self, mean: Tensor, std: Tensor, cost: Tensor, log: bool) -> Tensor:
-        return improvement_over(mean, std, cost.double(), self._stairs, log)
+        return improvement_over(mean, std, cost, self._stairs, log)
 
 
 @contextmanager
@@ -226,7 +213,6 @@ def walk(
     Raises:
         ValueError: a walk begins where it is not allowed.
     """
-    finite_costs(acquisition.cost_of, restarts)
     here = restarts.clone()
     trace: list[list[Step]] = [[] for _ in restarts]
     walking, taken = torch.arange(len(here)), 0
@@ -251,7 +237,7 @@ def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, 
         Four (s,): coordinate, change, log of the acquisition after the move, and whether there
         is a move at all; where not, the others mean nothing.
     """
-    moves, costs = acquisition.moves(here)
+    moves, costs = allowed_moves(acquisition.cost_of, here, acquisition.surrogate.cardinalities)
     values, current, unit = _comparable(acquisition, here, moves, costs)
     slopes = finite_differences(values, current, moves, here.shape[1])
     slope = slopes[moves.start, moves.coordinate]

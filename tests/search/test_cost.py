@@ -1,21 +1,17 @@
 import pytest
 import torch
 
-from coalora_lib.search import IncrementalCost
-from coalora_lib.search.cost import finite_costs, is_allowed, swept
-from tests.search.toy import IncrementalLayerTable, LayerTable, drawn
-
-
-def test_a_cost_with_after_is_incremental():
-    assert isinstance(IncrementalLayerTable(3), IncrementalCost)
-    assert not isinstance(LayerTable(3), IncrementalCost)
-    assert not isinstance(lambda rows: rows.sum(1), IncrementalCost)
+from coalora_lib.search.cost import all_finite, finite_costs, is_allowed, swept
+from tests.search.toy import LayerTable, drawn
 
 
 def test_what_costs_infinity_is_not_allowed():
     costs = torch.tensor([1.0, torch.inf, -3.0])
     assert is_allowed(costs).tolist() == [True, False, True]
     assert is_allowed(costs[:0]).tolist() == []
+    assert not all_finite(costs)
+    assert all_finite(costs[::2])
+    assert not all_finite(torch.tensor([torch.inf, -torch.inf]))
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf], ids=["nan", "minus infinity"])

@@ -140,8 +140,8 @@ def test_the_acquisition_around_is_that_of_built_rows(log):
     surrogate, losses = problem(CARDINALITIES)
     acquisition = Acquisition(surrogate, losses, cost_of)
     here = drawn(CARDINALITIES, 3, 9)
-    moves = moves_from(here, CARDINALITIES)
-    values, current = acquisition.around(here, moves, log=log)
+    moves, costs = allowed_moves(cost_of, here, CARDINALITIES)
+    values, current = acquisition.around(here, moves, costs, log=log)
     torch.testing.assert_close(values, acquisition(moves.applied(here), log=log))
     torch.testing.assert_close(current, acquisition(here, log=log))
 
@@ -167,10 +167,10 @@ def test_allowed_moves_are_those_of_finite_cost(kind):
     everything = moves_from(here, cardinalities)
     after = cost_of(everything.applied(here))
     moves, costs = allowed_moves(cost_of, here, cardinalities)
-    assert 0 < len(costs) < len(after)
+    assert 0 < len(moves.start) < len(after)
     for part, whole in zip(moves, everything, strict=True):
         assert torch.equal(part, whole[after.isfinite()])
-    torch.testing.assert_close(costs, after[after.isfinite()])
+    torch.testing.assert_close(costs, torch.cat([after[after.isfinite()], cost_of(here)]))
 
 
 def test_a_neighbour_that_is_not_allowed_is_a_bound():
@@ -211,9 +211,11 @@ def test_the_acquisition_of_what_is_not_allowed_is_zero():
     assert (acquisition(asked, log=True)[outside] == -torch.inf).all()
     here = rows[:3]
     moves = moves_from(here, cardinalities)
-    outside = cost_of(moves.applied(here)).isinf()
+    costs = torch.cat([cost_of(moves.applied(here)), cost_of(here)])
+    outside = costs[:-3].isinf()
+    assert outside.any()
     for log, nothing in ((False, 0), (True, -torch.inf)):
-        values, current = acquisition.around(here, moves, log=log)
+        values, current = acquisition.around(here, moves, costs, log=log)
         assert (values[outside] == nothing).all()
         assert not values.isnan().any()
         assert not current.isnan().any()

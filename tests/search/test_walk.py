@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from coalora_lib.search import Acquisition, Surrogate, moves_from, pareto_front, propose, walk
+from coalora_lib.search.moves import allowed_moves
 from coalora_lib.search.walk import LEAST_GAIN
 from coalora_lib.spaces import NORMAL_FLOAT, mean_bits_cost
 from tests.search.toy import CARDINALITIES, IncrementalLayerTable, drawn, true_loss
@@ -125,8 +126,8 @@ def test_a_walk_leaves_a_scored_maximum_by_its_slopes(seed):
     """No neighbour is better there, and the best one is not where the slope is largest."""
     problem = Problem(seed, layers=1, count=150)
     acquisition = problem.acquisition
-    moves = moves_from(problem.rows, problem.cardinalities)
-    values, current = acquisition.around(problem.rows, moves, log=True)
+    moves, costs = allowed_moves(acquisition.cost_of, problem.rows, problem.cardinalities)
+    values, current = acquisition.around(problem.rows, moves, costs, log=True)
     top = torch.full_like(current, -torch.inf).scatter_reduce(0, moves.start, values, "amax")
     starts = problem.rows[top <= current]
     assert len(starts) > 0
@@ -369,8 +370,8 @@ def test_a_walk_does_not_stop_between_two_equal_neighbours():
     found = propose(rows, losses, cost, [7, 7, 7])
     acquisition = Acquisition(Surrogate(rows, losses, [7, 7, 7]), losses, cost)
     (end,) = found.configurations[:1]
-    moves = moves_from(end[None], acquisition.surrogate.cardinalities)
-    values, (here,) = acquisition.around(end[None], moves)
+    moves, costs = allowed_moves(cost, end[None], acquisition.surrogate.cardinalities)
+    values, (here,) = acquisition.around(end[None], moves, costs)
     assert (values <= here * (1 + LEAST_GAIN)).all()
 
 
