@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions, requires
 from itertools import chain
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +49,9 @@ def declared(extra=None):
     return found
 
 
-def imported(path):
-    """The top-level names that a module imports, each with whether importing the module does so."""
-    tree = ast.parse(path.read_text())
+def imported(text):
+    """The top-level names that code imports, each with whether importing the module does so."""
+    tree = ast.parse(text)
     later = {
         id(inner)
         for node in ast.walk(tree)
@@ -81,13 +82,17 @@ def test_what_a_module_imports_is_declared(path):
     known = OPTIONAL | set(sys.stdlib_module_names) | {"coalora_lib"}
     always = declared(NEEDS.get(path.relative_to(PACKAGE).parts[0].removesuffix(".py")))
     anywhere = set().union(*map(declared, PROJECT["optional-dependencies"]))
-    for name, at_import in imported(path):
+    for name, at_import in imported(path.read_text()):
         wanted = always if at_import else anywhere
         assert name in known or distributions_of(name) & wanted, f"{name} is not declared"
 
 
 def test_nothing_is_declared_that_is_never_imported():
-    used = {name for path in MODULES for name, _ in imported(path)}
+    notebooks = [nbformat.read(path, as_version=4) for path in (ROOT / "book").glob("*.ipynb")]
+    cells = chain.from_iterable(notebook.cells for notebook in notebooks)
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    code += [path.read_text() for path in MODULES]
+    used = {name for text in code for name, _ in imported(text)}
     used = set().union(*map(distributions_of, used))
     started = {"jupyter-book", "ipykernel"}  # as programs
     for extra in (None, *PROJECT["optional-dependencies"]):

@@ -277,9 +277,10 @@ def _pretrained(
 
 def _load_base(saved: Saved) -> PreTrainedModel:
     about = saved.description
-    loader: Any = getattr(transformers, about.base_class, None)
-    if not (isinstance(loader, type) and issubclass(loader, PreTrainedModel)):
+    named = getattr(transformers, about.base_class, None)
+    if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
         raise ValueError(f"{about.base_class!r} is no model class of transformers")
+    loader: Any = named
     try:
         return loader.from_pretrained(
             about.base_name,

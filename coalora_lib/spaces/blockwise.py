@@ -29,7 +29,7 @@ class BlockwiseSpace(ConfigurationSpace):
 
     def make_choice(self, *values: Any) -> BlockwiseChoice:
         """The choice with these values of b0, b1, b2, B0, B1."""
-        return BlockwiseChoice(*values, self.name)
+        return BlockwiseChoice(*(*values, self.name))
 
     def nbytes(self, choice: BlockwiseChoice, shape: Shape) -> int:
         """Packed codes and scales, padding and the float32 offset included."""
