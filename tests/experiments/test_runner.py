@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +156,15 @@ def test_a_record_says_how_to_make_it_again(setup, tmp_path):
     unknown = record.model_copy(update={"job": replace(job, method="other")})
     with pytest.raises(ValueError, match="method 'other' is not known"):
         run_of(unknown)
+
+
+def test_every_stored_job_can_be_run_again():
+    results = Path(__file__).parents[2] / "book" / "results"
+    contents = (json.loads(path.read_text()) for path in results.rglob("*.json"))
+    stored = [Job(**content["job"]) for content in contents if "job" in content]
+    assert len(stored) == 695
+    for job in stored:
+        assert job_for(job.method, job.rank or 4, job.seed, job.budget) == job
 
 
 @pytest.mark.parametrize(
