@@ -6,6 +6,7 @@ import torch
 
 from coalora_lib.configuration import mean_bits
 from coalora_lib.experiments import PROFILES, Run, begin, prepare, provenance, table
+from coalora_lib.experiments.chapter import PUBLISHED
 from coalora_lib.experiments.records import new_record, read_record, result_of, write_record
 from coalora_lib.experiments.tables import with_interval
 from coalora_lib.training import Evaluation
@@ -39,6 +40,14 @@ def test_a_name_papermill_injected_and_the_chapter_has_not_is_refused():
     history = ["", "profile = 'quick'", "# Parameters\nseed = 1\nsede = 2\n"]
     with pytest.raises(ValueError, match="no parameter 'sede'; allowed: profile, seed, dataset"):
         begin({**GOOD, "In": history}, "profile", "seed", "dataset")
+
+
+@pytest.mark.parametrize("changed", [{"profile": "paper"}, {"seed": 3}, {"dataset": "sst2"}])
+def test_a_run_knows_whether_its_parameters_are_the_published_ones(changed):
+    names = ("profile", "seed", "dataset")
+    assert begin(PUBLISHED, *names).published
+    assert begin({"profile": "quick", "seed": 0}, "profile", "seed").published
+    assert not begin(PUBLISHED | changed, *names).published
 
 
 def test_beginning_seeds_torch():
