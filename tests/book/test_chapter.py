@@ -5,6 +5,7 @@ import torch
 
 from coalora_lib.book import begin
 from coalora_lib.experiments import PROFILES, Run
+from coalora_lib.experiments.run import PUBLISHED
 
 GOOD = {"profile": "quick", "seed": 0, "dataset": "embedded"}
 
@@ -50,3 +51,11 @@ def test_a_chapter_leaves_cores_to_others_and_takes_no_more_threads_than_it_is_g
         torch.set_num_threads(given)
         begin(GOOD, "profile", "seed")
         assert torch.get_num_threads() == used
+
+
+@pytest.mark.parametrize("changed", [{"profile": "paper"}, {"seed": 3}, {"dataset": "sst2"}])
+def test_a_run_knows_whether_its_parameters_are_the_published_ones(changed):
+    names = ("profile", "seed", "dataset")
+    assert begin(PUBLISHED, *names).published
+    assert begin({"profile": "quick", "seed": 0}, "profile", "seed").published
+    assert not begin(PUBLISHED | changed, *names).published
