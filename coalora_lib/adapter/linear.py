@@ -143,17 +143,12 @@ class LoraLinear(lora.Linear):
             return super().forward(x, *args, **kwargs)
         low, (name,) = torch.get_autocast_dtype(kind), self.active_adapters
         first, second, base = self.lora_A[name], self.lora_B[name], self.base_layer
-        adjusted = isinstance(first, LoraFactor)
-        return LoraProduct.apply(
-            x,
-            base.weight,
-            base.corrected_bias if isinstance(base, QuantizedLinear) else base.bias,
-            first.current if adjusted else first.weight,
-            first.shift if adjusted else None,
-            second.current if adjusted else second.weight,
-            self.scaling[name],
-            low,
-        )
+        (l2, shift), (l1, lift) = _computed(first), _computed(second)
+        bias = base.corrected_bias if isinstance(base, QuantizedLinear) else base.bias
+        scaling = self.scaling[name]
+        if lift is not None:  # PEFT scales what B gives, its bias too
+            bias = lift * scaling if bias is None else torch.add(bias, lift, alpha=scaling)
+        return LoraProduct.apply(x, base.weight, bias, l2, shift, l1, scaling, low)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """As PEFT's, over a plain linear layer.
@@ -176,13 +171,19 @@ class LoraLinear(lora.Linear):
             len(active) == 1
             and active[0] in self.lora_A
             and not self.fan_in_fan_out
-            and not self.lora_bias[active[0]]
             and not self.lora_variant
             and not self.merged
             and not self.disable_adapters
             and isinstance(self.lora_dropout[active[0]], nn.Identity)
             and not base.weight.requires_grad
         )
+
+
+def _computed(factor: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that a LoRA factor computes with now, ours or PEFT's own."""
+    if isinstance(factor, LoraFactor):
+        return factor.current, factor.shift
+    return factor.weight, factor.bias
 
 
 @contextmanager

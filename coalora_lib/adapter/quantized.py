@@ -59,6 +59,15 @@ class HasBytes(Protocol):
 Entry = TypeVar("Entry", bound=HasBytes)
 
 
+@dataclass
+class _Current:
+    """What a layer computes with now. Apart from the module, whose attributes are slow to set."""
+
+    weight: Tensor
+    correction: Tensor | None = None
+    choice: Choice | None = None
+
+
 class WeightCache:
     """What layers made for choices they had lately: restored weights, and packed ones behind them.
 
@@ -127,8 +136,6 @@ class QuantizedLinear(nn.Module):
     Attributes:
         pretrained: the unquantized weight; not to be written to.
         transposed: weights are (in, out).
-        choice: the current one; None while the weight is the pre-trained one.
-        correction: (out,), what the current choice adds to the bias; None without a mean input.
     """
 
     def __init__(
@@ -149,28 +156,37 @@ class QuantizedLinear(nn.Module):
         self.bias = linear.bias
         self.space, self.residual_rank = space, residual_rank
         self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)
-        self.choice: Choice | None = None
-        self.correction: Tensor | None = None
         self._cache = cache
-        self._weight = self.pretrained
+        self._current = _Current(self.pretrained)
         # An output's worth each, small beside the weights, so all are kept.
         self._corrections: dict[Choice, Tensor] = {}
 
     @property
     def weight(self) -> Tensor:
         """What the layer computes with now; not to be written to."""
-        return self._weight
+        return self._current.weight
+
+    @property
+    def choice(self) -> Choice | None:
+        """The current choice; None while the weight is the pre-trained one."""
+        return self._current.choice
+
+    @property
+    def correction(self) -> Tensor | None:
+        """(out,), what the current choice adds to the bias; None without a mean input."""
+        return self._current.correction
 
     @property
     def corrected_bias(self) -> Tensor | None:
         """The bias, and the correction of the mean output where there is one."""
-        if self.correction is None:
+        correction = self._current.correction
+        if correction is None:
             return self.bias
-        return self.correction if self.bias is None else self.bias + self.correction
+        return correction if self.bias is None else self.bias + correction
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        weight, bias = self._weight, self.corrected_bias
+        weight, bias = self._current.weight, self.corrected_bias
         return F.linear(
             inputs,
             weight.T if self.transposed else weight,
@@ -179,8 +195,9 @@ class QuantizedLinear(nn.Module):
 
     def switch(self, choice: Choice | None) -> None:
         """Compute with the weight under a choice from now on; None: with the pre-trained one."""
-        self._weight, self.correction = self.under(choice)
-        self.choice = choice
+        now = self._current
+        now.weight, now.correction = self.under(choice)
+        now.choice = choice
 
     def under(
         self, choice: Choice | None, dtype: torch.dtype | None = None
@@ -196,11 +213,10 @@ class QuantizedLinear(nn.Module):
         On a GPU with bfloat16 a float32 weight becomes bfloat16, which autocast would cast it to
         in each pass.
         """
-        self._weight = self._weight.to(autocast_dtype(self._weight), copy=True)
-        if self.correction is None:
-            self.correction = self.correction_of(None)
-        else:
-            self.correction = self.correction.clone()
+        now = self._current
+        now.weight = now.weight.to(autocast_dtype(now.weight), copy=True)
+        before = now.correction
+        now.correction = self.correction_of(None) if before is None else before.clone()
 
     def packed(self, choice: Choice) -> PackedWeight:
         """The weight under a choice, as it is stored."""
@@ -244,12 +260,11 @@ class QuantizedLinear(nn.Module):
         if converted is not self.pretrained:
             self._cache.clear()
             self._corrections.clear()
-        unquantized = self._weight is self.pretrained
+        now = self._current
+        now.weight = converted if now.weight is self.pretrained else fn(now.weight)
+        now.correction = None if now.correction is None else fn(now.correction)
         self.pretrained = converted
-        self._weight = converted if unquantized else fn(self._weight)
-        for name in ("mean_input", "correction"):
-            tensor = getattr(self, name)
-            setattr(self, name, None if tensor is None else fn(tensor))
+        self.mean_input = None if self.mean_input is None else fn(self.mean_input)
         return self
 
 

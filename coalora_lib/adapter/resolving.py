@@ -30,6 +30,10 @@ class ConfigurationResolver:
         self.names = list(weights)
         self.shapes = [tuple(weight.shape) for weight in weights.values()]
         self.space = space
+        # Rows that a layer may not take: looked up per layer and switch.
+        self._refused = [
+            frozenset((~space.mask(shape)).nonzero()[:, 0].tolist()) for shape in self.shapes
+        ]
         self.errors = errors
         expected = len(self.names), len(space.choices)
         if errors is not None and tuple(errors.shape) != expected:
@@ -73,13 +77,16 @@ class ConfigurationResolver:
             )
         if len(configuration) != len(self.names):
             raise ValueError(f"{len(configuration)} choices for {len(self.names)} layers")
-        for name, shape, choice in zip(self.names, self.shapes, configuration, strict=True):
+        for number, choice in enumerate(configuration):
             try:
                 row = self.space.index(choice)
             except TypeError as error:
-                raise TypeError(f"{name}: {error}") from None
-            if not self.space.mask(shape)[row]:
-                raise ValueError(f"{name}: {choice!r} is not allowed for the shape {shape}")
+                raise TypeError(f"{self.names[number]}: {error}") from None
+            if row in self._refused[number]:
+                raise ValueError(
+                    f"{self.names[number]}: {choice!r} is not allowed for the shape "
+                    f"{self.shapes[number]}"
+                )
         return list(configuration)
 
     def _in_order(self, named: Mapping[str, Choice]) -> list[Choice]:

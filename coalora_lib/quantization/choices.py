@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import ClassVar
 
 import torch
 
@@ -48,8 +49,17 @@ class BlockwiseChoice:
     block_size: int
     scale_block_size: int
     code_book: str = "nf"
+    _hash: ClassVar[int]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple:
+        return BlockwiseChoice, astuple(self)  # another process hashes texts otherwise
 
     def __post_init__(self) -> None:
+        # Choices are keys of caches and look-ups, several per layer and switch.
+        object.__setattr__(self, "_hash", hash(astuple(self)))
         for name, allowed in (*FIELDS.items(), ("code_book", tuple(CODE_BOOKS))):
             value = getattr(self, name)
             if value not in allowed:
