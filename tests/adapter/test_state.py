@@ -35,7 +35,7 @@ def weights_are_those_of(model, kind, configuration):
     """Every layer computes with the quantizer's weight, made anew from a fresh base model."""
     base = tiny(kind)
     for (name, layer), choice in zip(model.layers.quantized.items(), configuration, strict=True):
-        pretrained = base.get_submodule(name).weight
+        pretrained = base.get_submodule(name).weight.to(layer.weight.device)
         assert torch.equal(layer.pretrained, pretrained), name
         assert torch.equal(layer.weight, quantize(pretrained, choice).dequantize()), name
     return True
@@ -127,7 +127,7 @@ def test_a_trainer_that_loads_its_best_model_leaves_the_weights(tmp_path):
         label_names=["labels"],
         remove_unused_columns=False,
         report_to=[],
-        use_cpu=True,
+        bf16=torch.cuda.is_available(),  # accelerate has one precision per process: ours
         disable_tqdm=True,
     )
     trainer = Trainer(
