@@ -108,7 +108,10 @@ def test_a_new_chapter_is_made_from_its_md_once_the_contents_name_it(notebook, t
         (["book", "--dataset", "imdb"], "allowed: embedded, sst2"),
         (["book", "--seed", "-1"], "greater than or equal to 0"),
         (["outputs", "9"], "no chapter begins with '9'; there are: 00_introduction"),
-        (["search-ablation", "--arm", "climb"], "allowed: frozen; walk; walk, all kept"),
+        (
+            ["search-ablation", "--arm", "climb"],
+            "allowed: search-frozen, search-walk, search-walk-all-kept",
+        ),
         (["landscape", "--strategy", "climb"], "allowed: walk, random, nsga2"),
         (["landscape", "--layers", "3"], "layers=3 must be an even number"),
     ],

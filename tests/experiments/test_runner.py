@@ -29,7 +29,7 @@ PROFILE = replace(
     batch_size=8,
     budgets=(3.0, 4.0),
     arbitrary_configurations=2,
-    search=replace(PROFILES["quick"].search, starts=1, max_steps=2, proposals=1),
+    search=replace(PROFILES["quick"].search, restarts=1, max_steps=2, proposals=1),
 )
 RUN = Run(PROFILE, 0)
 

@@ -62,7 +62,7 @@ def test_lq_lora_with_importance_splits_differently():
 
 
 def test_what_does_not_fit_is_named(examples):
-    with pytest.raises(ValueError, match="11 layer configurations for 12 layers"):
+    with pytest.raises(ValueError, match="11 choices for 12 layers"):
         lq_lora(tiny("bert"), CONFIGURATION[1:])
     with pytest.raises(ValueError, match=r"PeftModel.* has no configurations to train over"):
         train(lora(tiny("bert")), examples, [CONFIGURATION], PLAN)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.allocation import Device
+from coalora_lib.allocation import Constraints
 from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.search import SearchPlan
 from coalora_lib.spaces import NORMAL_FLOAT
@@ -103,8 +103,8 @@ def test_without_a_configuration_training_leaves_the_pretrained_weights_and_plai
 
 def test_budgets_and_mappings_are_taken_as_configurations(model, examples):
     by_name = dict(zip(model.layer_names, SET[0], strict=True))
-    wanted = [model.resolve(2.5), model.resolve(Device(budget=4.0)), SET[0]]
-    given = [2.5, Device(budget=4.0), by_name]
+    wanted = [model.resolve(2.5), model.resolve(Constraints(budget=4.0)), SET[0]]
+    given = [2.5, Constraints(budget=4.0), by_name]
     history = train(model, examples, given, PLAN)
     assert history.configurations == model.training_set == wanted
     again = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
