@@ -66,7 +66,7 @@ class CoaLora(nn.Module):
         start_configuration: ConfigurationLike | None = None,
     ) -> None:
         super().__init__()
-        # All that may be refused is, before the base model is touched.
+        # What may be refused is, before the base model is touched.
         self.layer_names = check_base(base_model)
         self.settings = settings
         self.space = get_space(settings.space)
@@ -294,7 +294,7 @@ class CoaLora(nn.Module):
             FileExistsError: the folder holds something else.
             ValueError: ``quantized`` without a current configuration.
         """
-        current = self.configuration
+        current, own = self.configuration, self._own_parameters
         if quantized and current is None:
             raise ValueError("no configuration is set: there are no quantized weights to write")
         packed = packed_tensors(self.layers.packed(current)) if quantized and current else {}
@@ -303,9 +303,7 @@ class CoaLora(nn.Module):
             configuration=None if current is None else self.space.to_rows(current),
             training_set=[self.space.to_rows(each) for each in self.training_set],
             parameters={
-                name: parameter.detach()
-                for name, parameter in self.named_parameters()
-                if name in self._own_parameters or parameter.requires_grad
+                n: p.detach() for n, p in self.named_parameters() if n in own or p.requires_grad
             },
             errors=self._resolver.errors,
             mean_inputs=self.mean_inputs,

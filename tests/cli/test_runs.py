@@ -15,7 +15,7 @@ from tests.experiments.test_runner import RUN
 
 
 def invoke(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(word) for word in words])
 
 
 def test_help_lists_every_command_with_an_example():
