@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,18 +60,16 @@ def check_rank(
 def new_adjuster(
     settings: AdapterSettings,
     space: ConfigurationSpace,
-    names: Sequence[str],
     layers: AdaptedLayers,
-    measures: ContinuousMeasures | None,
+    errors: Callable[[], Tensor],
 ) -> Adjuster:
     """The adjuster that the settings ask for, where LoRA's factors are and of their dtype.
 
     Args:
         settings: of the model.
         space: of its configurations.
-        names: of the layers.
         layers: whose own factors are frozen where the adjuster brings others.
-        measures: for the hypernetwork's encoder, with ``error_features``.
+        errors: gives the (layers, choices) error table, which ``error_features`` read.
     """
     factors = layers.factors()
     if settings.adjuster == "none":
@@ -79,8 +77,12 @@ def new_adjuster(
     if settings.adjuster == "bank":
         layers.freeze_factors()
         return FactorBank(space.cardinalities[0], factors)
+    measures = None
+    if settings.error_features:
+        measures = ContinuousMeasures(errors(), layers.pretrained, space)
+    places = describe_layers(list(layers.quantized))
     network = HyperNetwork(
-        ConfigurationEncoder(describe_layers(names), space, settings.width, measures),
+        ConfigurationEncoder(places, space, settings.width, measures),
         settings.rank,
         [each.l2.shape[1] for each in factors],
         settings.hidden,

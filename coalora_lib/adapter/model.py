@@ -20,7 +20,6 @@ from coalora_lib.adapter.attaching import (
     new_adjuster,
     refuse_inner_save,
 )
-from coalora_lib.adapter.encoding import ContinuousMeasures
 from coalora_lib.adapter.export import fixed_layers, packed_tensors, write_adapter
 from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
 from coalora_lib.adapter.layers import AdaptedLayers
@@ -93,10 +92,7 @@ class CoaLora(nn.Module):
         )
         self.training_set: list[list[Choice]] = []
         self._indices: Tensor | None = None
-        measures = None
-        if settings.error_features and settings.adjuster == "hypernetwork":
-            measures = ContinuousMeasures(self.errors, weights, self.space)
-        self.adjuster = new_adjuster(settings, self.space, self.layer_names, self.layers, measures)
+        self.adjuster = new_adjuster(settings, self.space, self.layers, lambda: self.errors)
         if reference is not None:
             self.layers.start_from_residual(reference, settings.rank)
         #: What is saved, whatever is done to ``requires_grad`` later.

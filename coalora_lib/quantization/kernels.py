@@ -41,16 +41,13 @@ def quantize(
     Raises:
         ValueError: a block size is no power of two of 8 or more.
     """
-    weight = weight.contiguous()
-    size = weight.numel()
+    weight, size = weight.contiguous(), weight.numel()
     block_shift, _ = _shift(block_size // 8), _shift(scale_block_size // 8)
-    blocks = triton.cdiv(size, block_size)
-    groups = triton.cdiv(blocks, scale_block_size)
-    device = weight.device
+    blocks, device = triton.cdiv(size, block_size), weight.device
+    groups, coded = triton.cdiv(blocks, scale_block_size), blocks * block_size
     maxima = torch.empty(blocks, device=device)
     scales = torch.empty_like(maxima)
     group_scales = torch.empty(groups, dtype=SCALE_DTYPES[scale_dtype], device=device)
-    coded = blocks * block_size
     codes = torch.empty(packed_bytes(coded, weight_bits), dtype=torch.uint8, device=device)
     scale_codes = torch.empty(packed_bytes(blocks, scale_bits), dtype=torch.uint8, device=device)
     rows = TILE // block_size
