@@ -22,8 +22,6 @@ from torch import Tensor
 from coalora_lib.quantization import operators
 from coalora_lib.quantization.blocks import check_kind
 from coalora_lib.quantization.choices import BlockwiseChoice
-from coalora_lib.quantization.packing import unpack
-from coalora_lib.quantization.scales import restored_scales
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,6 @@ class QuantizedTensor:
     def bits_per_parameter(self) -> float:
         """Bits per parameter as stored: codes, scales, padding and the offset counted."""
         return 8 * self.nbytes / math.prod(self.shape)
-
-    @property
-    def scales(self) -> Tensor:
-        """The de-quantized block scales s^: (blocks,) float32."""
-        blocks = math.ceil(math.prod(self.shape) / self.choice.block_size)
-        codes = unpack(self.scale_codes, self.choice.scale_bits)[:blocks].float()
-        groups = self.group_scales.float().repeat_interleave(self.choice.scale_block_size)
-        top = 2**self.choice.scale_bits - 1
-        return restored_scales(codes, groups[:blocks], self.offset, top)
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same quantized tensor on another device."""

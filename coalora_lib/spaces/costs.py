@@ -70,7 +70,5 @@ def mean_bits_cost(space: str | ConfigurationSpace, shapes: Sequence[Shape]) -> 
     """Mean bits per parameter of a model, the paper's second objective."""
     space = get_space(space)
     sizes = torch.tensor([parameters(shape) for shape in shapes], dtype=torch.float64)
-    tables = [
-        space.bits_table(shape).masked_fill(~space.mask(shape), torch.inf) for shape in shapes
-    ]
-    return LayerCosts(torch.stack(tables), space, sizes / sizes.sum())
+    tables = torch.stack([space.allowed_bits(shape) for shape in shapes])
+    return LayerCosts(tables, space, sizes / sizes.sum())

@@ -28,7 +28,8 @@ def random_configuration(
     if len(tables) == 1 and tables.isfinite().all():
         rows = torch.randint(len(space.choices), (count,), generator=generator)
     else:
-        rows = tables.isfinite().double().multinomial(1, generator=generator)[:, 0]
+        usable = tables.isfinite().double().expand(count, -1)
+        rows = usable.multinomial(1, generator=generator)[:, 0]
     return space.from_rows(rows.tolist())
 
 
@@ -71,9 +72,7 @@ def _tables(layers: int | Sequence[Shape], space: ConfigurationSpace) -> tuple[i
     """
     if isinstance(layers, int):
         return layers, space.bits_table()[None]
-    tables = torch.stack(
-        [space.bits_table(shape).masked_fill(~space.mask(shape), torch.inf) for shape in layers]
-    )
+    tables = torch.stack([space.allowed_bits(shape) for shape in layers])
     return len(tables), tables[:1] if (tables == tables[0]).all() else tables
 
 

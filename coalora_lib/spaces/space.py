@@ -197,6 +197,10 @@ class ConfigurationSpace(ABC):
         """Bits per parameter of every choice: (choices,) float64."""
         return self._table("bits", shape, self.bits_per_parameter, torch.float64)
 
+    def allowed_bits(self, shape: Shape) -> Tensor:
+        """:meth:`bits_table`, infinite where a weight of this shape may not take the choice."""
+        return self.bits_table(shape).masked_fill(~self.mask(shape), torch.inf)
+
     def bytes_table(self, shape: Shape) -> Tensor:
         """Bytes stored under every choice: (choices,) int64."""
         return self._table("bytes", shape, self.nbytes, torch.int64)

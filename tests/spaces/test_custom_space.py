@@ -110,6 +110,17 @@ def test_random_configurations_are_allowed():
         assert len({choice.block for choice in drawn}) == 2
 
 
+@pytest.mark.parametrize("shapes", [SHAPES[:1] * 7, SHAPES[1:] * 7, SHAPES[:1]], ids=str)
+def test_every_layer_draws_its_own_where_all_have_one_shape(shapes):
+    generator = torch.Generator().manual_seed(0)
+    for drawn in (
+        random_configuration(shapes, generator, "rounding"),
+        random_at_bits(shapes, 5.2, generator, "rounding"),
+    ):
+        assert len(drawn) == len(shapes)
+        assert everywhere_allowed(drawn, shapes)
+
+
 def test_a_model_takes_budgets_constraints_and_names_what_is_not_allowed():
     model = attached()
     model.set_configuration(5.5)
