@@ -1,5 +1,7 @@
 """Shared fixtures: every test starts from one seed; the model is real, tiny and made here."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -8,6 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
+from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.tasks import small_decoder
+from coalora_lib.tasks.embedded import review_phrases
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +86,39 @@ def some_means(base) -> dict[str, torch.Tensor]:
     }
 
 
-#: What makes a profile as small as one that does all a run does.
-SMALLEST = {
-    "train_examples": 16,
-    "validation_examples": 8,
-    "scoring_examples": 8,
-    "training_budgets": (2.5, 4.0),
-    "random_configurations": 1,
-}
+#: A run that does all that a run does, with as little of it as can be.
+SMALL_PROFILE = replace(
+    PROFILES["quick"],
+    dtype="float32",
+    train_examples=16,
+    validation_examples=8,
+    scoring_examples=8,
+    training_budgets=(2.5, 4.0),
+    random_configurations=1,
+    batch_size=8,
+    budgets=(3.0, 4.0),
+    arbitrary_configurations=2,
+    search=replace(PROFILES["quick"].search, restarts=1, max_steps=2, proposals=1),
+)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A run of :data:`SMALL_PROFILE` with a tiny BERT from a folder."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    phrases = Dataset.from_dict({"sentence": [text for text, _ in review_phrases(2000, 0)]})
+    tokenizer = small_decoder(phrases).tokenizer
+    config = tiny("bert").config
+    config.vocab_size, config.initializer_range = len(tokenizer), 0.5  # so that predictions differ
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Run(replace(SMALL_PROFILE, model=str(folder)), 0)
+
+
+@pytest.fixture(scope="session")
+def small_setup(small_run):
+    return prepare(small_run)
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from coalora_lib.cli import app
-from coalora_lib.experiments import PROFILES, prepare
+from coalora_lib.experiments import PROFILES
 from coalora_lib.experiments.methods import methods_of
 from coalora_lib.experiments.runner import job_for, run_job
 from coalora_lib.records import read_record, write_record
-from tests.experiments.test_runner import RUN
 
 
 def invoke(*words):
@@ -36,8 +35,8 @@ def test_help_lists_every_command_with_an_example():
 
 
 @pytest.mark.parametrize("protocol", [None, "comparison-0"])
-def test_a_record_is_made_again_and_an_older_protocol_is_named(protocol, tmp_path):
-    path = run_job(prepare(RUN), job_for("shared-lora", 4, 0), tmp_path / "stored")
+def test_a_record_is_made_again_and_an_older_protocol_is_named(protocol, small_setup, tmp_path):
+    path = run_job(small_setup, job_for("shared-lora", 4, 0), tmp_path / "stored")
     stored = read_record(path)
     if protocol is not None:
         write_record(stored.model_copy(update={"protocol": protocol}), tmp_path / "stored")
@@ -68,9 +67,9 @@ def test_a_label_is_no_name_in_a_command(command, option, group, tmp_path):
     assert "is not known" in found.output
 
 
-def test_runs_that_are_there_are_not_made_again(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROFILES, "quick", replace(RUN.profile, name="quick"))
-    run_job(prepare(RUN), job_for("shared-lora", 4, 0), tmp_path)
+def test_runs_that_are_there_are_not_made_again(small_run, small_setup, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "quick", replace(small_run.profile, name="quick"))
+    run_job(small_setup, job_for("shared-lora", 4, 0), tmp_path)
     words = ["experiments", "--rank", "4", "--method", "shared-lora", "--results"]
     found = invoke(*words, tmp_path)
     assert found.exit_code == 0, found.output

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.experiment import UNIFORM_DRAWS, UNSEEN_BUDGETS
 from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of
 from coalora_lib.experiments.pool import run_all, visible_gpus
@@ -20,49 +19,33 @@ from coalora_lib.experiments.runner import (
 )
 from coalora_lib.records import Job, read_record
 from coalora_lib.records.schema import as_text
-from tests.conftest import SMALLEST
-
-PROFILE = replace(
-    PROFILES["quick"],
-    dtype="float32",
-    **SMALLEST,
-    batch_size=8,
-    budgets=(3.0, 4.0),
-    arbitrary_configurations=2,
-    search=replace(PROFILES["quick"].search, restarts=1, max_steps=2, proposals=1),
-)
-RUN = Run(PROFILE, 0)
+from tests.conftest import SMALL_PROFILE
 
 
-@pytest.fixture(scope="module")
-def setup():
-    return prepare(RUN)
-
-
-def test_jobs_are_one_a_budget_where_the_method_needs_it():
-    jobs = all_jobs(PROFILE, [4], [0, 1], ["coa-lora", "lq-lora", "full-fine-tuning"])
+def test_jobs_are_one_a_budget_where_the_method_needs_it(small_run):
+    jobs = all_jobs(SMALL_PROFILE, [4], [0, 1], ["coa-lora", "lq-lora", "full-fine-tuning"])
     assert len(jobs) == 2 * (1 + 2 + 1)
-    assert len({path_of(job, RUN, "x") for job in jobs}) == len(jobs)
+    assert len({path_of(job, small_run, "x") for job in jobs}) == len(jobs)
     assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
-    assert all_jobs(PROFILE, [4, 4], [0], ["coa-lora", "coa-lora"]) == [Job("coa-lora", 4, 0)]
-    two_ranks = all_jobs(PROFILE, [4, 8], [0], ["full-fine-tuning"])
+    assert all_jobs(SMALL_PROFILE, [4, 4], [0], ["coa-lora", "coa-lora"]) == [Job("coa-lora", 4, 0)]
+    two_ranks = all_jobs(SMALL_PROFILE, [4, 8], [0], ["full-fine-tuning"])
     assert two_ranks == [Job("full-fine-tuning", None, 0)]
     with pytest.raises(ValueError, match="method='lora' is not known; allowed: coa-lora, coa-lo"):
-        all_jobs(PROFILE, [4], [0], ["lora"])
+        all_jobs(SMALL_PROFILE, [4], [0], ["lora"])
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_ablation_that_changes_nothing_is_left_out(count):
     left_out = set(methods_of("ablation")) - set(
-        ablations_of(replace(PROFILE, configurations_per_step=count))
+        ablations_of(replace(SMALL_PROFILE, configurations_per_step=count))
     )
     assert left_out == {f"{count}-configuration{'s' * (count - 1)}-a-step"}
 
 
 @pytest.mark.parametrize("method", methods_of("main", "ablation"))
-def test_every_method_runs_on_its_targets(method, setup, tmp_path):
-    (job, *_) = all_jobs(PROFILE, [4], [0], [method])
-    record = read_record(run_job(setup, job, tmp_path))
+def test_every_method_runs_on_its_targets(method, small_setup, tmp_path):
+    (job, *_) = all_jobs(SMALL_PROFILE, [4], [0], [method])
+    record = read_record(run_job(small_setup, job, tmp_path))
     budgets = [result.budget for result in record.results]
     kind = METHODS[method].trains_on
     assert len(record.twins) == (3 if kind == "set" else 0)
@@ -81,76 +64,80 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
     at_least = METHODS[method].plan.get("configurations_per_step", 1)  # one step
     for result in record.results:
         assert result.correctness.mean() == pytest.approx(result.accuracy)
-        assert result.passes == max(setup.plan.steps, at_least)
+        assert result.passes == max(small_setup.plan.steps, at_least)
 
 
-def test_without_the_filter_a_search_drops_nothing(setup, tmp_path):
-    record = read_record(run_job(setup, job_for("no-filter", 4, 0), tmp_path))
+def test_without_the_filter_a_search_drops_nothing(small_setup, tmp_path):
+    record = read_record(run_job(small_setup, job_for("no-filter", 4, 0), tmp_path))
     for found in record.searches:
         assert found.kept == list(range(len(found.configurations)))
 
 
-def test_a_method_trains_at_its_rate(setup):
-    plan = plan_of(setup, METHODS["full-fine-tuning"])
-    assert plan.learning_rate == pytest.approx(0.05 * PROFILE.learning_rate)
-    assert plan_of(setup, METHODS["qlora"]).learning_rate == PROFILE.learning_rate
+def test_a_method_trains_at_its_rate(small_setup):
+    plan = plan_of(small_setup, METHODS["full-fine-tuning"])
+    assert plan.learning_rate == pytest.approx(0.05 * SMALL_PROFILE.learning_rate)
+    assert plan_of(small_setup, METHODS["qlora"]).learning_rate == SMALL_PROFILE.learning_rate
 
 
-def test_bit_widths_are_counted(setup, tmp_path):
+def test_bit_widths_are_counted(small_setup, tmp_path):
     stored = {
-        name: read_record(run_job(setup, job_for(name, 4, 0), tmp_path)).stored
+        name: read_record(run_job(small_setup, job_for(name, 4, 0), tmp_path)).stored
         for name in ("shared-lora", "lora-by-bit-width")
     }
     assert stored["lora-by-bit-width"] == 4 * stored["shared-lora"]
 
 
-def test_the_pool_makes_what_is_missing_and_goes_on_after_a_failure(tmp_path, monkeypatch):
-    jobs = [job_for("shared-lora", 4, 0), job_for("qlora", 4, 0, 3.0)]
-    done = list(run_all(jobs[:1], RUN, tmp_path, 1))
-    assert [job for job, _ in done] == jobs[:1]
-    before = done[0][1].stat().st_mtime_ns
+def test_the_pool_makes_what_is_missing_and_goes_on_after_a_failure(
+    small_run, small_setup, tmp_path
+):
+    there, missing = job_for("shared-lora", 4, 0), job_for("qlora", 4, 0, 3.0)
+    before = run_job(small_setup, there, tmp_path).stat().st_mtime_ns
     broken = job_for("qlora", 4, 0, 1.0)  # no configuration has so few bits
-    rest = run_all([broken, *jobs], RUN, tmp_path, 1)
-    assert next(rest)[0] == jobs[1]
+    made = run_all([broken, there, missing], small_run, tmp_path, 1)
+    assert next(made)[0] == missing
     with pytest.raises(RuntimeError, match=r"1 of 2 runs failed; first .*budget=1\.0"):
-        next(rest)
-    assert done[0][1].stat().st_mtime_ns == before
+        next(made)
+    assert path_of(there, small_run, tmp_path).stat().st_mtime_ns == before
 
 
-def test_a_model_with_options_has_no_search_and_its_own_arbitrary_configurations(setup, tmp_path):
-    (job,) = all_jobs(PROFILE, [4], [0], ["options-learned-scale"])
-    record = read_record(run_job(setup, job, tmp_path))
+def test_a_model_with_options_has_no_search_and_its_own_arbitrary_configurations(
+    small_setup, tmp_path
+):
+    (job,) = all_jobs(SMALL_PROFILE, [4], [0], ["options-learned-scale"])
+    record = read_record(run_job(small_setup, job, tmp_path))
     assert [result.budget for result in record.results] == [3.0, 4.0, *[None] * UNIFORM_DRAWS]
     assert not record.searches
     assert not record.twins
 
 
-def test_an_arm_is_evaluated_on_what_it_has_not_met(setup, tmp_path):
-    (job,) = all_jobs(PROFILE, [4], [0], ["search-walk-all-kept"])
-    record = read_record(run_job(setup, job, tmp_path))
+def test_an_arm_is_evaluated_on_what_it_has_not_met(small_setup, tmp_path):
+    (job,) = all_jobs(SMALL_PROFILE, [4], [0], ["search-walk-all-kept"])
+    record = read_record(run_job(small_setup, job, tmp_path))
     (search,) = record.searches
     assert search.kept == list(range(len(search.configurations)))
 
     def texts(configurations):
-        return as_text(setup.space.rows(setup.space.to_flat(configurations)))
+        return as_text(small_setup.space.rows(small_setup.space.to_flat(configurations)))
 
-    first = [setup.allocated(budget) for budget in PROFILE.training_budgets]
+    first = [small_setup.allocated(budget) for budget in SMALL_PROFILE.training_budgets]
     assert search.configurations[: len(first)] == texts(first)
     budgets = [result.budget for result in record.results]
-    unseen = [each for each in UNSEEN_BUDGETS if each not in PROFILE.training_budgets]
-    assert budgets == [*unseen, *[None] * PROFILE.arbitrary_configurations]
+    unseen = [each for each in UNSEEN_BUDGETS if each not in SMALL_PROFILE.training_budgets]
+    assert budgets == [*unseen, *[None] * SMALL_PROFILE.arbitrary_configurations]
     # As if the search had scored the first target.
-    met = texts([setup.allocated(UNSEEN_BUDGETS[0])])
+    met = texts([small_setup.allocated(UNSEEN_BUDGETS[0])])
     search = search.model_copy(update={"configurations": met})
-    left = targets_of(record.model_copy(update={"searches": [search]}), setup)
+    left = targets_of(record.model_copy(update={"searches": [search]}), small_setup)
     assert [budget for budget, _ in left] == budgets[1:]
 
 
-def test_a_record_says_how_to_make_it_again(setup, tmp_path):
+def test_a_record_says_how_to_make_it_again(small_run, small_setup, tmp_path):
     for job in (job_for("lq-lora", 4, 0, 3.0), job_for("full-fine-tuning", 4, 0)):
-        record = read_record(run_job(setup, job, tmp_path))
+        record = read_record(run_job(small_setup, job, tmp_path))
         assert record.job == job
-        assert run_of(record) == replace(RUN, profile=replace(PROFILE, rank=job.rank or 0))
+        assert run_of(record) == replace(
+            small_run, profile=replace(small_run.profile, rank=job.rank or 0)
+        )
     other = record.model_copy(update={"parameters": record.parameters | {"epochs": "many"}})
     with pytest.raises(ValueError, match=r"seed0\.json: parameters\.epochs: .* got 'many'"):
         run_of(other)

@@ -16,20 +16,20 @@ from coalora_lib.experiments.runner import job_for, run_job
 from coalora_lib.records import Evidence, read_records, wall_seconds
 from coalora_lib.records.evidence import MOST_BITS, dominated_share
 from coalora_lib.search import hypervolume
-from tests.experiments.test_runner import PROFILE, RUN
+from tests.conftest import SMALL_PROFILE
 
 LABELS = labels_of("main", "ablation")
 JOBS = [
     *(job_for(slug, 4, seed) for slug in ("coa-lora", "shared-lora") for seed in (0, 1)),
-    *(job_for("lq-lora", 4, 0, budget) for budget in PROFILE.budgets),
+    *(job_for("lq-lora", 4, 0, budget) for budget in SMALL_PROFILE.budgets),
     job_for("full-fine-tuning", 4, 0),
 ]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(small_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
-    setups = {seed: prepare(replace(RUN, seed=seed)) for seed in (0, 1)}
+    setups = {seed: prepare(replace(small_run, seed=seed)) for seed in (0, 1)}
     for job in JOBS:
         run_job(setups[job.seed], job, folder)
     return folder
@@ -75,7 +75,7 @@ def test_points_are_those_of_the_files(evidence, folder):
         by_budget = {r["budget"]: [r["bits"], 100 * r["accuracy"]] for r in files[seed]}
         assert rows.tolist() == [by_budget[4.0], by_budget[3.0]]
     arbitrary = evidence.points("CoA-LoRA", 4, None)
-    assert arbitrary.shape == (2, PROFILE.arbitrary_configurations, 2)
+    assert arbitrary.shape == (2, SMALL_PROFILE.arbitrary_configurations, 2)
 
 
 def test_runs_beside_each_other_count_once_and_a_pause_does_not(folder):
@@ -107,8 +107,8 @@ def test_unseen_against_seen_is_the_difference_of_the_files(evidence, folder):
         evidence.unseen("LQ-LoRA", 4)
 
 
-def test_twins_are_alike_and_in_no_training_set(folder):
-    setup = prepare(RUN)
+def test_twins_are_alike_and_in_no_training_set(small_setup):
+    setup = small_setup
     known = setup.training_set()
     for seen, unseen in setup.twins():
         assert seen in known
@@ -153,7 +153,7 @@ def test_hypervolume_is_the_area_of_the_files_points(evidence, folder):
     area = (0.5 - e1) * (6.5 - b1) if e1 < 0.5 else 0
     if e2 < min(e1, 0.5):
         area += (min(e1, 0.5) - e2) * (6.5 - b2)
-    found = evidence.hypervolume("LQ-LoRA", 4, PROFILE.budgets)
+    found = evidence.hypervolume("LQ-LoRA", 4, SMALL_PROFILE.budgets)
     assert found == pytest.approx(area / (0.5 * 4.5))
 
 
@@ -171,7 +171,7 @@ def test_the_dominated_share_is_the_hypervolume_of_the_search():
 def test_guessing_among_more_classes_is_a_larger_error(folder):
     records = read_records(folder)
     two, three = (Evidence(records, LABELS, classes) for classes in (2, 3))
-    found = [each.hypervolume("LQ-LoRA", 4, PROFILE.budgets) for each in (two, three)]
+    found = [each.hypervolume("LQ-LoRA", 4, SMALL_PROFILE.budgets) for each in (two, three)]
     assert found[0] < found[1]
     with pytest.raises(ValueError, match="method 'coa-lora' has no label"):
         Evidence(records, {})
@@ -179,14 +179,14 @@ def test_guessing_among_more_classes_is_a_larger_error(folder):
 
 def test_a_lead_in_hypervolume_is_the_difference_of_two_and_changes_sign(evidence):
     pair = ("CoA-LoRA", "Shared-LoRA")
-    first, second = (evidence.hypervolume(name, 4, PROFILE.budgets) for name in pair)
-    lead = evidence.hypervolume_lead(*pair, 4, PROFILE.budgets)
+    first, second = (evidence.hypervolume(name, 4, SMALL_PROFILE.budgets) for name in pair)
+    lead = evidence.hypervolume_lead(*pair, 4, SMALL_PROFILE.budgets)
     assert lead.mean == pytest.approx(first - second)
     assert lead.low <= lead.mean <= lead.high
     assert lead.low < lead.high
-    reverse = evidence.hypervolume_lead(*pair[::-1], 4, PROFILE.budgets)
+    reverse = evidence.hypervolume_lead(*pair[::-1], 4, SMALL_PROFILE.budgets)
     assert astuple(reverse) == pytest.approx((-lead.mean, -lead.high, -lead.low))
-    same = evidence.hypervolume_lead("CoA-LoRA", "CoA-LoRA", 4, PROFILE.budgets)
+    same = evidence.hypervolume_lead("CoA-LoRA", "CoA-LoRA", 4, SMALL_PROFILE.budgets)
     assert astuple(same) == (0.0, 0.0, 0.0)
 
 
