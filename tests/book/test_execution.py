@@ -19,7 +19,9 @@ def notebook(tmp_path):
         "profile = 'quick'\nseed = 0", metadata={"tags": ["parameters"]}
     )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    made = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("print(profile, seed)")], metadata=kernel)
+    made = nbformat.v4.new_notebook(
+        cells=[cell, nbformat.v4.new_code_cell("print(profile, seed)")], metadata=kernel
+    )
     path = tmp_path / "chapter.ipynb"
     nbformat.write(made, path)
     return path

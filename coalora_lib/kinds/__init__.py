@@ -1,0 +1,28 @@
+"""Task kinds: how texts become examples, and how a model's answers are measured."""
+
+from coalora_lib.kinds.classification import Regression, SeveralLabels, SingleLabel
+from coalora_lib.kinds.embedding import Embedding
+from coalora_lib.kinds.kind import IGNORED, Examples, Scored, TaskKind
+from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
+from coalora_lib.kinds.registry import get_kind, kind_of, kinds, register_kind
+from coalora_lib.kinds.tokens import Spans, Tokens
+
+__all__ = [
+    "IGNORED",
+    "CausalLanguageModel",
+    "Embedding",
+    "Examples",
+    "MaskedLanguageModel",
+    "Regression",
+    "Scored",
+    "SequenceToSequence",
+    "SeveralLabels",
+    "SingleLabel",
+    "Spans",
+    "TaskKind",
+    "Tokens",
+    "get_kind",
+    "kind_of",
+    "kinds",
+    "register_kind",
+]
