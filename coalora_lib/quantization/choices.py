@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from coalora_lib.quantization.codebooks import CODE_BOOKS
+from coalora_lib.quantization.packing import packed_bytes
 
 #: What each field may be, in the order of c = [b0, b1, b2, B0, B1]: 432 choices in all.
 FIELDS: dict[str, tuple] = {
@@ -39,8 +40,7 @@ class BlockwiseChoice:
             :data:`~coalora_lib.quantization.codebooks.CODE_BOOKS`.
 
     Raises:
-        ValueError: a value is not among :data:`FIELDS`, or the code book is not known; the
-            message names it.
+        ValueError: a value is not among :data:`FIELDS`, or the code book is not known.
     """
 
     weight_bits: int
@@ -80,12 +80,12 @@ class BlockwiseChoice:
 
         Returns:
             Bytes of packed weight codes (the last block padded), bytes of packed scale codes, and
-            number of second-level scales. Eight codes of k bits fill k bytes.
+            number of second-level scales.
         """
         blocks = math.ceil(parameters / self.block_size)
         return (
-            blocks * self.block_size // 8 * self.weight_bits,
-            math.ceil(blocks / 8) * self.scale_bits,
+            packed_bytes(blocks * self.block_size, self.weight_bits),
+            packed_bytes(blocks, self.scale_bits),
             math.ceil(blocks / self.scale_block_size),
         )
 

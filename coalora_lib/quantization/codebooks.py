@@ -18,20 +18,14 @@ OFFSET = 0.5 * ((1 - 1 / 30) + (1 - 1 / 32))
 
 
 def normal_float(bits: int) -> Tensor:
-    """The NF-k levels: quantiles of a normal distribution scaled to [-1, 1].
+    """The NF-k levels, (2^k,) float32 ascending: quantiles of a normal distribution in [-1, 1].
 
     sigma * Phi^-1(p) at p = linspace(1 - O, 1/2, h) without its last point, followed by
     linspace(1/2, O, h + 1), with h = 2^(k-1): both ends are exact, so is zero, and there is one
     more positive level than there are negative ones.
 
-    Args:
-        bits: k, 2 to 8.
-
-    Returns:
-        (2^k,) float32, ascending.
-
     Raises:
-        ValueError: bits is outside 2 to 8.
+        ValueError: k is outside 2 to 8.
     """
     _check_bits("NormalFloat", bits)
     half = 2 ** (bits - 1)
@@ -43,18 +37,12 @@ def normal_float(bits: int) -> Tensor:
 
 
 def symmetric_integer(bits: int) -> Tensor:
-    """The levels i / (2^(k-1) - 1) of symmetric integers: evenly spaced, zero in the middle.
+    """The levels i / (2^(k-1) - 1) of symmetric integers: (2^k - 1,) float32, ascending.
 
     One code of the 2^k is left unused, so that a weight and its negative are kept equally well.
 
-    Args:
-        bits: k, 2 to 8.
-
-    Returns:
-        (2^k - 1,) float32, ascending.
-
     Raises:
-        ValueError: bits is outside 2 to 8.
+        ValueError: k is outside 2 to 8.
     """
     _check_bits("integer", bits)
     top = 2 ** (bits - 1) - 1
@@ -74,9 +62,9 @@ def code_book(name: str, bits: int) -> Tensor:
     """The ascending levels of a code book's k-bit codes.
 
     Raises:
-        ValueError: the name is not known, has no code book of so many bits, or gives one that
-            cannot be used (levels not ascending, outside [-1, 1], too many, or without a zero,
-            which padding and all-zero blocks need).
+        ValueError: the name is not known, there is no code book of so many bits, or it cannot be
+            used: levels not ascending, outside [-1, 1], too many, or without a zero, which padding
+            and all-zero blocks need.
     """
     if name not in CODE_BOOKS:
         raise ValueError(f"code_book={name!r} is not known; allowed: {', '.join(CODE_BOOKS)}")

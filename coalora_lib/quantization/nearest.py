@@ -44,11 +44,7 @@ class LevelGrid:
     candidates: Tensor
 
     def codes(self, values: Tensor) -> Tensor:
-        """The number of thresholds below each value: int64, as ``torch.bucketize`` counts.
-
-        Args:
-            values: float32, any shape.
-        """
+        """How many thresholds are below each float32 value, int64, as ``torch.bucketize`` counts."""
         cells = torch.add(self.zero, values.clamp(-1, 1), alpha=self.cells / 2).long()
         codes = self.below.index_select(0, cells.flatten())
         decisive = self.candidates.index_select(0, codes)
@@ -57,10 +53,7 @@ class LevelGrid:
 
 
 def level_grid(limits: Tensor) -> LevelGrid:
-    """The coarsest grid that keeps thresholds apart.
-
-    Args:
-        limits: (m,) float32 thresholds in [-1, 1], strictly ascending, on any device.
+    """The coarsest grid that keeps (m,) float32 thresholds in [-1, 1] apart, strictly ascending.
 
     Raises:
         ValueError: two thresholds are closer than the finest grid can part.

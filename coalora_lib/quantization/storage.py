@@ -20,12 +20,7 @@ FORMAT = "coalora-quantized-2"
 
 
 def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> Path:
-    """Write quantized tensors, whole or not at all.
-
-    Args:
-        path: of the file, by custom ending in ``.safetensors``.
-        tensors: by name.
-    """
+    """Write quantized tensors by name into a file, whole or not at all."""
     path = Path(path)
     stored = {
         f"{name}.{part}": tensor.contiguous()
@@ -48,11 +43,7 @@ def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> 
 def load_quantized(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> dict[str, QuantizedTensor]:
-    """Read what :func:`save_quantized` wrote.
-
-    Args:
-        path: of the file.
-        device: where the tensors go, whatever device they were saved from.
+    """Read what :func:`save_quantized` wrote, onto a device.
 
     Raises:
         FileNotFoundError: there is no such file.
