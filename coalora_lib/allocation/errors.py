@@ -26,15 +26,15 @@ def error_table(
     e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight, or 1.
 
     Args:
-        weights: layer name to weight tensor.
+        weights: by layer.
         space: whose choices; a name or a space.
-        importance: layer name to a tensor of the weight's shape, not negative; see
+        importance: by layer, of the weight's shape and not negative; see
             :func:`coalora_lib.training.fisher_importance`.
         pieces: the paper's spaces estimate a layer's error from this many evenly spaced pieces of
             16,384 weights instead of all of them; the estimate is scaled to the whole layer.
 
     Returns:
-        (layers, choices) float64, sums of squared errors; columns in the space's order.
+        (layers, choices) float64, columns in the space's order.
 
     Raises:
         TypeError, ValueError: as :func:`coalora_lib.quantization.quantize`, with the layer's name;
@@ -84,7 +84,6 @@ def _parts(
     importance: Mapping[str, Tensor] | None,
     pieces: int | None,
 ) -> Iterator[_Part]:
-    """Cut the layers into parts."""
     for row, (name, weight) in enumerate(weights.items()):
         try:
             if importance is not None and name not in importance:

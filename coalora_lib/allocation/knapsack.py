@@ -31,16 +31,12 @@ ROUNDING = 1e-12
 def solve(
     costs: Sequence[NDArray[np.float64]], weights: Sequence[NDArray[np.int64]], limit: int
 ) -> list[int] | None:
-    """The optimal choice of each layer.
+    """The position of each layer's optimal choice; None if :data:`MOST_STATES` do not suffice.
 
     Args:
-        costs: for each layer the cost of each of its choices, strictly falling.
-        weights: for each layer the weight of each of its choices, strictly rising.
+        costs: of each layer's choices, strictly falling.
+        weights: of each layer's choices, strictly rising.
         limit: on the sum of weights; at least the sum of the smallest.
-
-    Returns:
-        The position of each layer's choice, or None if more than :data:`MOST_STATES` partial
-        solutions would have to be kept.
     """
     if sum(int(w[-1]) for w in weights) <= limit:
         return [len(w) - 1 for w in weights]

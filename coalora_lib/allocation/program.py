@@ -28,15 +28,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a device can hold and run; see :func:`allocate` for each.
-
-    Attributes:
-        budget: mean bits per parameter, scales included.
-        allowed: field of the space to the values it may have there.
-        fixed: choices given beforehand, by the layer's name or its position.
-        max_bytes: bytes that all quantized layers may take together.
-        limits: bounds on further additive costs.
-    """
+    """What a device can hold and run; see :func:`allocate` for each."""
 
     budget: float | None = None
     allowed: Mapping[str, Collection] | None = None
@@ -99,7 +91,12 @@ def allocate(
         TypeError: allowed values are no collection, or a fixed one is no choice of the space.
     """
     space = get_space(space)
-    _check_errors(errors, len(shapes), len(space.choices))
+    if tuple(errors.shape) != (expected := (len(shapes), len(space.choices))):
+        raise ValueError(
+            f"errors must be {expected} for {len(shapes)} layers, got {tuple(errors.shape)}"
+        )
+    if not torch.isfinite(errors).all():
+        raise ValueError("errors hold a NaN or an infinity")
     rows = _usable(space, shapes, allowed, fixed or {}, names)
     for limit in limits:
         if limit.costs.shape != tuple(errors.shape):
@@ -123,15 +120,6 @@ def allocate(
         sum(float(errors[i, row]) for i, row in enumerate(picked)),
         gap,
     )
-
-
-def _check_errors(errors: Tensor, layers: int, choices: int) -> None:
-    if tuple(errors.shape) != (layers, choices):
-        raise ValueError(
-            f"errors must be {(layers, choices)} for {layers} layers, got {tuple(errors.shape)}"
-        )
-    if not torch.isfinite(errors).all():
-        raise ValueError("errors hold a NaN or an infinity")
 
 
 def _usable(
@@ -171,7 +159,6 @@ def _usable(
 
 
 def _position(layer: str | int, layers: int, names: Sequence[str] | None) -> int:
-    """Where a fixed layer stands."""
     if isinstance(layer, str):
         if names is None or layer not in names:
             raise ValueError(f"fixed layer {layer!r} is not among the names given")
@@ -237,6 +224,13 @@ def _grid(tables: Tensor) -> int:
         if found > FINEST_GRID:
             return FINEST_GRID
     return found
+
+
+def spread(low: float, high: float, count: int) -> tuple[float, ...]:
+    """``count`` budgets at equal distances, both ends included; one alone is the middle."""
+    if count == 1:
+        return ((low + high) / 2,)
+    return tuple(low + (high - low) * i / (count - 1) for i in range(count))
 
 
 def _smallest(stored: Tensor, rows: Sequence[Tensor]) -> int:

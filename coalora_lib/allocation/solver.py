@@ -20,13 +20,7 @@ from coalora_lib.allocation import knapsack
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a cost that is a sum over layers, in whole units.
-
-    Attributes:
-        costs: (layers, choices) int64, not negative.
-        most: the bound.
-        name: what an error calls the cost.
-    """
+    """A bound on a cost that is a sum over layers: (layers, choices) int64, not negative."""
 
     costs: NDArray[np.int64]
     most: int
@@ -34,10 +28,7 @@ class Limit:
 
 
 def undominated(errors: Tensor, bits: Tensor) -> Tensor:
-    """The choices of one layer that no other choice beats in both error and bits.
-
-    Args:
-        errors, bits: (choices,).
+    """The choices of one layer, (choices,), that no other choice beats in both error and bits.
 
     Returns:
         (kept,) int64 in strictly ascending bits and descending error: the layer's staircase.
@@ -86,7 +77,7 @@ def _solve_one(errors: Tensor, choices: Sequence[Tensor], limit: Limit) -> list[
 def integer_program(
     errors: Tensor, choices: Sequence[Tensor], limits: Sequence[Limit]
 ) -> tuple[list[int], float]:
-    """The integer program as it is written down, by SciPy's HiGHS: any number of limits.
+    """:func:`solve` as it is written down, by SciPy's HiGHS: any number of limits.
 
     Raises:
         ValueError: no configuration meets all limits at once.

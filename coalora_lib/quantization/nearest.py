@@ -44,7 +44,7 @@ class LevelGrid:
     candidates: Tensor
 
     def codes(self, values: Tensor) -> Tensor:
-        """How many thresholds are below each float32 value, int64, as ``torch.bucketize`` counts."""
+        """How many thresholds are below each of float32 values: int64, as in bisection."""
         cells = torch.add(self.zero, values.clamp(-1, 1), alpha=self.cells / 2).long()
         codes = self.below.index_select(0, cells.flatten())
         decisive = self.candidates.index_select(0, codes)

@@ -38,7 +38,7 @@ def expected_hypervolume_improvement(
 
     Args:
         mean, std: (n,) of the predicted loss; std may be zero.
-        cost: (n,), known exactly; +inf, of what is not allowed, improves nothing.
+        cost: (n,); +inf, of what is not allowed, improves nothing.
         front: (m, 2) of [loss, cost], m >= 0; dominated rows change nothing.
         reference: (loss, cost), the corner the area is measured to.
         log: return the logarithm, which tells candidates apart whose improvement is too small
@@ -59,10 +59,7 @@ def expected_hypervolume_improvement(
 def improvement_over(
     mean: Tensor, std: Tensor, cost: Tensor, stairs: tuple[Tensor, Tensor], log: bool = False
 ) -> Tensor:
-    """:func:`expected_hypervolume_improvement` over the staircase of a front, for many calls.
-
-    The arguments are float64 and are not checked.
-    """
+    """:func:`expected_hypervolume_improvement` over a front's staircase; float64, not checked."""
     losses, edges = stairs
     widths = (edges[1:] - torch.maximum(edges[:-1], cost[:, None])).clamp(min=0)  # (n, m + 1)
     gains = losses - mean[:, None]

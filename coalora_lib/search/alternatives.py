@@ -32,14 +32,7 @@ SPREAD_INDEX = 3.0
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """What a strategy sees; arguments as :func:`~coalora_lib.search.propose`.
-
-    Attributes:
-        configurations: (n, d) integers; losses: (n,) their scores.
-        cost_of: the second objective, (k, d) integers to (k,); +inf marks what is not allowed.
-        cardinalities: (d,) number of values of each coordinate.
-        groups: (d,) coordinates that share a length scale; None if each has its own.
-    """
+    """What a strategy sees: (n, d) configurations and (n,) losses; see :func:`.propose`."""
 
     configurations: Tensor
     losses: Tensor
@@ -113,8 +106,8 @@ def nsga2_proposals(
 ) -> Tensor:
     """Offspring of one generation of NSGA-II (Deb et al. 2002) from the scored set, by pymoo.
 
-    Crossover and mutation are pymoo's for integers. An offspring that is not allowed is replaced
-    by a scored configuration that takes over what is allowed of it (:func:`swept`).
+    An offspring that is not allowed is replaced by a scored configuration that takes over what is
+    allowed of it (:func:`swept`).
     """
     # pymoo drops duplicates, but not from the objectives.
     population, first = np.unique(scored.configurations.numpy(), axis=0, return_index=True)
@@ -173,7 +166,7 @@ def local_search_proposals(
 ) -> Tensor:
     """botorch's discrete local search on the same acquisition, from the front, one at a time.
 
-    ``max_steps`` is not used: it climbs until no neighbour is better. A neighbour that is not
+    It climbs until no neighbour is better, whatever ``max_steps``. A neighbour that is not
     allowed has an acquisition of zero, which is never better.
     """
     surrogate = Surrogate(scored.configurations, scored.losses, scored.cardinalities, scored.groups)

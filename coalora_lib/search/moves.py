@@ -7,18 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coalora_lib.search.cost import Cost, IncrementalCost, all_finite, finite_costs, is_allowed
+from coalora_lib.search.cost import Cost, all_finite, finite_costs, is_allowed
 from coalora_lib.search.surrogate import Surrogate
 
 
 class Moves(NamedTuple):
-    """Moves of one coordinate by one, from several configurations, k in all.
-
-    Attributes:
-        start: (k,) the row of the configuration that moves.
-        coordinate: (k,) the coordinate that moves.
-        change: (k,) by -1 or +1.
-    """
+    """Moves of one coordinate by one, k in all: row of what moves, coordinate, and -1 or +1."""
 
     start: Tensor
     coordinate: Tensor
@@ -44,7 +38,7 @@ def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: in
     Args:
         values: (k,) the function after each of the moves.
         here: (s,) the function at the configurations that move.
-        moves: the moves, at most one up and one down for each coordinate.
+        moves: at most one up and one down for each coordinate.
         dimension: d.
 
     Returns:
@@ -58,7 +52,7 @@ def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: in
     return (total / sides.clamp(min=1)).reshape(len(here), dimension)
 
 
-def costs_after(cost_of: Cost | IncrementalCost, configurations: Tensor, moves: Moves) -> Tensor:
+def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
     """The cost after each of the moves, (k,) float64."""
     if hasattr(cost_of, "after"):
         return cost_of.after(configurations, *moves).double()
@@ -68,12 +62,7 @@ def costs_after(cost_of: Cost | IncrementalCost, configurations: Tensor, moves: 
 def allowed_moves(
     cost_of: Cost, configurations: Tensor, cardinalities: Tensor
 ) -> tuple[Moves, Tensor]:
-    """Every move in range to a configuration that is allowed, and costs.
-
-    Args:
-        cost_of: +inf marks what is not allowed.
-        configurations: (s, d) integers.
-        cardinalities: (d,) number of values of each coordinate.
+    """Every move in range of (s, d) configurations to one that is allowed, and costs.
 
     Returns:
         k moves and (k + s,) float64 costs: after each move, then at the configurations.
@@ -96,9 +85,6 @@ class Neighbourhood:
     The kernel is a product over coordinates, so a move of one coordinate multiplies the
     covariance with every scored configuration by a ratio of two factors, which depends only on
     the coordinate, its value and the direction. One table holds all ratios, (d, values, 2, n).
-
-    Args:
-        surrogate: the fitted Gaussian process.
     """
 
     def __init__(self, surrogate: Surrogate) -> None:
@@ -117,14 +103,9 @@ class Neighbourhood:
         return self._log_factors[coordinates, configurations].sum(1).exp()
 
     def predict(self, configurations: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the loss after each move, then where they start.
+        """Mean and standard deviation of the loss: (k + s,) float64 each.
 
-        Args:
-            configurations: (s, d) integers.
-            moves: k moves of them.
-
-        Returns:
-            Two (k + s,) float64: after each move by itself, then at the configurations.
+        After each of k moves of (s, d) configurations by itself, then at the configurations.
         """
         covariances = self.covariances(configurations)
         value = configurations[moves.start, moves.coordinate]

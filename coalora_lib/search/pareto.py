@@ -11,11 +11,7 @@ from torch import Tensor
 def pareto_front(points: Tensor) -> Tensor:
     """The rows no other row beats in both columns, in ascending cost; of equal rows the first.
 
-    Args:
-        points: (n, 2) of [loss, cost].
-
-    Returns:
-        (kept,) int64 row numbers.
+    (n, 2) of [loss, cost] to (kept,) int64 row numbers.
 
     Raises:
         ValueError: the shape is not (n, 2), or a value is NaN.
@@ -31,11 +27,9 @@ def pareto_front(points: Tensor) -> Tensor:
 
 
 def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
-    """The worst loss and cost plus a margin of the range: behind every point in both.
+    """The worst loss and cost of (n, 2) points plus a margin: behind every point in both.
 
-    Args:
-        points: (n, 2) of [loss, cost].
-        margin: as a part of each column's range (of its magnitude where the range is zero).
+    The margin is a part of each column's range (of its magnitude where the range is zero).
     """
     _check(points)
     worst, best = points.amax(0), points.amin(0)
@@ -45,11 +39,7 @@ def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
 
 
 def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
-    """The area that the points dominate, up to the reference point; more is better.
-
-    Args:
-        points: (n, 2) of [loss, cost]; those beyond the reference add nothing.
-        reference: (loss, cost).
+    """The area that (n, 2) of [loss, cost] dominate, up to the reference (loss, cost).
 
     Raises:
         ValueError: the shape is not (n, 2), or a value is NaN.

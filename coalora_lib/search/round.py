@@ -24,8 +24,7 @@ class SearchPlan:
         segments: U of the segment filter; None keeps every scored configuration.
         proposals: configurations that a search scores beyond the set: its budget. After each
             ``restarts`` of them the surrogate is fitted anew.
-        strategy: who proposes, a key of :data:`~coalora_lib.search.STRATEGIES`: "walk", or one
-            of those that it is compared with.
+        strategy: who proposes, a key of :data:`~coalora_lib.search.STRATEGIES`.
 
     Raises:
         ValueError: a number is below 1, or the strategy is not known.

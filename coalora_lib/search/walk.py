@@ -12,12 +12,7 @@ from tqdm import tqdm
 
 from coalora_lib.search.acquisition import improvement_over
 from coalora_lib.search.cost import Cost, finite_costs
-from coalora_lib.search.moves import (
-    Moves,
-    Neighbourhood,
-    allowed_moves,
-    finite_differences,
-)
+from coalora_lib.search.moves import Moves, Neighbourhood, allowed_moves, finite_differences
 from coalora_lib.search.pareto import pareto_front, reference_point, staircase
 from coalora_lib.search.surrogate import Surrogate
 
@@ -47,7 +42,7 @@ class Proposal:
         configurations: (proposals, d) int64, distinct and none of them scored before, in the
             order of their walks.
         acquisition: (proposals,) float64, the expected improvement of each by itself.
-        trace: the steps of every walk, one list per restart.
+        trace: the steps of every walk.
         restarts: (restarts, d) where the walks began.
     """
 
@@ -62,8 +57,7 @@ class Acquisition:
 
     Args:
         surrogate: predicts losses.
-        losses: (n,) of the surrogate's configurations. The front and the reference point (the
-            worst plus a margin) come from these.
+        losses: (n,) of the surrogate's configurations, for the front and the reference point.
         cost_of: the second objective, finite for all of them.
 
     Attributes:
@@ -97,13 +91,9 @@ class Acquisition:
     def around(
         self, configurations: Tensor, moves: Moves, costs: Tensor, log: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The acquisition after each of k moves, (k,), and at the configurations, (s,).
+        """The acquisition after each of k moves, (k,), and at the (s, d) configurations, (s,).
 
-        Args:
-            configurations: (s, d) integers.
-            moves: k moves of them.
-            costs: (k + s,) after the moves, then at the configurations.
-            log: return logarithms.
+        ``costs`` are (k + s,): after the moves, then at the configurations.
         """
         mean, std = self._neighbourhood.predict(configurations, moves)
         values = self._improvement(mean, std, costs, log)
@@ -153,14 +143,12 @@ def propose(
 
     Each walk starts from a member of the front. Before the next one begins, the surrogate is
     conditioned on where it ended, with the loss predicted there (:meth:`Surrogate.condition_on`):
-    independent walks would all climb the same hill. All of it runs on one thread, see
-    :func:`one_thread`.
+    independent walks would all climb the same hill. All of it runs on one thread.
 
     Args:
         configurations: (n, d) integer indices of the scored configurations.
         losses: (n,) their task losses, all under the same adapters and batches.
         cost_of: (k, d) integers to (k,), finite for the scored; what costs +inf is never proposed.
-            An :class:`~coalora_lib.search.IncrementalCost` is much faster.
         cardinalities: (d,) number of values of each coordinate.
         restarts: walks, each from a different member of the current Pareto front (all of the
             front where it is smaller).
@@ -195,17 +183,12 @@ def walk(
 ) -> tuple[Tensor, list[list[Step]]]:
     """Move the coordinate with the largest finite difference by one, while that improves.
 
-    All walks take their steps together. Each considers the moves that go uphill by the finite
-    difference and raise the acquisition, and takes the one with the largest difference. If there
-    is none (both neighbours of a coordinate may be better, with a difference of zero), it takes the
-    move that raises the acquisition most, and it stops when no move does. No move leads to a
-    configuration that is scored (it would teach nothing) or not allowed; a walk that stands on a
-    scored one moves even if the acquisition falls.
-
-    Args:
-        acquisition: what to climb.
-        restarts: (s, d) integers, where the walks begin; all of them allowed.
-        max_steps: T.
+    All walks, from (s, d) allowed restarts, take their steps together, at most T each. A walk
+    considers the moves that go uphill by the finite difference and raise the acquisition, and
+    takes the one with the largest difference. If there is none (both neighbours of a coordinate
+    may be better, with a difference of zero), it takes the move that raises the acquisition most,
+    and it stops when no move does. No move leads to a configuration that is scored (it would teach
+    nothing) or not allowed; a walk that stands on a scored one moves even if the acquisition falls.
 
     Returns:
         Where the walks ended, (s, d), and the steps of each.
@@ -233,9 +216,8 @@ def walk(
 def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The next move of each of (s, d) walks, as :func:`walk` chooses it.
 
-    Returns:
-        Four (s,): coordinate, change, log of the acquisition after the move, and whether there
-        is a move at all; where not, the others mean nothing.
+    Coordinate, change, log of the acquisition after the move, and whether there is a move at all,
+    (s,) each.
     """
     moves, costs = allowed_moves(acquisition.cost_of, here, acquisition.surrogate.cardinalities)
     values, current, unit = _comparable(acquisition, here, moves, costs)
@@ -261,13 +243,10 @@ def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, 
 def _comparable(
     acquisition: Acquisition, here: Tensor, moves: Moves, costs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The acquisition after each move and at each walk, in a unit of each walk's own.
+    """The acquisition after each move, (k,), and at each walk, (s,), in a unit of the walk's own.
 
     The next move of a walk does not depend on the unit. Where the values underflow, the unit is the
-    largest of them, known by its logarithm.
-
-    Returns:
-        (k,) after each move, (s,) at the walks, and (s,) the logarithm of the unit.
+    largest of them; its logarithm is returned too, (s,).
     """
     values, current = acquisition.around(here, moves, costs)
     top = current.scatter_reduce(0, moves.start, values, "amax")
@@ -282,8 +261,7 @@ def _comparable(
 def _meets_scored(scored: Tensor, here: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
     """Whether each walk stands on a scored configuration, (s,), and each move leads to one, (k,).
 
-    A move leads to a scored configuration if that differs from where the walk stands in the moved
-    coordinate alone, and by the move.
+    A move does if the scored one differs from where the walk stands by that move alone.
     """
     differs = here[:, None] != scored
     distance = differs.sum(2)

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coalora_lib.spaces.registry import get_space
-from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters
+from coalora_lib.spaces.space import ConfigurationSpace, Shape, get_space, parameters
 
 
 class LayerCosts:
-    """sum_i n_i t_i(c_i): a table of costs, and a factor for each layer.
-
-    It is the search's second objective; :meth:`after` spares it from building a row for each step.
+    """sum_i n_i t_i(c_i): a table of costs, and a factor for each layer; a cost for the search.
 
     Args:
         table: (layers, choices) float64, t. Infinite where a layer may not take a choice: the
@@ -43,15 +40,12 @@ class LayerCosts:
         return self._table[self._entries(indices)] @ self._factors
 
     def after(self, indices: Tensor, start: Tensor, coordinate: Tensor, change: Tensor) -> Tensor:
-        """The costs after single steps: each changes one layer.
+        """The costs after single steps, (k,) float64, without building a row for each.
 
         Args:
             indices: (s, layers * fields) integers, of finite costs.
             start, coordinate, change: (k,) which row takes the step, in which coordinate, by -1
                 or +1.
-
-        Returns:
-            (k,) float64.
         """
         entries = self._entries(indices)
         fields = len(self._strides)

@@ -38,13 +38,10 @@ class QuantizedWeight(Protocol):
 class ConfigurationSpace(ABC):
     """The choices for a layer, what each costs, and how a weight is quantized to it.
 
-    A subclass sets :attr:`name` and :attr:`fields` and defines :meth:`nbytes`,
-    :meth:`bits_per_parameter` and :meth:`quantize`; see :func:`~coalora_lib.spaces.register_space`.
-
-    Attributes:
-        name: what one passes as ``space``.
-        fields: each field's values in their order. A step of one field's index is a move of the
-            search, so neighbours should be alike.
+    A subclass sets :attr:`name`, what one passes as ``space``, and :attr:`fields`, each field's
+    values in their order (a step of one field's index is a move of the search, so neighbours
+    should be alike). It defines :meth:`nbytes`, :meth:`bits_per_parameter` and :meth:`quantize`;
+    see :func:`~coalora_lib.spaces.register_space`.
     """
 
     name: str
@@ -71,14 +68,10 @@ class ConfigurationSpace(ABC):
         return self._choice_type(*values)
 
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
-        """The squared error of a weight under every choice: (choices,) float64.
+        """The squared error of a floating-point weight under every choice: (choices,) float64.
 
-        sum F (w - w^)^2 with F the importance, or 1. A choice that is not allowed counts as if the
-        weight were lost, sum F w^2.
-
-        Args:
-            weight: floating point.
-            importance: of the weight's shape, not negative.
+        sum F (w - w^)^2 with F the importance, of the weight's shape and not negative, or 1. What
+        is not allowed counts as if the weight were lost, sum F w^2.
         """
         exact = weight.detach().double()
         factor = 1.0 if importance is None else importance.to(exact)
@@ -93,9 +86,7 @@ class ConfigurationSpace(ABC):
     ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """:meth:`errors` in parts to be computed in any order, and added: one by default.
 
-        Args:
-            weight, importance: as :meth:`errors` takes them.
-            pieces: a space may estimate the errors from so many pieces; this one does not.
+        A space may estimate the errors from so many ``pieces``; this one does not.
 
         Yields:
             Weights that the part stands for, and () to (choices,) float64.
@@ -141,11 +132,7 @@ class ConfigurationSpace(ABC):
 
     def indices(self, choice: Choice) -> tuple[int, ...]:
         """The position of each field's value among its values."""
-        row = self.index(choice)
-        return tuple(
-            row // stride % size
-            for stride, size in zip(self.strides, self.cardinalities, strict=True)
-        )
+        return tuple(self.to_indices([choice])[0].tolist())
 
     def to_indices(self, configuration: Configuration) -> Tensor:
         """A configuration as integers: (layers, fields) int64."""
@@ -166,7 +153,7 @@ class ConfigurationSpace(ABC):
             outside = rows[(rows[:, column] < 0) | (rows[:, column] >= size), column]
             if len(outside):
                 raise ValueError(f"index {int(outside[0])} of {name} is outside 0..{size - 1}")
-        return [self.choices[row] for row in self.rows(rows.flatten()).tolist()]
+        return self.from_rows(self.rows(rows.flatten()).tolist())
 
     def to_flat(self, configurations: Sequence[Configuration]) -> Tensor:
         """Configurations as the search's integers: (n, layers * fields) int64."""
@@ -183,7 +170,7 @@ class ConfigurationSpace(ABC):
         return [self.index(choice) for choice in configuration]
 
     def from_rows(self, rows: Sequence[int]) -> list[Choice]:
-        """A configuration from rows of :attr:`choices`, one for each layer.
+        """The inverse of :meth:`to_rows`.
 
         Raises:
             ValueError: a row is out of range.
@@ -252,3 +239,42 @@ class ConfigurationSpace(ABC):
 def parameters(shape: Shape) -> int:
     """The number of weights of a shape."""
     return shape if isinstance(shape, int) else math.prod(shape)
+
+
+_SPACES: dict[str, ConfigurationSpace] = {}
+
+
+def register_space(space: ConfigurationSpace) -> ConfigurationSpace:
+    """Make a space known by its name, and return it.
+
+    Raises:
+        TypeError: it is no ConfigurationSpace.
+        ValueError: another space has the name, or a field has no values or one twice.
+    """
+    if not isinstance(space, ConfigurationSpace):
+        raise TypeError(f"{space!r} is no ConfigurationSpace")
+    if _SPACES.get(space.name, space) is not space:
+        raise ValueError(f"a space named {space.name!r} is registered already")
+    for field, values in space.fields.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"field {field!r} of {space.name!r} needs distinct values: {values}")
+    _SPACES[space.name] = space
+    return space
+
+
+def get_space(space: str | ConfigurationSpace) -> ConfigurationSpace:
+    """The space of a name; a space as it is.
+
+    Raises:
+        ValueError: no space of that name is registered.
+    """
+    if isinstance(space, ConfigurationSpace):
+        return space
+    if space not in _SPACES:
+        raise ValueError(f"space={space!r} is not known; allowed: {', '.join(_SPACES)}")
+    return _SPACES[space]
+
+
+def spaces() -> tuple[str, ...]:
+    """The names of the registered spaces."""
+    return tuple(_SPACES)

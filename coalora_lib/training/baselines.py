@@ -22,12 +22,7 @@ from coalora_lib.spaces import Configuration, ConfigurationSpace, get_space
 
 
 def lora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> PeftModel:
-    """PEFT LoRA on the unquantized model: what quantization is to lose nothing against.
-
-    Args:
-        base_model: taken over and changed.
-        rank, alpha: of the LoRA factors.
-    """
+    """PEFT LoRA on the unquantized model, which is taken over and changed."""
     return attach_lora(base_model, rank, alpha)
 
 
@@ -82,9 +77,5 @@ def lq_lora(
 
 
 def full_fine_tuning(base_model: PreTrainedModel) -> PreTrainedModel:
-    """Every parameter trained, nothing quantized.
-
-    Args:
-        base_model: taken over and changed.
-    """
+    """Every parameter of the model trained, nothing quantized."""
     return base_model.requires_grad_(True)

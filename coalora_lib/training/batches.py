@@ -21,10 +21,8 @@ def tokenize(
 ) -> list[dict[str, Tensor]]:
     """A split as examples: token tensors of their own length, and the label as "labels".
 
-    Args:
-        split: with columns sentence and label, and second for tasks of text pairs.
-        tokenizer: of the model that will read them.
-        max_length: longer texts are cut, in tokens.
+    The split has columns sentence and label, and second for tasks of text pairs. Texts of more
+    than ``max_length`` tokens are cut.
     """
     texts = [list(split[name]) for name in ("sentence", "second") if name in split.column_names]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
@@ -42,10 +40,8 @@ def tokenize_blocks(
 ) -> list[dict[str, Tensor]]:
     """A split as examples for a causal language model: all texts in a row, cut into blocks.
 
-    Args:
-        split: with a column sentence.
-        tokenizer: of the model; its end-of-sequence token stands between texts, if it has one.
-        length: tokens of a block; what is left over at the end is dropped.
+    The split has a column sentence; the end-of-sequence token stands between texts, if there is
+    one. What does not fill a block of ``length`` tokens at the end is dropped.
 
     Returns:
         input_ids, attention_mask and labels, each (length,); the labels are the tokens.
@@ -90,17 +86,10 @@ class ShuffledBatches:
     """Batches for ever, epoch after epoch, each epoch in a new order with lengths bucketed.
 
     The order depends on the seed and the epoch alone, so that epoch and position say where a run
-    stands.
-
-    Args:
-        examples: from :func:`tokenize` or :func:`tokenize_blocks`.
-        size: examples in a batch.
-        pad_token: see :func:`collate`.
-        seed: of the orders.
-        multiple: see :func:`collate`.
+    stands. ``pad_token`` and ``multiple`` are as for :func:`collate`.
 
     Raises:
-        ValueError: there are fewer examples than one batch.
+        ValueError: there are fewer examples than one batch of ``size``.
     """
 
     def __init__(

@@ -47,8 +47,7 @@ class CapturedPass:
     What is replayed reads and writes the memory it was captured with. Inputs are copied there;
     gradients are added to what ``grad`` of the parameters holds, so they are to be zeroed, not
     dropped; and the weights must stay where they are, see
-    :meth:`~coalora_lib.adapter.layers.AdaptedLayers.static_memory`. It is called as the pass
-    itself.
+    :meth:`~coalora_lib.adapter.layers.AdaptedLayers.static_memory`.
 
     Args:
         run: the pass; it does not wait for the GPU.
@@ -102,9 +101,8 @@ class CapturedPass:
 def ready_for_capture(model: nn.Module) -> Iterator[None]:
     """While it lasts, passes of the model may be captured: weights stay where they are.
 
-    Args:
-        model: a CoaLora, whose configurations are then copied into the same memory; or a PEFT
-            model, whose frozen weights are.
+    A CoaLora's configurations are copied into the same memory; of a PEFT model it is the frozen
+    weights.
     """
     if isinstance(model, CoaLora):
         fixed = model.layers.static_memory()

@@ -28,28 +28,54 @@ from torch import Tensor
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
 
 VALUES, TENSORS, LOCK = "state.json", "state.safetensors", ".lock"
+#: Stands in state.json before the name of a tensor.
+TENSOR = "tensor"
 #: The newest, and one before it should the newest turn out to be damaged.
 KEPT = 2
 
 
 class State(NamedTuple):
-    """A run's state as it is stored.
-
-    Attributes:
-        values: what JSON holds.
-        tensors: by name.
-    """
+    """A run's state as it is stored: what JSON holds, and tensors by name."""
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> State:
+        """Of nested dictionaries and lists, whose tensors are named by their paths."""
+        tensors: dict[str, Tensor] = {}
+
+        def named(value: Any, path: str) -> Any:
+            if isinstance(value, Tensor):
+                tensors[path] = value
+                return {TENSOR: path}
+            if isinstance(value, dict):
+                return {key: named(each, f"{path}.{key}") for key, each in value.items()}
+            if isinstance(value, list):
+                return [named(each, f"{path}.{place}") for place, each in enumerate(value)]
+            return value
+
+        return cls({key: named(each, key) for key, each in tree.items()}, tensors)
+
+    def tree(self) -> Any:
+        """The inverse of :meth:`of`; all keys are texts."""
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, list):
+                return [filled(each) for each in value]
+            if not isinstance(value, dict):
+                return value
+            if value.keys() == {TENSOR}:
+                return self.tensors[value[TENSOR]]
+            return {key: filled(each) for key, each in value.items()}
+
+        return filled(self.values)
 
 
 class CheckpointFolder:
     """A folder of one run's checkpoints; only one training at a time writes into it.
 
-    Args:
-        path: the folder; made if missing.
-        run: what a checkpoint must agree with to be one of this run, as JSON holds it.
+    ``run`` is what a checkpoint must agree with to be one of this run, as JSON holds it.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:

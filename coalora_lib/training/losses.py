@@ -11,12 +11,8 @@ from coalora_lib.training.batches import IGNORED
 def next_token_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """A causal model's predictions and what they are of, without padding.
 
-    Args:
-        logits: (batch, length, vocabulary).
-        labels: (batch, length), the tokens; IGNORED where none is to be predicted.
-
-    Returns:
-        (predictions, vocabulary) and (predictions,).
+    (batch, length, vocabulary) and (batch, length), the tokens, IGNORED where none is to be
+    predicted, to (predictions, vocabulary) and (predictions,).
     """
     targets = labels[:, 1:]
     counted = targets != IGNORED
@@ -28,11 +24,8 @@ def distillation_loss(
 ) -> Tensor:
     """T^2 KL(teacher || student) of the softened distributions (Hinton et al., arXiv 1503.02531).
 
-    Args:
-        student, teacher: logits, (batch, classes), or (batch, length, vocabulary) of a causal
-            model; then the mean is over the tokens that have a label.
-        labels: (batch,) or (batch, length).
-        temperature: T.
+    Logits are (batch, classes), labels (batch,); or (batch, length, vocabulary) of a causal model,
+    labels (batch, length): then the mean is over the tokens that have a label.
     """
     if student.ndim == 3:
         teacher, _ = next_token_logits(teacher, labels)

@@ -1,9 +1,12 @@
-"""The plan of a training run: sizes, schedule, seed, and who teaches."""
+"""The plan of a training run, and what the run leaves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from coalora_lib.search import Round
+from coalora_lib.spaces import Configuration
 
 Schedule = Literal["cosine", "linear"]
 Teacher = Literal["none", "model", "self"]
@@ -26,15 +29,13 @@ class TrainingPlan:
         max_grad_norm: gradients are clipped to this norm.
         distillation: weight of the teacher's term in the loss, 0 to 1.
         teacher: what the passes learn from beside the labels. "none": nothing, and
-            ``distillation`` is 0. "model": the model that :func:`~coalora_lib.training.train` is
-            given as ``teacher``. "self": the first pass of a step is under the finest
-            configuration, and the others learn from its logits, so that the teacher costs no
-            passes of its own (Yu and Huang 2019, arXiv 1903.05134, section 3.3).
+            ``distillation`` is 0. "model": :func:`~coalora_lib.training.train`'s ``teacher``.
+            "self": the first pass of a step is under the finest configuration, and the others
+            learn from its logits, so that the teacher costs no passes of its own (Yu and Huang
+            2019, arXiv 1903.05134, section 3.3).
         temperature: both distributions are softened by it in the teacher's term.
         cuda_graphs: capture the passes on a single GPU, for models so small that the launch of
-            kernels takes most of the time. Batches are padded to multiples of
-            :data:`~coalora_lib.training.capture.PADDING` tokens, so that few shapes are captured.
-            Without effect on a CPU and over several processes.
+            kernels takes most of the time. Without effect on a CPU and over several processes.
         seed: of the order of examples and configurations, and of dropout.
 
     Raises:
@@ -77,3 +78,20 @@ class TrainingPlan:
             raise ValueError(
                 'teacher="self" needs at least 2 configurations_per_step: one teaches the others'
             )
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run leaves beside the trained model.
+
+    Attributes:
+        losses: of each step, averaged over its configurations.
+        configurations: the training set at the end.
+        rounds: the searches, in order.
+        search_seconds: wall time that they took, since the run was started or resumed.
+    """
+
+    losses: list[float]
+    configurations: list[Configuration]
+    rounds: list[Round]
+    search_seconds: float = 0.0
