@@ -27,11 +27,10 @@ class LowRankPlusQuantized:
     """W ~ Q + L1 L2.
 
     Attributes:
-        l1: (out, r), in PEFT ``lora_B``.
-        l2: (r, in), in PEFT ``lora_A``.
+        l1, l2: (out, r) and (r, in), in PEFT ``lora_B`` and ``lora_A``.
         quantized: Q.
-        errors: the (weighted) Frobenius error after each iteration, in the order made; the parts
-            are those of the smallest.
+        errors: the (weighted) Frobenius error after each iteration; the parts are those of the
+            smallest.
     """
 
     l1: Tensor
@@ -59,19 +58,15 @@ def lowrank_plus_quantized(
     max_iterations: int = 20,
     seed: int = 0,
 ) -> LowRankPlusQuantized:
-    """Split a weight matrix into a quantized and a low-rank part.
+    """Split an (out, in) weight into a quantized and a low-rank part.
 
     Iterations end when the error grows, or does not change.
 
     Args:
-        weight: (out, in), floating point.
-        choice: how Q is quantized.
+        choice: how Q is quantized, of the space.
         rank: r of the low-rank part, 1 to min(out, in).
-        space: that the choice is of; a name or a space.
         importance: (out, in), positive; see :func:`coalora_lib.training.fisher_importance`.
-        svd: "exact", or "randomized", which is faster for a small rank of a large matrix.
-        max_iterations: at most this many.
-        seed: of the randomized SVD.
+        svd: "exact", or "randomized" from the seed, faster for a small rank of a large matrix.
 
     Raises:
         ValueError: not a matrix, or rank, svd, max_iterations or importance is out of range.
@@ -125,16 +120,10 @@ def _two_sided(importance: Tensor | None, weight: Tensor) -> tuple[Tensor, Tenso
 def truncated_svd(
     matrix: Tensor, rank: int, svd: str = "randomized", seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The best rank-r approximation as two factors, the singular values' roots on both sides.
+    """The best rank-r approximation, (rows, r) and (r, columns), the singular values' roots in both.
 
-    Args:
-        matrix: (rows, columns), float32 or float64.
-        rank: r, at most the shorter side.
-        svd: "exact" or "randomized".
-        seed: of the randomized SVD; torch's random state is left as it is.
-
-    Returns:
-        (rows, r) and (r, columns).
+    The matrix is float32 or float64; ``svd`` is "exact" or "randomized", from the seed: torch's
+    random state is left as it is.
     """
     if svd == "exact":
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

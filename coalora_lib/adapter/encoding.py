@@ -58,7 +58,7 @@ class ConfigurationEncoder(nn.Module):
     """Embeds every layer of a configuration: (layers, fields) integers to (layers, features).
 
     Args:
-        layers: the layers of the model, from :func:`describe_layers`.
+        layers: from :func:`describe_layers`.
         space: of the configurations.
         width: size of each embedding; 8 in the paper's code.
         measures: adds :class:`ContinuousMeasures` to the embeddings.
@@ -92,24 +92,13 @@ class ConfigurationEncoder(nn.Module):
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of :attr:`table` that make z_i (one per field), m_i and b_i, in that order.
 
-        Args:
-            indices: (..., layers, fields) int64, from the space's ``to_indices``.
-
-        Returns:
-            (..., layers, fields + 2) int64.
+        (..., layers, fields) int64, from the space's ``to_indices``, to (..., layers, fields + 2).
         """
         places = self.places.expand(*indices.shape[:-1], -1)
         return torch.cat([indices + self.offsets, places], dim=-1)
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Q for all layers of one configuration, or of several.
-
-        Args:
-            indices: as :meth:`rows` takes them.
-
-        Returns:
-            (..., layers, features).
-        """
+        """Q, (..., layers, features), for the indices that :meth:`rows` takes."""
         encoding = self.table(self.rows(indices)).flatten(-2)
         if self.measures is None:
             return encoding
@@ -120,12 +109,8 @@ class ContinuousMeasures(nn.Module):
     """Numbers of a configuration: log relative error and bits of each layer, bits of the model.
 
     Errors and bits are standardized over the layers and choices, so that the three are of the
-    embeddings' size.
-
-    Args:
-        errors: (layers, choices) squared errors, from :func:`coalora_lib.allocation.error_table`.
-        weights: the pre-trained weight of each layer.
-        space: of the configurations.
+    embeddings' size. ``errors`` are (layers, choices), from
+    :func:`coalora_lib.allocation.error_table`; ``weights`` the pre-trained ones.
     """
 
     COUNT = 3

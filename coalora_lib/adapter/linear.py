@@ -23,11 +23,8 @@ from coalora_lib.adapter.quantized import QuantizedLinear, autocast_dtype
 class LoraFactor(nn.Linear):
     """A LoRA factor for which another one may stand in, with a bias.
 
-    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and keeps its
-    parameter's name. Without a stand-in it is that layer exactly.
-
-    Args:
-        factor: PEFT's layer; its weight is taken over, not copied.
+    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and takes its
+    parameter over, under its name. Without a stand-in it is that layer exactly.
 
     Attributes:
         stand_in: what an adjuster puts in the weight's place, of its shape: for L2, (I + U) L2.
@@ -63,15 +60,8 @@ class LoraProduct(torch.autograd.Function):
     """y = x W^T + b + scaling (x A^T + s) B^T, with gradients for x, A, s and B.
 
     Everything is computed in the dtype ``low`` and gradients are returned in the dtype of what
-    they belong to, as autocast does. W and b are frozen.
-
-    Args:
-        inputs: x, (..., in).
-        weight, bias: W, (out, in), and b, (out,) or None.
-        first, shift: A, (r, in), and s, (r,) or None.
-        second: B, (out, r).
-        scaling: alpha / r.
-        low: dtype of the products.
+    they belong to, as autocast does. W, (out, in), and b, (out,) or None, are frozen; x is
+    (..., in), A (r, in), s (r,) or None, B (out, r); scaling is alpha / r.
     """
 
     @staticmethod
@@ -151,11 +141,11 @@ class LoraLinear(lora.Linear):
         return LoraProduct.apply(x, base.weight, bias, l2, shift, l1, scaling, low)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, over a plain linear layer.
+        """As PEFT's, over a plain linear layer; a quantized one is refused.
 
         Raises:
-            RuntimeError: the layer is quantized: a merged weight would belong to one configuration
-                and leave out what is adjusted to it.
+            RuntimeError: a merged weight would belong to one configuration and leave out what is
+                adjusted to it.
         """
         if isinstance(self.base_layer, QuantizedLinear):
             raise RuntimeError(
@@ -188,12 +178,9 @@ def _computed(factor: nn.Linear) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def frozen_copies(layers: Iterable[lora.LoraLayer]) -> Iterator[None]:
-    """While it lasts, the frozen parameters behind LoRA layers are copies of their own.
+    """While it lasts, the frozen parameters behind PEFT's LoRA layers are copies of their own.
 
     Where passes run under bfloat16 autocast, they are bfloat16 at once and not cast in each pass.
-
-    Args:
-        layers: PEFT's, each with one frozen layer behind it.
     """
     before = []
     for layer in layers:

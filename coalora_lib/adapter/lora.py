@@ -54,9 +54,7 @@ def check_base(base_model: PreTrainedModel) -> list[str]:
 def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
     """PEFT's LoRA on every linear layer inside the blocks; a classifier's head is trained in full.
 
-    Args:
-        base_model: taken over and changed.
-        rank, alpha: of the LoRA factors.
+    The model is taken over and changed.
     """
     names = adaptable_layers(base_model)
     present = {name.rsplit(".", 1)[-1] for name, _ in base_model.named_modules()}

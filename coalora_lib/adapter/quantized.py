@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,7 @@ class PackedWeight:
     right: Tensor | None = None
 
     def restore(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight that the layer computes with: Q, plus the low-rank term.
-
-        Args:
-            dtype: of the result, rounded to once; the pre-trained weight's by default.
-        """
+        """Q, plus the low-rank term; rounded once, to the pre-trained dtype by default."""
         if self.left is None or self.right is None:
             return self.quantized.dequantize(dtype)
         weight = self.quantized.dequantize().addmm_(self.left, self.right)
@@ -46,17 +42,6 @@ class PackedWeight:
         """Bytes taken."""
         low_rank = (part for part in (self.left, self.right) if part is not None)
         return self.quantized.nbytes + sum(part.nbytes for part in low_rank)
-
-
-class HasBytes(Protocol):
-    """What a cache can hold: it says how large it is."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken."""
-
-
-Entry = TypeVar("Entry", bound=HasBytes)
 
 
 @dataclass
@@ -72,14 +57,9 @@ class WeightCache:
     """What layers made for choices they had lately: restored weights, and packed ones behind them.
 
     Switching a layer to a choice seen before is a look-up while its restored weight is held, and a
-    de-quantization while only its packed form is. When the cache is full, the restored weights
-    used longest ago go first, then the packed ones. A copy of a cache begins empty.
-
-    Args:
-        limit: bytes it may hold of both kinds; a limit of 0 holds nothing.
-
-    Attributes:
-        held: bytes it holds.
+    de-quantization while only its packed form is. When more bytes than the limit are held, the
+    restored weights used longest ago go first, then the packed ones; a limit of 0 holds nothing. A
+    copy of a cache begins empty.
     """
 
     #: In the order in which they are given up.
@@ -89,10 +69,10 @@ class WeightCache:
         self.limit = limit
         self.clear()
 
-    def get(self, kind: str, key: Hashable, make: Callable[[], Entry]) -> Entry:
+    def get(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
         """What is held of a kind under a key, or else what ``make`` returns, which is then held.
 
-        It is handed out whatever its size.
+        It has ``nbytes``, and is handed out whatever its size.
         """
         entries = self._entries[kind]
         if key in entries:
@@ -121,21 +101,16 @@ class WeightCache:
 class QuantizedLinear(nn.Module):
     """y = W x + b under one choice of a space: W = Q(W_pre; c), b = bias + (W_pre - Q) E[x].
 
-    It takes the place of a linear layer behind LoRA. Neither the pre-trained weight nor the
-    quantized ones are parameters or buffers. They are in no state_dict, so that nothing that loads,
-    merges or averages parameters can write into them.
+    It takes the place of a linear layer behind LoRA, or of GPT-2's Conv1D, whose weight is
+    transposed, (in, out). Neither the pre-trained weight nor the quantized ones are parameters or
+    buffers: nothing that loads, merges or averages parameters can write into them.
 
     Args:
-        linear: a linear layer, or GPT-2's Conv1D, whose weight is (in, out). Its bias is taken
-            over.
+        linear: its bias is taken over.
         space: of the choices.
         cache: shared by the layers of a model.
         residual_rank: k > 0 adds SVD_k(W_pre - Q), frozen, to every quantized weight.
         mean_input: E[x], (in,), for the correction of the mean output; None corrects nothing.
-
-    Attributes:
-        pretrained: the unquantized weight; not to be written to.
-        transposed: weights are (in, out).
     """
 
     def __init__(

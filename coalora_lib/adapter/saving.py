@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
@@ -58,36 +57,22 @@ class Description(BaseModel):
     weights_sha256: str
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a model is beside its base.
+class Content(NamedTuple):
+    """The tensors of a model beside its base.
 
     Attributes:
-        settings: what it was attached with.
-        configuration: rows of the current configuration, or None.
-        training_set: rows of each configuration it was trained on.
-        parameters: the trained parameters by name.
+        parameters: the trained ones by name.
         errors: the (layers, choices) error table, or None.
         mean_inputs: E[x] of each layer by name; empty without bias correction.
     """
 
-    settings: AdapterSettings
-    configuration: list[int] | None
-    training_set: list[list[int]]
     parameters: dict[str, Tensor]
     errors: Tensor | None
     mean_inputs: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A folder's content, checked in itself.
-
-    Attributes:
-        folder: where it was read from.
-        description: coalora.json.
-        content: what it holds.
-    """
+class Saved(NamedTuple):
+    """A folder, its coalora.json and its tensors, checked in themselves."""
 
     folder: Path
     description: Description
@@ -96,16 +81,16 @@ class Saved:
 
 def write(
     folder: str | Path,
+    about: Mapping[str, Any],
     content: Content,
     base: PreTrainedModel,
     weights: Mapping[str, Tensor],
     quantized: Mapping[str, QuantizedTensor],
 ) -> Path:
-    """Write a model's whole method.
+    """Write a model's whole method into a folder, replaced as a whole if it is one of ours.
 
     Args:
-        folder: new, empty, or written by this function before; then it is replaced as a whole.
-        content: of the model.
+        about: settings, configuration and training set, as :class:`Description` has them.
         base: the transformers model, LoRA in it.
         weights: the pre-trained weight of each adapted layer by name, in the model's order.
         quantized: packed weights to write too; none if empty.
@@ -127,12 +112,10 @@ def write(
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),
             base_checksum=base_checksum(base, weights),
-            settings=content.settings,
             layer_names=list(weights),
-            configuration=content.configuration,
-            training_set=content.training_set,
             config_sha256=sha256_of(partial / CONFIG),
             weights_sha256=sha256_of(partial / WEIGHTS),
+            **about,
         )
         (partial / DESCRIPTION).write_text(seal(description.model_dump()))
         if quantized:
@@ -174,10 +157,7 @@ def read(folder: str | Path) -> Saved:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
-    content = Content(
-        about.settings, about.configuration, about.training_set, tensors, errors, means
-    )
-    return Saved(folder, about, content)
+    return Saved(folder, about, Content(tensors, errors, means))
 
 
 def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTrainedModel:
@@ -225,10 +205,8 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) -> None:
     """Copy values into a model's parameters, all or none.
 
-    Args:
-        model: whose parameters they are: all of :func:`trained_parameters`, and any others.
-        values: by name.
-        source: what to call them in an error.
+    They are by name: all of :func:`trained_parameters`, and any others. ``source`` is what an error
+    calls them.
 
     Raises:
         ValueError: a name or a shape differs.
@@ -247,11 +225,8 @@ def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) ->
 def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
     """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
 
-    Heads that are trained in full are left out.
-
-    Args:
-        base: the transformers model.
-        weights: the adapted layers' unquantized weights by name.
+    ``weights`` are the adapted layers' unquantized ones by name. Heads that are trained in full are
+    left out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_pretrained(base, weights)):

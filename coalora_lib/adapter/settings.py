@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from coalora_lib.spaces import get_space
 
@@ -25,10 +28,9 @@ class AdapterSettings(BaseModel):
         residual_rank: rank of that frozen term; ``rank`` by default. It counts as rank when the
             adapter is exported.
         adjuster: what makes LoRA follow the configuration. "hypernetwork": the paper's U. "bank":
-            factors for each bit width (:class:`~coalora_lib.adapter.adjusters.FactorBank`). "none":
-            the same LoRA for every configuration (Shared-LoRA), or QLoRA when it is trained on one.
-        space: name of the space of the configurations, one of
-            :func:`~coalora_lib.spaces.spaces`.
+            factors for each bit width (:class:`~coalora_lib.adapter.FactorBank`). "none": the same
+            LoRA for every configuration (Shared-LoRA), or QLoRA when it is trained on one.
+        space: name of the space of the configurations.
         error_features: the encoding also holds the layer's log relative error and the bits of
             layer and model (:class:`~coalora_lib.adapter.encoding.ContinuousMeasures`).
         bias_correction: every layer's output gets back what quantization takes from its mean,
@@ -70,3 +72,30 @@ class AdapterSettings(BaseModel):
         if self.start != "residual":
             return 0
         return self.residual_rank or self.rank
+
+    def check(
+        self, linears: Mapping[str, nn.Linear | Conv1D], mean_inputs: Mapping[str, Tensor] | None
+    ) -> None:
+        """Refuse mean inputs and a start that do not fit the layers.
+
+        Raises:
+            ValueError: mean inputs are missing or not wanted, or a layer, which is named, has
+                another width, or fewer singular values than the start needs.
+        """
+        wanted = self.bias_correction
+        if wanted != (mean_inputs is not None):
+            raise ValueError(
+                f"bias_correction={wanted} {'needs' if wanted else 'has no use for'} mean_inputs"
+            )
+        needed = {"zero": 0, "svd": self.rank, "residual": self.frozen_rank}[self.start]
+        for name, linear in linears.items():
+            shape = tuple(linear.weight.shape)
+            width = shape[0 if isinstance(linear, Conv1D) else 1]
+            mean = None if mean_inputs is None else mean_inputs.get(name)
+            if wanted and (mean is None or mean.shape != (width,)):
+                raise ValueError(f"mean_inputs[{name!r}] must be ({width},)")
+            if needed > min(shape):
+                raise ValueError(
+                    f"start={self.start!r} needs {needed} singular values; {name} of shape "
+                    f"{shape} has {min(shape)}. Allowed: a smaller rank, or start='zero'"
+                )

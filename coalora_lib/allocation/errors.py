@@ -21,20 +21,12 @@ def error_table(
     importance: Mapping[str, Tensor] | None = None,
     pieces: int | None = None,
 ) -> Tensor:
-    """The squared quantization error of every layer under every choice.
+    """The squared quantization error of every layer under every choice: (layers, choices) float64.
 
-    e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight, or 1.
-
-    Args:
-        weights: by layer.
-        space: whose choices; a name or a space.
-        importance: by layer, of the weight's shape and not negative; see
-            :func:`coalora_lib.training.fisher_importance`.
-        pieces: the paper's spaces estimate a layer's error from this many evenly spaced pieces of
-            16,384 weights instead of all of them; the estimate is scaled to the whole layer.
-
-    Returns:
-        (layers, choices) float64, columns in the space's order.
+    e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight (see
+    :func:`coalora_lib.training.fisher_importance`), or 1. With ``pieces``, the paper's spaces
+    estimate a layer's error from this many evenly spaced pieces of 16,384 weights, scaled to the
+    whole layer.
 
     Raises:
         TypeError, ValueError: as :func:`coalora_lib.quantization.quantize`, with the layer's name;

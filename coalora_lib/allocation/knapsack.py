@@ -33,10 +33,8 @@ def solve(
 ) -> list[int] | None:
     """The position of each layer's optimal choice; None if :data:`MOST_STATES` do not suffice.
 
-    Args:
-        costs: of each layer's choices, strictly falling.
-        weights: of each layer's choices, strictly rising.
-        limit: on the sum of weights; at least the sum of the smallest.
+    Costs of a layer's choices strictly fall and weights rise; the limit on the sum of weights is at
+    least the sum of the smallest.
     """
     if sum(int(w[-1]) for w in weights) <= limit:
         return [len(w) - 1 for w in weights]

@@ -39,10 +39,9 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The solution of the integer program.
+    """The solution of the integer program: one choice for each layer, and what it comes to.
 
     Attributes:
-        configs: one choice for each layer.
         bits: mean bits per parameter, scales included; at most the budget.
         nbytes: bytes stored, padding and offsets included; at most the limit.
         error: total squared error.
@@ -69,9 +68,9 @@ def allocate(
 ) -> Allocation:
     """Choose each layer's quantization: least total error within the limits, exactly.
 
-    Each layer's dominated choices are dropped first, which changes no optimum: replacing one by
-    its dominator lowers the error and what is stored. What remains is solved by
-    :mod:`.knapsack`, or by SciPy's HiGHS where several limits bind.
+    Each layer's dominated choices are dropped first: replacing one by its dominator lowers the
+    error and what is stored. What remains is solved by :mod:`.knapsack`, or by SciPy's HiGHS where
+    several limits bind.
 
     Args:
         errors: (layers, choices), from :func:`error_table`.
@@ -80,10 +79,9 @@ def allocate(
         space: whose choices; a name or a space.
         allowed: what the device can run: field of the space to its allowed values, such as
             ``{"weight_bits": (4, 8), "block_size": (64,)}``. It does not bind fixed layers.
-        fixed: choices given beforehand, by the layer's name or its position.
+        fixed: choices given beforehand, by the layer's position, or by its name among ``names``.
         max_bytes: bytes that all layers may take together, padding and offsets included.
         limits: bounds on further costs that are sums over layers, such as measured latencies.
-        names: the layers' names, needed where ``fixed`` uses them.
 
     Raises:
         ValueError: shapes disagree; a field, a value or a layer is not known; or the limits cannot

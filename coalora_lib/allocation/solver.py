@@ -44,10 +44,8 @@ def solve(
 ) -> tuple[list[int], float]:
     """The choice of each layer with the least total error, and the gap proven.
 
-    Args:
-        errors: (layers, choices).
-        choices: rows that each layer may take.
-        limits: that the choices must meet together; each feasible by itself.
+    ``errors`` are (layers, choices), ``choices`` the rows that each layer may take; each limit is
+    feasible by itself.
     """
     if not limits:
         return [int(rows[errors[i, rows].argmin()]) for i, rows in enumerate(choices)], 0.0

@@ -36,8 +36,7 @@ class BlockwiseChoice:
         scale_dtype: b2, dtype of the second-level scales: "bf16", "fp16" or "fp32".
         block_size: B0, weights that share a scale.
         scale_block_size: B1, scales that share a second-level scale.
-        code_book: what the codes stand for, a key of
-            :data:`~coalora_lib.quantization.codebooks.CODE_BOOKS`.
+        code_book: what the codes stand for, a key of :data:`.codebooks.CODE_BOOKS`.
 
     Raises:
         ValueError: a value is not among :data:`FIELDS`, or the code book is not known.

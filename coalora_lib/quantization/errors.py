@@ -26,8 +26,7 @@ from coalora_lib.quantization.blocks import (
     to_blocks,
 )
 from coalora_lib.quantization.choices import FIELDS, SCALE_DTYPES
-from coalora_lib.quantization.codebooks import code_levels, thresholds
-from coalora_lib.quantization.nearest import LevelGrid, level_grid
+from coalora_lib.quantization.codebooks import LevelGrid, code_levels, level_grid, thresholds
 
 #: Weights in a piece: whole second-level groups for every B0 and B1.
 PIECE = max(FIELDS["block_size"]) * max(FIELDS["scale_block_size"])
@@ -42,15 +41,10 @@ def error_parts(
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """The squared errors of a weight in parts that may be computed in any order, and added.
 
-    Args:
-        weight: any shape, floating point.
-        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
-        importance: of the weight's shape, not negative: factors of the squared errors.
-        pieces: look at this many evenly spaced pieces of 16,384 weights only, and scale the sums
-            up to the whole weight.
-
-    Yields:
-        Weights that the part stands for, and () to (432,) float64 on the weight's device.
+    Yields weights that a part stands for, and () to (432,) float64 on the weight's device. The
+    importance, of the weight's shape and not negative, are factors of the squared errors. With
+    ``pieces``, only so many evenly spaced pieces of 16,384 weights are looked at, and the sums
+    scaled up to the whole weight.
 
     Raises:
         TypeError, ValueError: as :func:`~coalora_lib.quantization.quantize`; or the importance has

@@ -31,8 +31,7 @@ from coalora_lib.quantization.blocks import (
     to_blocks,
 )
 from coalora_lib.quantization.choices import SCALE_DTYPES, BlockwiseChoice
-from coalora_lib.quantization.codebooks import code_levels
-from coalora_lib.quantization.nearest import book_grid
+from coalora_lib.quantization.codebooks import book_grid, code_levels
 from coalora_lib.quantization.packing import pack, unpack
 
 #: Codes, scale codes, second-level scales, offset: the tensors of a ``QuantizedTensor``.

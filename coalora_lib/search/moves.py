@@ -33,17 +33,10 @@ def moves_from(configurations: Tensor, cardinalities: Tensor) -> Moves:
 
 
 def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: int) -> Tensor:
-    """A gradient in integers: central differences with delta = 1, one-sided at a bound.
+    """A gradient in integers: (f(C + e_i) - f(C - e_i)) / 2, (s, d), of s configurations.
 
-    Args:
-        values: (k,) the function after each of the moves.
-        here: (s,) the function at the configurations that move.
-        moves: at most one up and one down for each coordinate.
-        dimension: d.
-
-    Returns:
-        (s, d): (f(C + e_i) - f(C - e_i)) / 2 where both moves are given, the one-sided difference
-        where one is (the other leaves the range or is not allowed), and 0 where none is.
+    One-sided where only one move is given (the other leaves the range or is not allowed), 0 where
+    none is. ``values`` are (k,) after the moves, ``here`` (s,) at the configurations.
     """
     total, sides = torch.zeros(2, len(here) * dimension, dtype=values.dtype)
     place = moves.start * dimension + moves.coordinate
@@ -62,10 +55,9 @@ def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
 def allowed_moves(
     cost_of: Cost, configurations: Tensor, cardinalities: Tensor
 ) -> tuple[Moves, Tensor]:
-    """Every move in range of (s, d) configurations to one that is allowed, and costs.
+    """Every move in range of (s, d) configurations to one that is allowed, k in all.
 
-    Returns:
-        k moves and (k + s,) float64 costs: after each move, then at the configurations.
+    With (k + s,) float64 costs: after each move, then at the configurations.
 
     Raises:
         ValueError: one of the configurations is not allowed.

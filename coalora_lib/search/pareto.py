@@ -73,14 +73,7 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
     """The union of the Pareto fronts inside equal segments of the range of costs (paper, 4.2).
 
     Keeping a front in every segment keeps the set diverse: the overall front alone would drop
-    whole ranges of costs. Every segment that has a point keeps at least one.
-
-    Args:
-        points: (n, 2) of [loss, cost].
-        segments: U, the number of equal segments from the least to the highest cost.
-
-    Returns:
-        (kept,) int64 row numbers, ascending.
+    whole ranges of costs. (n, 2) of [loss, cost] and U segments to (kept,) int64 rows, ascending.
 
     Raises:
         ValueError: no points, segments is no positive integer, or a value is not finite.

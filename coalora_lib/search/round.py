@@ -22,8 +22,7 @@ class SearchPlan:
         restarts: configurations proposed at a time, each by a walk of its own.
         max_steps: longest walk; None walks until no step improves.
         segments: U of the segment filter; None keeps every scored configuration.
-        proposals: configurations that a search scores beyond the set: its budget. After each
-            ``restarts`` of them the surrogate is fitted anew.
+        proposals: configurations that a search scores beyond the set: its budget.
         strategy: who proposes, a key of :data:`~coalora_lib.search.STRATEGIES`.
 
     Raises:
@@ -90,15 +89,8 @@ def extend(
 ) -> ScoredSet:
     """Propose and score configurations in turn until the plan's budget is spent.
 
-    Args:
-        scored: the set to begin with.
-        score: the loss of (k, d) proposals, (k,).
-        plan: strategy, budget and sizes.
-        seed: of the strategy.
-
-    Returns:
-        The set with the proposals at its end; fewer than the budget if the strategy has no more
-        to propose.
+    ``score`` gives the losses of (k, d) proposals, (k,). They are at the end of the set that is
+    returned; fewer than the budget if the strategy has no more to propose.
 
     Raises:
         ValueError: a scored configuration is not allowed.

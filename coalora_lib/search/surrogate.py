@@ -32,27 +32,24 @@ class Surrogate:
         k(x, x') = prod_i exp(-(x_i - x'_i)^2 / (2 l_i^2)),
 
     with one length scale for each group of coordinates: a few dozen losses cannot tell hundreds of
-    length scales apart, and a fit that tries is overconfident. The median of a length scale's
-    prior grows with the square root of the number of coordinates (Hvarfner et al. 2024,
-    arXiv 2402.02229); without that, the posterior mean is constant in 180 dimensions. The fit is
-    botorch's model at the maximum of the hyperparameters' posterior.
+    length scales apart. A length scale's prior has a median that grows with the root of the number
+    of coordinates (Hvarfner et al. 2024, arXiv 2402.02229); without that, the posterior mean is
+    constant in 180 dimensions.
 
     Args:
         configurations: (n, d) integer indices, n >= 2.
         losses: (n,) finite.
         cardinalities: (d,) number of values of each coordinate.
-        groups: (d,) integers from 0; coordinates with the same one share a length scale. By
+        groups: (d,) integers from 0, the same for coordinates that share a length scale; by
             default each has its own.
 
     Attributes:
         model: the fitted botorch model; its inputs are :meth:`scale` of the integers.
-        configurations, cardinalities: int64, as given.
         length_scales: (d,) float64, as parts of the coordinates' ranges.
-        noise: fitted standard deviation of a score around the loss that is predicted, in its unit.
+        noise: fitted standard deviation of a score around the loss that is predicted.
 
     Raises:
-        ValueError: shapes disagree, there are fewer than two configurations, an index is not an
-            integer or outside its coordinate's range, a loss is not finite, or a group is skipped.
+        ValueError: an argument is not as described.
     """
 
     def __init__(
@@ -97,8 +94,7 @@ class Surrogate:
         """A new surrogate, conditioned on (k, d) more configurations with the losses it predicts.
 
         The mean stays as it is everywhere and the uncertainty around them shrinks (the kriging
-        believer of Ginsbourger et al. 2010), so that the next proposal goes elsewhere. The
-        hyperparameters stay.
+        believer of Ginsbourger et al. 2010), so that the next proposal goes elsewhere.
         """
         conditioned = copy.copy(self)
         mean, _ = self.predict(configurations)

@@ -55,10 +55,7 @@ class Proposal:
 class Acquisition:
     """EHVI under a surrogate, of configurations and of all their neighbours.
 
-    Args:
-        surrogate: predicts losses.
-        losses: (n,) of the surrogate's configurations, for the front and the reference point.
-        cost_of: the second objective, finite for all of them.
+    The losses are those of the surrogate's configurations, (n,), whose costs are finite.
 
     Attributes:
         front: (m, 2) of [loss, cost]; rows: (m,) which of the scored they are.
@@ -142,19 +139,17 @@ def propose(
     """Propose configurations worth scoring: fit the surrogate, walk uphill from the front.
 
     Each walk starts from a member of the front. Before the next one begins, the surrogate is
-    conditioned on where it ended, with the loss predicted there (:meth:`Surrogate.condition_on`):
-    independent walks would all climb the same hill. All of it runs on one thread.
+    conditioned on where it ended (:meth:`Surrogate.condition_on`): independent walks would all
+    climb the same hill. All of it runs on one thread.
 
     Args:
         configurations: (n, d) integer indices of the scored configurations.
         losses: (n,) their task losses, all under the same adapters and batches.
         cost_of: (k, d) integers to (k,), finite for the scored; what costs +inf is never proposed.
-        cardinalities: (d,) number of values of each coordinate.
-        restarts: walks, each from a different member of the current Pareto front (all of the
-            front where it is smaller).
+        cardinalities, groups: see :class:`Surrogate`.
+        restarts: walks, each from another member of the front (all of it where it is smaller).
         max_steps: T, the longest walk; by default until no move improves.
         seed: for the draw of the members that the walks start from.
-        groups: coordinates that share a length scale, see :class:`Surrogate`.
 
     Raises:
         ValueError: as :class:`Surrogate` and :class:`Acquisition`, or restarts or max_steps is not

@@ -38,13 +38,11 @@ def tokenize(
 def tokenize_blocks(
     split: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[dict[str, Tensor]]:
-    """A split as examples for a causal language model: all texts in a row, cut into blocks.
+    """A split's column sentence as examples for a causal language model, cut into blocks.
 
-    The split has a column sentence; the end-of-sequence token stands between texts, if there is
-    one. What does not fill a block of ``length`` tokens at the end is dropped.
-
-    Returns:
-        input_ids, attention_mask and labels, each (length,); the labels are the tokens.
+    All texts stand in a row, the end-of-sequence token between them, if there is one; what does not
+    fill a block of ``length`` tokens at the end is dropped. input_ids, attention_mask and labels,
+    the tokens, are (length,) each.
 
     Raises:
         ValueError: the texts do not fill one block.

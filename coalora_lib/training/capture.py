@@ -44,14 +44,10 @@ class _Graph(NamedTuple):
 class CapturedPass:
     """A pass over a batch, captured once for each shape of its inputs and then replayed.
 
-    What is replayed reads and writes the memory it was captured with. Inputs are copied there;
-    gradients are added to what ``grad`` of the parameters holds, so they are to be zeroed, not
-    dropped; and the weights must stay where they are, see
+    The pass must not wait for the GPU. What is replayed reads and writes the memory it was captured
+    with. Inputs are copied there; gradients are added to what ``grad`` of the parameters holds, so
+    they are to be zeroed, not dropped; and the weights must stay where they are, see
     :meth:`~coalora_lib.adapter.layers.AdaptedLayers.static_memory`.
-
-    Args:
-        run: the pass; it does not wait for the GPU.
-        parameters: whose gradients it adds to.
     """
 
     def __init__(self, run: TrainingPass, parameters: Iterable[nn.Parameter]) -> None:

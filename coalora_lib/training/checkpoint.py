@@ -50,7 +50,7 @@ class State(NamedTuple):
                 tensors[path] = value
                 return {TENSOR: path}
             if isinstance(value, dict):
-                return {key: named(each, f"{path}.{key}") for key, each in value.items()}
+                return {str(key): named(each, f"{path}.{key}") for key, each in value.items()}
             if isinstance(value, list):
                 return [named(each, f"{path}.{place}") for place, each in enumerate(value)]
             return value
@@ -58,7 +58,7 @@ class State(NamedTuple):
         return cls({key: named(each, key) for key, each in tree.items()}, tensors)
 
     def tree(self) -> Any:
-        """The inverse of :meth:`of`; all keys are texts."""
+        """The inverse of :meth:`of`; all keys are texts, as in JSON."""
 
         def filled(value: Any) -> Any:
             if isinstance(value, list):
@@ -86,12 +86,10 @@ class CheckpointFolder:
     def open(self) -> None:
         """Get ready to write: make the folder, lock it, remove what a killed run left unfinished.
 
-        The lock is the operating system's (``flock``): it ends with the process that holds it,
-        however that ends. Reading needs no lock.
+        The lock is the operating system's (``flock``): it ends with the process that holds it.
 
         Raises:
-            OSError: the folder cannot be made or written into.
-            RuntimeError: another training writes into it.
+            OSError, RuntimeError: the folder cannot be written into, or another training does.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -124,9 +122,7 @@ class CheckpointFolder:
             shutil.rmtree(old)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, or None.
-
-        One that was cut short or altered is named in a warning and put aside.
+        """The newest whole checkpoint, or None; a damaged one is named in a warning and put aside.
 
         Raises:
             ValueError: it is of another run.

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from coalora_lib.adapter.resolving import ConfigurationLike
-from coalora_lib.training.batches import ordered_batches
-from coalora_lib.training.losses import next_token_logits
+from coalora_lib.training.batches import IGNORED, ordered_batches
 
 Examples = list[dict[str, Tensor]]
 
@@ -48,11 +47,7 @@ def evaluate(
 ) -> Evaluation:
     """A model's accuracy and loss, under a configuration if it is a CoaLora.
 
-    Args:
-        model: left in evaluation mode, with the configuration set.
-        examples: from :func:`coalora_lib.training.tokenize` or ``tokenize_blocks``.
-        configuration: what ``set_configuration`` takes; None for the current one.
-        batch_size: examples in a forward.
+    The model is left in evaluation mode, with the configuration set; None is the current one.
     """
     return next(evaluate_each(model, examples, [configuration], batch_size))
 
@@ -102,6 +97,17 @@ def _evaluate(
     joined = torch.cat([correct[row] for row in sorted(correct)])
     of_tokens = batches[0][1]["labels"].ndim == 2
     return Evaluation(joined.double().mean().item(), total / count, joined, of_tokens)
+
+
+def next_token_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A causal model's predictions and what they are of, without padding.
+
+    (batch, length, vocabulary) and (batch, length), the tokens, IGNORED where none is to be
+    predicted, to (predictions, vocabulary) and (predictions,).
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    return logits[:, :-1][counted], targets[counted]
 
 
 def new_accelerator() -> Accelerator:

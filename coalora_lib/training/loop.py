@@ -49,11 +49,10 @@ def train(
     """Train a model, over a set of configurations if it is a :class:`CoaLora`.
 
     Each step draws ``configurations_per_step`` of the set and follows the mean gradient of the
-    task loss (paper, equation 5: the expectation over configurations). With
-    ``adjuster="none"`` this is Shared-LoRA, and QLoRA on a set of one. The run uses the
-    GPU if there is one, and all processes that ``accelerate launch`` or ``torchrun`` started.
-    Afterwards, and after an error, the model has the configuration that it had before; if it had
-    none, its weights are the pre-trained ones again.
+    task loss (paper, equation 5). With ``adjuster="none"`` this is Shared-LoRA, and QLoRA on a set
+    of one. The run uses the GPU if there is one, and all processes that ``accelerate launch`` or
+    ``torchrun`` started. Afterwards, and after an error, the model has the configuration, or none,
+    that it had before.
 
     Args:
         model: trained in place.
@@ -61,21 +60,17 @@ def train(
         configurations: the training set, each what ``set_configuration`` takes; None for a model
             without configurations.
         plan: sizes, schedule, seed.
-        search: improve the set between stretches of training.
-        scoring: examples that the search scores configurations on; not those that results are
-            reported on.
+        search: improve the set between stretches of training, scored on the examples ``scoring``;
+            results are to be reported on others.
         teacher: an unquantized model, where ``plan.teacher`` is "model".
-        checkpoints: folder to write checkpoints into, and to go on from if it holds some of the
-            same run: a run that was killed ends with the weights of one that was not, bit for bit
-            on a CPU. One training at a time.
-        checkpoint_every: steps between checkpoints.
+        checkpoints: folder to write checkpoints into every so many steps, and to go on from if it
+            holds some of the same run: a run that was killed ends with the weights of one that was
+            not, bit for bit on a CPU.
 
     Raises:
-        ValueError: the set is empty, the model and the arguments do not fit together, or the
+        ValueError, TypeError: the set is empty or none, what is given does not fit together, or the
             folder holds checkpoints of another run.
-        TypeError: ``configurations`` is no set, or holds something else than configurations.
-        OSError: the folder cannot be written into; before the first step.
-        RuntimeError: another training writes into the folder.
+        OSError, RuntimeError: the folder cannot be written into, or another training does.
         FloatingPointError: a loss is not finite; step and configuration are named, and the
             weights are those before the step.
     """
@@ -233,11 +228,7 @@ class Trainer:
         return State.of(tree)
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where :meth:`state_dict` was taken, in a trainer of the same arguments.
-
-        Raises:
-            ValueError: a trained parameter's name or shape differs.
-        """
+        """Go on where :meth:`state_dict` was taken, in a trainer of the same arguments."""
         tree = state.tree()
         load_parameters(self.model, tree["parameter"], "the state")
         optimizer = tree["optimizer"]

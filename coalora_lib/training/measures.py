@@ -27,13 +27,7 @@ def mean_inputs(
 ) -> dict[str, Tensor]:
     """E[x] of some linear layers, over the tokens of some examples; padding is left out.
 
-    The model is put into evaluation mode for it, and is otherwise left as it was.
-
-    Args:
-        model: a transformers model, unquantized.
-        layers: paths of linear layers in it.
-        examples: from :func:`~coalora_lib.training.tokenize` or ``tokenize_blocks``.
-        batch_size: examples in a forward.
+    The transformers model, unquantized, is in evaluation mode meanwhile.
 
     Returns:
         Layer to (in,), float32, or float64 where the model is.
@@ -77,12 +71,8 @@ def fisher_importance(
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of some linear layers on a task's data, in one pass.
 
-    The model is put into evaluation mode for it, and is otherwise left as it was.
-
-    Args:
-        model: gives a ``.loss``, the mean over a batch's examples, for a batch's keywords.
-        layers: paths of linear layers in it.
-        batches: of the task; each holds ``labels``.
+    The model is in evaluation mode meanwhile. For a batch's keywords, ``labels`` among them, it gives
+    a ``.loss``, the mean over the batch's examples.
 
     Returns:
         Layer to (out, in) float32, the mean squared gradient, on the model's device.

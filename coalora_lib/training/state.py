@@ -45,8 +45,7 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Result]) -> Res
     """What ``call`` gives on the main process, on all processes; all wait for it.
 
     Raises:
-        RuntimeError: on the other processes, where ``call`` raised on the main one; there its
-            own error is raised.
+        RuntimeError: on the other processes, where ``call`` raised on the main one.
     """
     if accelerator.num_processes == 1:
         return call()

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.training.losses import distillation_loss
+from coalora_lib.training.evaluation import next_token_logits
 from coalora_lib.training.plan import TrainingPlan
 from coalora_lib.training.training_set import Drawn
 
@@ -51,14 +52,29 @@ def forward_backward(model: Callable, plan: TrainingPlan, accelerator: Accelerat
     return run
 
 
+def distillation_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """T^2 KL(teacher || student) of the softened distributions (Hinton et al., arXiv 1503.02531).
+
+    Logits are (batch, classes), labels (batch,); or (batch, length, vocabulary) of a causal model,
+    labels (batch, length): then the mean is over the tokens that have a label.
+    """
+    if student.ndim == 3:
+        teacher, _ = next_token_logits(teacher, labels)
+        student, _ = next_token_logits(student, labels)
+    soft_student = F.log_softmax(_at_least_float(student) / temperature, dim=-1)
+    soft_teacher = F.log_softmax(_at_least_float(teacher) / temperature, dim=-1)
+    divergence = F.kl_div(soft_student, soft_teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def _at_least_float(logits: Tensor) -> Tensor:
+    return logits if logits.element_size() >= 4 else logits.float()
+
+
 class Distillation:
     """Which configurations a step has, and whose logits its passes learn from: ``plan.teacher``'s.
-
-    Args:
-        plan: of the run.
-        model: that is trained.
-        teacher: for "model"; it is moved to the accelerator's device.
-        accelerator: of the run.
 
     Raises:
         ValueError: there is no teacher where one is needed, or one where none is; or "self" is to

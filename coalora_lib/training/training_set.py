@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.resolving import ConfigurationLike
-from coalora_lib.spaces import Choice, Configuration
+from coalora_lib.spaces import Configuration
 
 
 class Drawn(NamedTuple):
@@ -24,20 +24,13 @@ class Drawn(NamedTuple):
 class TrainingSet:
     """The set C of the paper's equation 5; the expectation over it is taken by uniform draws.
 
-    Args:
-        model: to train.
-        configurations: each what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes;
-            None for a model without configurations.
-        seed: of the draws.
-
-    Attributes:
-        configurations: the set, each spelled out layer by layer; the search replaces it.
-        generator: its state says where the draws stand.
+    ``configurations`` holds what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes, and
+    then each layer by layer; None for a model without. The state of ``generator`` says where the
+    draws stand.
 
     Raises:
-        ValueError: the set is empty, the model has no configurations, or a configuration is not
-            one of this model's (its number is named).
-        TypeError: what is given is no set, or one of it is no configuration.
+        ValueError, TypeError: the set is empty or none, the model has no configurations, or one is
+            not of this model (its number is named).
     """
 
     def __init__(
@@ -45,7 +38,7 @@ class TrainingSet:
     ) -> None:
         self._model = model
         self.generator = torch.Generator().manual_seed(seed)
-        self.configurations: list[list[Choice]] | None = None
+        self.configurations: list[Configuration] | None = None
         if configurations is not None:
             self.configurations = _spelled_out(model, configurations)
 
@@ -72,7 +65,7 @@ class TrainingSet:
 
 def _spelled_out(
     model: nn.Module, configurations: Iterable[ConfigurationLike]
-) -> list[list[Choice]]:
+) -> list[Configuration]:
     if not isinstance(configurations, Iterable):
         raise TypeError(
             f"configurations={configurations!r} is no set; allowed: a list of configurations, each "
@@ -80,7 +73,7 @@ def _spelled_out(
         )
     if not isinstance(model, CoaLora):
         raise ValueError(f"a {type(model).__name__} has no configurations to train over; give None")
-    found = []
+    found: list[Configuration] = []
     for number, configuration in enumerate(configurations):
         try:
             found.append(model.resolve(configuration))

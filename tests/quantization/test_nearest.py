@@ -3,8 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coalora_lib.quantization.codebooks import code_book, thresholds
-from coalora_lib.quantization.nearest import book_grid, level_grid
+from coalora_lib.quantization.codebooks import book_grid, code_book, level_grid, thresholds
 
 CPU = torch.device("cpu")
 
