@@ -9,8 +9,6 @@ error is returned. With importance F the error is the two-sided form || D_row (.
 and D_col the roots of F's row and column means, for which the best L1 L2 is again a truncated SVD.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -24,19 +22,12 @@ OVERSAMPLING, POWER_ITERATIONS = 10, 4
 
 @dataclass(frozen=True)
 class LowRankPlusQuantized:
-    """W ~ Q + L1 L2.
+    """W ~ Q + L1 L2, the parts of the smallest error."""
 
-    Attributes:
-        l1, l2: (out, r) and (r, in), in PEFT ``lora_B`` and ``lora_A``.
-        quantized: Q.
-        errors: the (weighted) Frobenius error after each iteration; the parts are those of the
-            smallest.
-    """
-
-    l1: Tensor
-    l2: Tensor
-    quantized: QuantizedWeight
-    errors: tuple[float, ...]
+    l1: Tensor  #: (out, r), in PEFT ``lora_B``
+    l2: Tensor  #: (r, in), in PEFT ``lora_A``
+    quantized: QuantizedWeight  #: Q
+    errors: tuple[float, ...]  #: (weighted) Frobenius error after each iteration
 
     @property
     def error(self) -> float:
@@ -120,7 +111,7 @@ def _two_sided(importance: Tensor | None, weight: Tensor) -> tuple[Tensor, Tenso
 def truncated_svd(
     matrix: Tensor, rank: int, svd: str = "randomized", seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The best rank-r approximation, (rows, r) and (r, columns), the singular values' roots in both.
+    """The best rank-r approximation, (rows, r) and (r, columns); singular values' roots in both.
 
     The matrix is float32 or float64; ``svd`` is "exact" or "randomized", from the seed: torch's
     random state is left as it is.

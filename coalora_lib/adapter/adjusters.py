@@ -1,7 +1,5 @@
 """What makes a LoRA follow the configuration: an adjuster gives each layer its factors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,17 +12,11 @@ from coalora_lib.spaces import ConfigurationSpace
 
 
 class Factors(NamedTuple):
-    """A layer's LoRA, y = (alpha / r) L1 (L2 x + v).
+    """A layer's LoRA, y = (alpha / r) L1 (L2 x + v)."""
 
-    Attributes:
-        l1: (out, r), PEFT's ``lora_B``.
-        l2: (r, in), PEFT's ``lora_A``.
-        shift: v, (r,), or None.
-    """
-
-    l1: Tensor
-    l2: Tensor
-    shift: Tensor | None = None
+    l1: Tensor  #: (out, r), PEFT's ``lora_B``
+    l2: Tensor  #: (r, in), PEFT's ``lora_A``
+    shift: Tensor | None = None  #: v, (r,)
 
 
 class Adjuster(nn.Module):
@@ -68,16 +60,10 @@ class FactorBank(Adjuster):
 
 
 class Adjustment(NamedTuple):
-    """What the network says of every layer of a configuration.
+    """What the network says of every layer: L1 v is a bias of its output in the span of L1."""
 
-    Attributes:
-        matrix: U, (..., layers, r, r).
-        bias: v, (..., layers, r), or None where the network makes none. It is added to
-            (I + U) L2 x, so that L1 v is a bias of the layer's output in the span of L1.
-    """
-
-    matrix: Tensor
-    bias: Tensor | None
+    matrix: Tensor  #: U, (..., layers, r, r)
+    bias: Tensor | None  #: v, (..., layers, r); None where the network makes none
 
 
 class HyperNetwork(Adjuster):

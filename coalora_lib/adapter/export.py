@@ -8,8 +8,6 @@ mean output are a bias of ``lora_B``:
     bias = L1 v + (r / alpha) (W - Q) E[x]
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -32,11 +30,7 @@ WEIGHTS = (None, "packed", "base_model")
 
 
 def packed_tensors(weights: Mapping[str, PackedWeight]) -> dict[str, QuantizedTensor]:
-    """What :func:`~coalora_lib.quantization.save_quantized` writes of some weights.
-
-    Raises:
-        ValueError: the space's weights have no packed file; a layer is named.
-    """
+    """What ``save_quantized`` writes of weights; ValueError if their space has no packed file."""
     found = {}
     for name, weight in weights.items():
         if not isinstance(weight.quantized, QuantizedTensor):

@@ -1,7 +1,5 @@
 """The adapted layers of a model: LoRA over quantized weights, switched together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 

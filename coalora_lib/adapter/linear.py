@@ -5,8 +5,6 @@ frozen weight, casts it back for the factors, casts it again for each product, a
 in kernels of their own. Here the input is cast once, and the products scale and add.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -141,12 +139,7 @@ class LoraLinear(lora.Linear):
         return LoraProduct.apply(x, base.weight, bias, l2, shift, l1, scaling, low)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, over a plain linear layer; a quantized one is refused.
-
-        Raises:
-            RuntimeError: a merged weight would belong to one configuration and leave out what is
-                adjusted to it.
-        """
+        """As PEFT's, over a plain linear layer; RuntimeError over a quantized one."""
         if isinstance(self.base_layer, QuantizedLinear):
             raise RuntimeError(
                 "a configuration-aware adapter cannot be merged in place; for one configuration "

@@ -1,7 +1,5 @@
 """PEFT's LoRA on the linear layers of a transformers model: what all methods here start from."""
 
-from __future__ import annotations
-
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,7 +23,7 @@ def adaptable_layers(model: nn.Module) -> list[str]:
 
 
 def check_base(base_model: PreTrainedModel) -> list[str]:
-    """Refuse what cannot be adapted; the names of the layers that can.
+    """The names of the layers that can be adapted.
 
     Raises:
         ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or

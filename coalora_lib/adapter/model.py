@@ -1,11 +1,9 @@
 """CoaLora: a transformers model whose LoRA follows the quantization configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +104,7 @@ class CoaLora(nn.Module):
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
         **options: Any,
-    ) -> CoaLora:
+    ) -> Self:
         """Put LoRA on every linear layer inside the model's blocks.
 
         Args:
@@ -211,11 +209,7 @@ class CoaLora(nn.Module):
         self.layers.use(self.adjuster.adapted(self._indices, self.layers.factors()))
 
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
-        """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
-
-        Raises:
-            ValueError: the model has no hypernetwork.
-        """
+        """U and v of every layer under a configuration; ValueError without a hypernetwork."""
         if not isinstance(self.adjuster, HyperNetwork):
             raise ValueError(
                 f"attached with adjuster={self.settings.adjuster!r}: there are no adjustments"
@@ -299,8 +293,8 @@ class CoaLora(nn.Module):
         folder: str | Path,
         base_model: PreTrainedModel | None = None,
         cache_bytes: int = CACHE_LIMIT,
-    ) -> CoaLora:
-        """Read what :meth:`save_pretrained` wrote; the base model is loaded by name if none is given.
+    ) -> Self:
+        """Read what :meth:`save_pretrained` wrote; the base model is loaded by name unless given.
 
         Raises:
             FileNotFoundError: there is no such folder, or a file is missing in it.
@@ -319,7 +313,7 @@ class CoaLora(nn.Module):
             model.set_configuration(model.space.from_rows(about.configuration))
         return model
 
-    def _apply(self, fn, *args: Any, **kwargs: Any) -> CoaLora:
+    def _apply(self, fn, *args: Any, **kwargs: Any) -> Self:
         """What ``.to()`` and its kin do, also for the indices of the current configuration."""
         super()._apply(fn, *args, **kwargs)
         if self._indices is not None:

@@ -1,11 +1,9 @@
 """A frozen linear layer whose weight follows a choice, and the memory of weights made before."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +16,11 @@ from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A layer under one choice, as small as it is stored.
+    """A layer under one choice, as it is stored; for GPT-2's Conv1D that is (in, out)."""
 
-    Attributes:
-        quantized: Q.
-        left, right: (rows, k) and (k, columns), a frozen low-rank term; None without one. In the
-            layout of the stored weight, which for GPT-2's Conv1D is (in, out).
-    """
-
-    quantized: QuantizedWeight
-    left: Tensor | None = None
-    right: Tensor | None = None
+    quantized: QuantizedWeight  #: Q
+    left: Tensor | None = None  #: (rows, k), of a frozen low-rank term
+    right: Tensor | None = None  #: (k, columns)
 
     def restore(self, dtype: torch.dtype | None = None) -> Tensor:
         """Q, plus the low-rank term; rounded once, to the pre-trained dtype by default."""
@@ -94,8 +86,8 @@ class WeightCache:
             kind: OrderedDict() for kind in self.KINDS
         }
 
-    def __deepcopy__(self, memo: dict) -> WeightCache:
-        return WeightCache(self.limit)
+    def __deepcopy__(self, memo: dict) -> Self:
+        return type(self)(self.limit)
 
 
 class QuantizedLinear(nn.Module):
@@ -228,7 +220,7 @@ class QuantizedLinear(nn.Module):
         dtype = self.pretrained.dtype
         return PackedWeight(quantized, left.to(dtype), right.to(dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""
         super()._apply(fn, recurse)
         converted = fn(self.pretrained)

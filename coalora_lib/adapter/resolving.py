@@ -1,7 +1,5 @@
 """What may stand for a configuration, and which configuration it is for a model's layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from numbers import Real
 

@@ -10,8 +10,6 @@
 The base model's weights stay where they are: they are named, and recognised by checksum.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,17 +56,11 @@ class Description(BaseModel):
 
 
 class Content(NamedTuple):
-    """The tensors of a model beside its base.
+    """The tensors of a model beside its base."""
 
-    Attributes:
-        parameters: the trained ones by name.
-        errors: the (layers, choices) error table, or None.
-        mean_inputs: E[x] of each layer by name; empty without bias correction.
-    """
-
-    parameters: dict[str, Tensor]
-    errors: Tensor | None
-    mean_inputs: dict[str, Tensor]
+    parameters: dict[str, Tensor]  #: the trained ones by name
+    errors: Tensor | None  #: (layers, choices), the error table
+    mean_inputs: dict[str, Tensor]  #: by layer; empty without bias correction
 
 
 class Saved(NamedTuple):
@@ -203,13 +195,12 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) -> None:
-    """Copy values into a model's parameters, all or none.
+    """Copy values into a model's parameters by name, all or none.
 
-    They are by name: all of :func:`trained_parameters`, and any others. ``source`` is what an error
-    calls them.
+    They hold all of :func:`trained_parameters`, and any others.
 
     Raises:
-        ValueError: a name or a shape differs.
+        ValueError: a name or a shape differs from what ``source`` has.
     """
     parameters = dict(model.named_parameters())
     for name in sorted(trained_parameters(model).keys() | values.keys()):
@@ -225,8 +216,7 @@ def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) ->
 def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
     """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
 
-    ``weights`` are the adapted layers' unquantized ones by name. Heads that are trained in full are
-    left out.
+    ``weights`` are the adapted layers' own. Heads that are trained in full are left out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_pretrained(base, weights)):

@@ -1,9 +1,7 @@
 """What one may choose when attaching the adapter, in a form that is saved with it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
@@ -61,7 +59,7 @@ class AdapterSettings(BaseModel):
         return get_space(name).name
 
     @model_validator(mode="after")
-    def _bank_starts_from_zero(self) -> AdapterSettings:
+    def _bank_starts_from_zero(self) -> Self:
         if self.adjuster == "bank" and self.start != "zero":
             raise ValueError(f"start={self.start!r} is not for adjuster='bank'; allowed: 'zero'")
         return self

@@ -1,7 +1,5 @@
 """The error table: what quantization under each choice of a space does to each layer."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

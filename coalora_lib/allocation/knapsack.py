@@ -12,8 +12,6 @@ every solution cheaper than bound + slack was looked at. With many layers the op
 close to the bound (the relaxation is fractional in one layer only), and few choices survive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

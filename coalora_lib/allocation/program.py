@@ -6,8 +6,6 @@ with e_i(c) the squared error of layer i under choice c and n_i its number of pa
 may allow only some choices, fix some layers, and bound the bytes stored.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,20 +37,13 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The solution of the integer program: one choice for each layer, and what it comes to.
+    """The solution of the integer program."""
 
-    Attributes:
-        bits: mean bits per parameter, scales included; at most the budget.
-        nbytes: bytes stored, padding and offsets included; at most the limit.
-        error: total squared error.
-        gap: (error - proven lower bound) / error; 0 is exact.
-    """
-
-    configs: list[Choice]
-    bits: float
-    nbytes: int
-    error: float
-    gap: float
+    configs: list[Choice]  #: one choice for each layer
+    bits: float  #: mean bits per parameter, scales included; at most the budget
+    nbytes: int  #: bytes stored, padding and offsets included; at most the limit
+    error: float  #: total squared error
+    gap: float  #: (error - proven lower bound) / error; 0 is exact
 
 
 def allocate(
@@ -198,11 +189,9 @@ def _standard_limits(
 
 
 def bit_parts(space: ConfigurationSpace, shapes: Sequence[Shape]) -> tuple[Tensor, int]:
-    """What each layer stores under each choice, as whole numbers, so that a budget is exact.
+    """What layers store as whole numbers, so that a budget is exact: (layers, choices) int64.
 
-    Returns:
-        (layers, choices) int64, and how many of these units one bit per parameter of the whole
-        model is.
+    And how many of these units one bit per parameter of the whole model is.
     """
     tables = torch.stack([space.bits_table(shape) for shape in shapes])
     grid = _grid(tables)

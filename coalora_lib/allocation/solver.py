@@ -1,7 +1,5 @@
 """The integer program of the allocation: exactly, by one knapsack where one limit binds."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,8 +28,7 @@ class Limit:
 def undominated(errors: Tensor, bits: Tensor) -> Tensor:
     """The choices of one layer, (choices,), that no other choice beats in both error and bits.
 
-    Returns:
-        (kept,) int64 in strictly ascending bits and descending error: the layer's staircase.
+    (kept,) int64 in strictly ascending bits and descending error: the layer's staircase.
     """
     order = np.lexsort((errors.numpy(), bits.numpy()))
     best = np.minimum.accumulate(errors.numpy()[order])
@@ -77,9 +74,7 @@ def integer_program(
 ) -> tuple[list[int], float]:
     """:func:`solve` as it is written down, by SciPy's HiGHS: any number of limits.
 
-    Raises:
-        ValueError: no configuration meets all limits at once.
-        RuntimeError: the solver gave up.
+    ValueError if no configuration meets all limits at once, RuntimeError if the solver gave up.
     """
     lengths = [len(rows) for rows in choices]
     cost = np.concatenate([errors[i, rows].numpy() for i, rows in enumerate(choices)])

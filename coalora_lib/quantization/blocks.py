@@ -9,8 +9,6 @@ The functions of scales broadcast: the quantizer calls them for one choice, the 
 many at once. The Triton kernels repeat them in registers and are tested to agree bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

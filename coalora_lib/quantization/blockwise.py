@@ -9,12 +9,10 @@ themselves are quantized as :mod:`.blocks` says. With s^ the scale that is read 
 which have one implementation for every device and a faster one for CUDA.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,23 +24,15 @@ from coalora_lib.quantization.choices import BlockwiseChoice
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A quantized tensor as it is stored: packed codes, double-quantized scales.
+    """A quantized tensor as it is stored: packed codes, double-quantized scales."""
 
-    Attributes:
-        codes: (bytes,) uint8, b0-bit codes of all blocks, packed; the last block may hold padding.
-        scale_codes: (bytes,) uint8, q of each block, b1 bits each, packed.
-        group_scales: (groups,) in the dtype b2, S.
-        offset: scalar float32, m.
-        shape, dtype: of the original tensor.
-    """
-
-    codes: Tensor
-    scale_codes: Tensor
-    group_scales: Tensor
-    offset: Tensor
+    codes: Tensor  #: (bytes,) uint8, b0-bit codes of all blocks, packed, the last block padded
+    scale_codes: Tensor  #: (bytes,) uint8, q of each block, b1 bits each, packed
+    group_scales: Tensor  #: (groups,) in the dtype b2, S
+    offset: Tensor  #: scalar float32, m
     choice: BlockwiseChoice
-    shape: torch.Size
-    dtype: torch.dtype
+    shape: torch.Size  #: of the original tensor
+    dtype: torch.dtype  #: of the original tensor
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The stored tensors by name."""
@@ -61,7 +51,7 @@ class QuantizedTensor:
         """Bits per parameter as stored, see :attr:`nbytes`."""
         return 8 * self.nbytes / math.prod(self.shape)
 
-    def to(self, device: torch.device | str) -> QuantizedTensor:
+    def to(self, device: torch.device | str) -> Self:
         """The same quantized tensor on another device."""
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors()}
         return replace(self, **moved)

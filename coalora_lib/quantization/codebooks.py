@@ -9,8 +9,6 @@ cells that none holds two thresholds: the cell gives the count up to its own thr
 comparison settles that one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -33,14 +31,11 @@ MARGIN = MOST_CELLS * 2.0**-22
 
 
 def normal_float(bits: int) -> Tensor:
-    """The NF-k levels, (2^k,) float32 ascending: quantiles of a normal distribution in [-1, 1].
+    """The NF-k levels, (2^k,) float32, k from 2 to 8: quantiles of a normal distribution.
 
     sigma * Phi^-1(p) at p = linspace(1 - O, 1/2, h) without its last point, followed by
     linspace(1/2, O, h + 1), with h = 2^(k-1): both ends are exact, so is zero, and there is one
     more positive level than there are negative ones.
-
-    Raises:
-        ValueError: k is outside 2 to 8.
     """
     _check_bits("NormalFloat", bits)
     half = 2 ** (bits - 1)
@@ -52,12 +47,9 @@ def normal_float(bits: int) -> Tensor:
 
 
 def symmetric_integer(bits: int) -> Tensor:
-    """The levels i / (2^(k-1) - 1) of symmetric integers: (2^k - 1,) float32, ascending.
+    """The levels i / (2^(k-1) - 1) of symmetric integers, k from 2 to 8: (2^k - 1,) float32.
 
     One code of the 2^k is left unused, so that a weight and its negative are kept equally well.
-
-    Raises:
-        ValueError: k is outside 2 to 8.
     """
     _check_bits("integer", bits)
     top = 2 ** (bits - 1) - 1
@@ -74,12 +66,9 @@ CODE_BOOKS: dict[str, Callable[[int], Tensor]] = {"nf": normal_float, "int": sym
 
 
 def code_book(name: str, bits: int) -> Tensor:
-    """The ascending levels of a code book's k-bit codes.
+    """The ascending levels of a code book's k-bit codes; ValueError if there are none to use.
 
-    Raises:
-        ValueError: the name is not known, there is no code book of so many bits, or it cannot be
-            used: levels not ascending, outside [-1, 1], too many, or without a zero, which padding
-            and all-zero blocks need.
+    Levels must ascend in [-1, 1], at most 2^k, with a zero, which padding and all-zero blocks need.
     """
     if name not in CODE_BOOKS:
         raise ValueError(f"code_book={name!r} is not known; allowed: {', '.join(CODE_BOOKS)}")
@@ -116,19 +105,12 @@ def thresholds(name: str, bits: int, device: torch.device | str = "cpu") -> Tens
 
 @dataclass(frozen=True)
 class LevelGrid:
-    """Look-up tables for the codes of one set of thresholds.
+    """Look-up tables for the codes of one set of thresholds."""
 
-    Attributes:
-        cells: number of equal cells that an interval of length 2 is cut into.
-        zero: where the value 0 lies, in cells.
-        below: (cells + 2,) int64, thresholds below each cell.
-        candidates: (thresholds + 1,) float32, the threshold that decides for a count so far.
-    """
-
-    cells: int
-    zero: Tensor
-    below: Tensor
-    candidates: Tensor
+    cells: int  #: equal cells that an interval of length 2 is cut into
+    zero: Tensor  #: where the value 0 lies, in cells
+    below: Tensor  #: (cells + 2,) int64, thresholds below each cell
+    candidates: Tensor  #: (thresholds + 1,) float32, the one that decides for a count so far
 
     def codes(self, values: Tensor) -> Tensor:
         """How many thresholds are below each of float32 values: int64, as in bisection."""
@@ -140,11 +122,7 @@ class LevelGrid:
 
 
 def level_grid(limits: Tensor) -> LevelGrid:
-    """The coarsest grid that keeps (m,) float32 thresholds in [-1, 1] apart, strictly ascending.
-
-    Raises:
-        ValueError: two thresholds are closer than the finest grid can part.
-    """
+    """The coarsest grid that keeps (m,) float32 thresholds in [-1, 1] apart, strictly ascending."""
     ordered = limits.double().cpu()
     cells, shift = _separating(ordered)
     edges = (torch.arange(cells + 2, dtype=torch.float64) - shift) * (2 / cells) - 1

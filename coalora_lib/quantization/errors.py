@@ -5,8 +5,6 @@ one look-up finds every b0's level for a weight, because the thresholds of all c
 cut the line into intervals in which no code changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial

@@ -9,8 +9,6 @@ de-quantization of a small layer takes 29 us on an H100. So outside a trace the 
 is registered for the device is called directly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import astuple, fields
@@ -59,11 +57,7 @@ torch.library.define(
 
 
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
-    """Codes, scale codes, second-level scales and offset of a weight.
-
-    Raises:
-        ValueError: the weight holds a NaN or an infinity.
-    """
+    """Codes, scale codes, second-level scales and offset of a weight; ValueError for a NaN."""
     return _call("quantize", weight.device, weight, choice=choice)
 
 

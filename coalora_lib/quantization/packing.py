@@ -3,8 +3,6 @@
 Bit i of code j is bit j * k + i of the stream: eight codes of k bits fill k bytes.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Quantized tensors on disk: one safetensors file, read on any machine."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Expected hypervolume improvement for one Gaussian and one known objective."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,10 +4,9 @@ A strategy takes a :class:`ScoredSet` and returns up to ``count`` configurations
 of them new and allowed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ class ScoredSet:
     cardinalities: Sequence[int]
     groups: Sequence[int] | Tensor | None = None
 
-    def extended(self, configurations: Tensor, losses: Tensor) -> ScoredSet:
+    def extended(self, configurations: Tensor, losses: Tensor) -> Self:
         """The set with further scored configurations at its end."""
         return replace(
             self,

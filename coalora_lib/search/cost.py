@@ -1,7 +1,5 @@
 """The second objective: what a configuration costs, and which ones are not allowed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -15,11 +13,7 @@ Cost = Callable[[Tensor], Tensor]
 
 
 def finite_costs(cost_of: Cost, configurations: Tensor) -> Tensor:
-    """The costs of configurations that must be allowed, such as the scored ones: (k,) float64.
-
-    Raises:
-        ValueError: a cost is infinite or NaN.
-    """
+    """The costs of configurations that must be allowed, (k,) float64; ValueError otherwise."""
     costs = cost_of(configurations).double()
     if not all_finite(costs):
         row = int((~costs.isfinite()).nonzero()[0])
@@ -36,11 +30,7 @@ def all_finite(costs: Tensor) -> bool:
 
 
 def is_allowed(costs: Tensor) -> Tensor:
-    """Which of (k,) costs are not +inf: (k,) bool.
-
-    Raises:
-        ValueError: a cost is NaN or -inf.
-    """
+    """Which of (k,) costs are not +inf: (k,) bool; ValueError for NaN or -inf."""
     allowed = costs.isfinite()
     if (wrong := ~allowed & (costs != torch.inf)).any():
         raise ValueError(f"a cost is {costs[wrong][0]:g}; allowed: finite values and +inf")

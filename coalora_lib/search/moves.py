@@ -1,7 +1,5 @@
 """Moves of one coordinate: the neighbours of several configurations and their predicted losses."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -55,12 +53,9 @@ def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
 def allowed_moves(
     cost_of: Cost, configurations: Tensor, cardinalities: Tensor
 ) -> tuple[Moves, Tensor]:
-    """Every move in range of (s, d) configurations to one that is allowed, k in all.
+    """Every move in range of (s, d) allowed configurations to another, k in all; ValueError if not.
 
     With (k + s,) float64 costs: after each move, then at the configurations.
-
-    Raises:
-        ValueError: one of the configurations is not allowed.
     """
     here = finite_costs(cost_of, configurations)
     moves = moves_from(configurations, cardinalities)

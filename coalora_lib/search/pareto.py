@@ -1,7 +1,5 @@
 """Pareto fronts of (loss, cost), both minimised: the front, its hypervolume, the filter."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -11,10 +9,7 @@ from torch import Tensor
 def pareto_front(points: Tensor) -> Tensor:
     """The rows no other row beats in both columns, in ascending cost; of equal rows the first.
 
-    (n, 2) of [loss, cost] to (kept,) int64 row numbers.
-
-    Raises:
-        ValueError: the shape is not (n, 2), or a value is NaN.
+    (n, 2) of [loss, cost] to (kept,) int64; ValueError for another shape or a NaN.
     """
     _check(points)
     points = points.double()
@@ -39,11 +34,7 @@ def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
 
 
 def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
-    """The area that (n, 2) of [loss, cost] dominate, up to the reference (loss, cost).
-
-    Raises:
-        ValueError: the shape is not (n, 2), or a value is NaN.
-    """
+    """The area that (n, 2) of [loss, cost] dominate, up to the reference (loss, cost)."""
     losses, edges = staircase(points, reference)
     return float(((reference[0] - losses) * edges.diff())[1:].sum())
 
@@ -55,9 +46,6 @@ def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, T
         losses: (m + 1,) float64, the height of each step; the first is the reference loss.
         edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m costs in
             ascending order, the reference cost.
-
-    Raises:
-        ValueError: the shape is not (n, 2), or a value is NaN.
     """
     _check(points)
     if any(math.isnan(value) for value in reference):

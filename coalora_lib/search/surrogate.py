@@ -1,10 +1,9 @@
 """The Gaussian process on the task loss of a configuration."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -90,7 +89,7 @@ class Surrogate:
         self._weights = torch.cholesky_solve(residuals[:, None], factor)[:, 0]
         self._inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
 
-    def condition_on(self, configurations: Tensor) -> Surrogate:
+    def condition_on(self, configurations: Tensor) -> Self:
         """A new surrogate, conditioned on (k, d) more configurations with the losses it predicts.
 
         The mean stays as it is everywhere and the uncertainty around them shrinks (the kriging

@@ -1,7 +1,5 @@
 """The coordinate walk: finite differences of the acquisition, one coordinate at a time (4.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,29 +25,21 @@ UNDERFLOW = 1e-12
 
 @dataclass(frozen=True)
 class Step:
-    """One move of a walk: which coordinate, by -1 or +1, and the logarithm of EHVI after it."""
+    """One move of a walk."""
 
-    coordinate: int
-    change: int
-    log_acquisition: float
+    coordinate: int  #: that moves
+    change: int  #: -1 or +1
+    log_acquisition: float  #: log of EHVI after it
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Where the walks ended.
+    """Where the walks ended."""
 
-    Attributes:
-        configurations: (proposals, d) int64, distinct and none of them scored before, in the
-            order of their walks.
-        acquisition: (proposals,) float64, the expected improvement of each by itself.
-        trace: the steps of every walk.
-        restarts: (restarts, d) where the walks began.
-    """
-
-    configurations: Tensor
-    acquisition: Tensor
-    trace: list[list[Step]] = field(repr=False)
-    restarts: Tensor = field(repr=False)
+    configurations: Tensor  #: (proposals, d) int64, distinct and new, in the order of their walks
+    acquisition: Tensor  #: (proposals,) float64, the improvement of each by itself
+    trace: list[list[Step]] = field(repr=False)  #: the steps of every walk
+    restarts: Tensor = field(repr=False)  #: (restarts, d), where the walks began
 
 
 class Acquisition:
@@ -97,11 +87,7 @@ class Acquisition:
         return values[: len(moves.start)], values[len(moves.start) :]
 
     def gradient(self, configurations: Tensor) -> Tensor:
-        """Finite differences at (s, d) configurations: (s, d) float64.
-
-        Raises:
-            ValueError: one of the configurations is not allowed.
-        """
+        """Finite differences at (s, d) allowed configurations: (s, d) float64."""
         moves, costs = allowed_moves(self.cost_of, configurations, self.surrogate.cardinalities)
         values, here = self.around(configurations, moves, costs)
         return finite_differences(values, here, moves, configurations.shape[1])

@@ -1,7 +1,5 @@
 """The paper's 432 block-wise choices: as NormalFloat, and the same with integer codes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Random configurations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What a layer may be quantized to: a finite set of choices, each a value of every field."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -117,11 +115,7 @@ class ConfigurationSpace(ABC):
         return self.choices[int(bits.argmax())]
 
     def index(self, choice: Choice) -> int:
-        """A choice's row in :attr:`choices`.
-
-        Raises:
-            TypeError: it is no choice of this space.
-        """
+        """A choice's row in :attr:`choices`; TypeError if it is none of this space."""
         try:
             return self._index[choice]
         except (KeyError, TypeError):
@@ -140,11 +134,7 @@ class ConfigurationSpace(ABC):
         return rows[:, None] // torch.tensor(self.strides) % torch.tensor(self.cardinalities)
 
     def from_indices(self, indices: Tensor) -> list[Choice]:
-        """The inverse of :meth:`to_indices`; also takes the flat form (layers * fields,).
-
-        Raises:
-            ValueError: the number of integers is no multiple of the fields, or one is out of range.
-        """
+        """The inverse of :meth:`to_indices`, flat or not; ValueError out of range."""
         width = len(self.fields)
         if indices.numel() % width:
             raise ValueError(f"{indices.numel()} indices are no multiple of {width}")
@@ -170,11 +160,7 @@ class ConfigurationSpace(ABC):
         return [self.index(choice) for choice in configuration]
 
     def from_rows(self, rows: Sequence[int]) -> list[Choice]:
-        """The inverse of :meth:`to_rows`.
-
-        Raises:
-            ValueError: a row is out of range.
-        """
+        """The inverse of :meth:`to_rows`; ValueError out of range."""
         for row in rows:
             if not 0 <= row < len(self.choices):
                 raise ValueError(f"choice {row} is outside 0..{len(self.choices) - 1}")
@@ -197,11 +183,7 @@ class ConfigurationSpace(ABC):
         return self._table("allowed", shape, self.allowed, torch.bool)
 
     def mean_bits(self, configuration: Configuration, shapes: Sequence[Shape]) -> float:
-        """A model's bits per parameter: the layers' bits weighted by their sizes.
-
-        Raises:
-            ValueError: the two lengths differ.
-        """
+        """A model's bits per parameter: the layers' bits weighted by their sizes."""
         if len(configuration) != len(shapes):
             raise ValueError(f"{len(configuration)} choices for {len(shapes)} layers")
         sizes = [parameters(shape) for shape in shapes]
@@ -263,11 +245,7 @@ def register_space(space: ConfigurationSpace) -> ConfigurationSpace:
 
 
 def get_space(space: str | ConfigurationSpace) -> ConfigurationSpace:
-    """The space of a name; a space as it is.
-
-    Raises:
-        ValueError: no space of that name is registered.
-    """
+    """The space of a name, ValueError if none has it; a space as it is."""
     if isinstance(space, ConfigurationSpace):
         return space
     if space not in _SPACES:

@@ -1,7 +1,5 @@
 """The search over a model's configurations: what it scores, and what it may choose from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

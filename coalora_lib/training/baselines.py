@@ -5,8 +5,6 @@ differ in the frozen weights behind LoRA. Shared-LoRA, and QLoRA at mixed bits, 
 :class:`~coalora_lib.adapter.CoaLora` with ``adjuster="none"``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Tokenized data in batches of similar length: short phrases waste little on padding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -63,9 +61,7 @@ def collate(
 ) -> dict[str, Tensor]:
     """Stack examples, padded on the right to the longest, or on to a multiple of some length.
 
-    Returns:
-        Each (batch, length); labels (batch,), or (batch, length) where every token has one, with
-        -100 on the padding.
+    Each (batch, length); labels (batch,), or as long, with -100 on the padding.
     """
     padding = {"input_ids": pad_token, "labels": IGNORED}
     batch = {}
@@ -81,13 +77,10 @@ def collate(
 
 
 class ShuffledBatches:
-    """Batches for ever, epoch after epoch, each epoch in a new order with lengths bucketed.
+    """Batches of ``size`` for ever, each epoch in a new order with lengths bucketed.
 
     The order depends on the seed and the epoch alone, so that epoch and position say where a run
-    stands. ``pad_token`` and ``multiple`` are as for :func:`collate`.
-
-    Raises:
-        ValueError: there are fewer examples than one batch of ``size``.
+    stands. ValueError if there are fewer examples than one batch.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Forward and backward as CUDA graphs: a small model spends its time on launches, not on sums."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple

@@ -8,8 +8,6 @@
 A checkpoint is a folder that appears whole; the two newest are kept.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
@@ -20,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,7 +39,7 @@ class State(NamedTuple):
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, tree: dict[str, Any]) -> State:
+    def of(cls, tree: dict[str, Any]) -> Self:
         """Of nested dictionaries and lists, whose tensors are named by their paths."""
         tensors: dict[str, Tensor] = {}
 
@@ -122,10 +120,9 @@ class CheckpointFolder:
             shutil.rmtree(old)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, or None; a damaged one is named in a warning and put aside.
+        """The newest whole checkpoint; ValueError if it is of another run.
 
-        Raises:
-            ValueError: it is of another run.
+        A damaged one is named in a warning and put aside.
         """
         for path in reversed(list_checkpoints(self.path)):
             try:

@@ -1,7 +1,5 @@
 """Accuracy, loss and perplexity under a configuration."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,19 +17,12 @@ Examples = list[dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on some examples.
+    """How a model does on some examples."""
 
-    Attributes:
-        accuracy: 0 to 1; of a causal model, the share of tokens predicted first.
-        loss: mean cross-entropy in nats, over examples or predicted tokens.
-        correct: (examples,) bool in the examples' order; of a causal model, (tokens,).
-        of_tokens: it is a causal model's.
-    """
-
-    accuracy: float
-    loss: float
-    correct: Tensor
-    of_tokens: bool = False
+    accuracy: float  #: 0 to 1; of a causal model, the share of tokens predicted first
+    loss: float  #: mean cross-entropy in nats, over examples or predicted tokens
+    correct: Tensor  #: (examples,) bool in their order; of a causal model, (tokens,)
+    of_tokens: bool = False  #: it is a causal model's
 
     @property
     def perplexity(self) -> float:

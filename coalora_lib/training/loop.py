@@ -1,7 +1,5 @@
 """One training loop for every method: over a set of configurations, with the search between."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence

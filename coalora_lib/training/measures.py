@@ -8,8 +8,6 @@ each example's own. They come out of one backward pass a batch: for a linear lay
 gradient is the product of what went in and of what came back, summed over its tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -71,8 +69,8 @@ def fisher_importance(
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of some linear layers on a task's data, in one pass.
 
-    The model is in evaluation mode meanwhile. For a batch's keywords, ``labels`` among them, it gives
-    a ``.loss``, the mean over the batch's examples.
+    The model, in evaluation mode meanwhile, gives for a batch, which holds ``labels``,
+    a ``.loss``, the mean over its examples.
 
     Returns:
         Layer to (out, in) float32, the mean squared gradient, on the model's device.

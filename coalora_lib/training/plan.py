@@ -1,7 +1,5 @@
 """The plan of a training run, and what the run leaves."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -82,16 +80,9 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class History:
-    """What a run leaves beside the trained model.
+    """What a run leaves beside the trained model."""
 
-    Attributes:
-        losses: of each step, averaged over its configurations.
-        configurations: the training set at the end.
-        rounds: the searches, in order.
-        search_seconds: wall time that they took, since the run was started or resumed.
-    """
-
-    losses: list[float]
-    configurations: list[Configuration]
-    rounds: list[Round]
-    search_seconds: float = 0.0
+    losses: list[float]  #: of each step, averaged over its configurations
+    configurations: list[Configuration]  #: the training set at the end
+    rounds: list[Round]  #: the searches, in order
+    search_seconds: float = 0.0  #: wall time since the run was started or resumed

@@ -1,7 +1,5 @@
 """The optimizer of a run, its data's digest, and what several processes of it share."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -44,8 +42,7 @@ def data_digest(examples: Examples, flat: Tensor | None) -> str:
 def on_main_process(accelerator: Accelerator, call: Callable[[], Result]) -> Result:
     """What ``call`` gives on the main process, on all processes; all wait for it.
 
-    Raises:
-        RuntimeError: on the other processes, where ``call`` raised on the main one.
+    Where it raises, the others raise RuntimeError.
     """
     if accelerator.num_processes == 1:
         return call()

@@ -1,7 +1,5 @@
 """One pass of a training step, and what it learns from beside the labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

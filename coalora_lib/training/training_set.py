@@ -1,7 +1,5 @@
 """The configurations that a run trains over, and the draw of those of a step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
