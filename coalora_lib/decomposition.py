@@ -4,9 +4,9 @@ Alternate between the two parts, each the best answer to what the other leaves o
 
     L1 L2 = SVD_r(W - Q)        Q = quantize(W - L1 L2)
 
-Neither step looks at what the next one does, so the error may rise; the iterate with the smallest
-error is returned. With importance F the error is the two-sided form || D_row (.) D_col ||_F, D_row
-and D_col the roots of F's row and column means, for which the best L1 L2 is again a truncated SVD.
+The error may rise; the iterate with the smallest is returned. With importance F the error is the
+two-sided form || D_row (.) D_col ||_F, D_row and D_col the roots of F's row and column means, for
+which the best L1 L2 is again a truncated SVD.
 """
 
 from dataclasses import dataclass

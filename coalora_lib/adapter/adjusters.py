@@ -75,8 +75,7 @@ class HyperNetwork(Adjuster):
 
     Args:
         encoder: makes Q from a configuration's indices.
-        rank: r of the LoRA factors.
-        widths: in_features of each layer.
+        rank, widths: r of the LoRA factors, and in_features of each layer.
         hidden: width of the hidden layer; 128 in the paper's code.
         learned_scale: multiply U (and v) by one trained number, 1 at first, as the paper's code.
         output_bias: make v beside U.

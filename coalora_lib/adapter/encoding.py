@@ -1,8 +1,7 @@
 """The encoding Q_i = [z_i, m_i, b_i] of a layer and its configuration (paper, section 4.1).
 
-z_i embeds the fields of c_i, m_i the layer's module type, b_i the index of its block. An
-option adds three numbers that the fields only imply: how wrong the layer is under c_i, the bits it
-takes, and the bits of the whole model.
+z_i embeds the fields of c_i, m_i the layer's module type, b_i the index of its block. An option
+adds three numbers: how wrong the layer is under c_i, the bits it takes, and the model's bits.
 """
 
 import re
@@ -25,14 +24,10 @@ class LayerDescriptions:
 
 
 def describe_layers(names: Sequence[str]) -> LayerDescriptions:
-    """Read module type and block index off module paths.
+    """Read block index and module type off module paths: the first integer, and what follows it.
 
-    The first integer in a path is the block, what follows it the module type:
     "bert.encoder.layer.3.attention.self.query" is "attention.self.query" in block 3, and
-    "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7.
-
-    Raises:
-        ValueError: a path has no integer part, or nothing after it.
+    "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7. ValueError without an integer.
     """
     kinds, blocks = [], []
     for name in names:

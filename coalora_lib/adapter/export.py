@@ -52,12 +52,9 @@ def write_adapter(
 ) -> Path:
     """Write adapter_config.json and adapter_model.safetensors for one configuration.
 
-    The PEFT model is left as it is. ``factors`` are each layer's under the configuration;
-    ``weights``, one of :data:`WEIGHTS`, is what to write beside it.
-
-    Raises:
-        ValueError: ``weights`` is not known, or not to be had in the model's space.
-        FileExistsError: the folder holds something else than an earlier export.
+    ``factors`` are each layer's under it; ``weights``, one of :data:`WEIGHTS`, is what to write
+    beside it. ValueError if that is not to be had; FileExistsError if the folder is no earlier
+    export.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r} is not known; allowed: {WEIGHTS}")

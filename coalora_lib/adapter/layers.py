@@ -17,12 +17,9 @@ from coalora_lib.spaces import Choice, ConfigurationSpace
 class AdaptedLayers:
     """LoRA layers whose frozen weights follow a configuration.
 
-    What is behind and inside each LoRA of the model is replaced. ``mean_inputs`` are by name, or
-    None; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
-
-    Attributes:
-        quantized: the layer behind each LoRA by name.
-        configuration: the current one; None while the weights are the pre-trained ones.
+    What is behind and inside each LoRA of the model is replaced. ``quantized`` has the layer behind
+    each by name; ``configuration`` is None while the weights are the pre-trained ones. Mean inputs
+    are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
     """
 
     def __init__(

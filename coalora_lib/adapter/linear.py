@@ -1,8 +1,8 @@
 """LoRA's linear layer under autocast, in less than half of the kernels that PEFT's needs.
 
-A small model trains as fast as its GPU can begin kernels. PEFT's forward casts the input for the
-frozen weight, casts it back for the factors, casts it again for each product, and scales and adds
-in kernels of their own. Here the input is cast once, and the products scale and add.
+PEFT's forward casts the input for the frozen weight, casts it back for the factors, casts it again
+for each product, and scales and adds in kernels of their own. Here the input is cast once, and the
+products scale and add.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,14 +19,10 @@ from coalora_lib.adapter.quantized import QuantizedLinear, autocast_dtype
 
 
 class LoraFactor(nn.Linear):
-    """A LoRA factor for which another one may stand in, with a bias.
+    """A LoRA factor for which another one may stand in: L2, PEFT's ``lora_A``, or L1, ``lora_B``.
 
-    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and takes its
-    parameter over, under its name. Without a stand-in it is that layer exactly.
-
-    Attributes:
-        stand_in: what an adjuster puts in the weight's place, of its shape: for L2, (I + U) L2.
-        shift: (out_features,), a bias that an adjuster adds: v.
+    It takes PEFT's parameter over, under its name. ``stand_in`` is what an adjuster puts in the
+    weight's place, of its shape, and ``shift``, (out_features,), a bias that it adds: v.
     """
 
     def __init__(self, factor: nn.Linear) -> None:
@@ -120,8 +116,7 @@ class LoraLinear(lora.Linear):
     """PEFT's LoRA layer, whose forward is :class:`LoraProduct` where that is the same sum.
 
     That is under autocast to a 16-bit type, with one plain adapter, not merged, without dropout,
-    on a frozen weight. Everything else goes PEFT's way. Over a
-    :class:`~coalora_lib.adapter.quantized.QuantizedLinear` it cannot be merged.
+    on a frozen weight. Everything else goes PEFT's way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -3,8 +3,7 @@
     coalora.json            base model (class, name, checksum, dtype), settings, layers, current
                             configuration, training set, checksum of the weights
     config.json             the base model's configuration
-    coalora.safetensors     LoRA factors, hypernetwork, head; the error table and the layers' mean
-                            inputs if they were measured
+    coalora.safetensors     LoRA factors, hypernetwork, head; errors and mean inputs if measured
     quantized.safetensors   packed weights under the current configuration, if asked for
 
 The base model's weights stay where they are: they are named, and recognised by checksum.
@@ -81,14 +80,9 @@ def write(
 ) -> Path:
     """Write a model's whole method into a folder, replaced as a whole if it is one of ours.
 
-    Args:
-        about: settings, configuration and training set, as :class:`Description` has them.
-        base: the transformers model, LoRA in it.
-        weights: the pre-trained weight of each adapted layer by name, in the model's order.
-        quantized: packed weights to write too; none if empty.
-
-    Raises:
-        FileExistsError: the folder holds something else.
+    ``about`` has settings, configuration and training set, as :class:`Description` does;
+    ``weights`` are the adapted layers' pre-trained ones, ``quantized`` packed ones to write too.
+    FileExistsError if the folder holds something else.
     """
     tensors = dict(content.parameters)
     if content.errors is not None:
@@ -118,10 +112,8 @@ def write(
 def read(folder: str | Path) -> Saved:
     """Read a folder and check it in itself.
 
-    Raises:
-        FileNotFoundError: there is no such folder, or a file is missing in it.
-        ValueError: the folder is not one of ours, or a file was altered or cut short; the file is
-            named.
+    FileNotFoundError if it or a file is missing, ValueError if a file, which is named, is not ours
+    or was altered.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -74,12 +74,7 @@ class AdapterSettings(BaseModel):
     def check(
         self, linears: Mapping[str, nn.Linear | Conv1D], mean_inputs: Mapping[str, Tensor] | None
     ) -> None:
-        """Refuse mean inputs and a start that do not fit the layers.
-
-        Raises:
-            ValueError: mean inputs are missing or not wanted, or a layer, which is named, has
-                another width, or fewer singular values than the start needs.
-        """
+        """Refuse mean inputs and a start that do not fit the layers: ValueError."""
         wanted = self.bias_correction
         if wanted != (mean_inputs is not None):
             raise ValueError(

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,18 +40,14 @@ def error_table(
         tqdm(total=total, desc="error table", unit="weights", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for part, errors in _in_order(pool, parts, 2 * workers):
-            table[part.row] += errors.cpu()
-            bar.update(part.weights)
+        for (row, size, _), errors in _in_order(pool, parts, 2 * workers):
+            table[row] += errors.cpu()
+            bar.update(size)
     return table
 
 
-class _Part(NamedTuple):
-    """Some of a layer's errors, to be computed: the row of the table that they are added to."""
-
-    row: int
-    weights: int
-    compute: Callable[[], Tensor]
+#: Some of a layer's errors: their row in the table, weights, and what computes them.
+_Part = tuple[int, int, Callable[[], Tensor]]
 
 
 def _in_order(
@@ -60,12 +55,12 @@ def _in_order(
 ) -> Iterator[tuple[_Part, Tensor]]:
     """Each part with its result; only so many parts are made ahead, since they hold memory."""
     running: deque[tuple[_Part, Future[Tensor]]] = deque(
-        (part, pool.submit(part.compute)) for part in islice(parts, ahead)
+        (part, pool.submit(part[2])) for part in islice(parts, ahead)
     )
     while running:
         part, result = running.popleft()
         yield part, result.result()
-        running.extend((more, pool.submit(more.compute)) for more in islice(parts, 1))
+        running.extend((more, pool.submit(more[2])) for more in islice(parts, 1))
 
 
 def _parts(
@@ -80,6 +75,6 @@ def _parts(
                 raise ValueError("has no importance")
             factors = None if importance is None else importance[name]
             for size, compute in space.error_parts(weight, factors, pieces):
-                yield _Part(row, size, compute)
+                yield row, size, compute
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {name}: {error}") from None

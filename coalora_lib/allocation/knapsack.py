@@ -7,9 +7,8 @@ for every choice by how much the bound rises if it is taken, its reduced cost
 
 A solution of cost at most (bound + slack) uses choices with sum of r at most that slack. So guess
 a small slack, enumerate such solutions layer by layer, keep of partial ones only those that no
-other beats in cost and weight, and double the slack until one is found: it is optimal, since
-every solution cheaper than bound + slack was looked at. With many layers the optimum lies very
-close to the bound (the relaxation is fractional in one layer only), and few choices survive.
+other beats in cost and weight, and double the slack until one is found: it is optimal. With many
+layers the optimum lies very close to the bound, and few choices survive.
 """
 
 from collections.abc import Sequence

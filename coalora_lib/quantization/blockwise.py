@@ -4,9 +4,6 @@ The tensor is cut into blocks of B0 weights. A block's scale is its largest magn
 themselves are quantized as :mod:`.blocks` says. With s^ the scale that is read back:
 
     s = max |w| over a block        code = nearest level to w / s^        w^ = level[code] s^
-
-:func:`quantize` and :meth:`QuantizedTensor.dequantize` call the operators of :mod:`.operators`,
-which have one implementation for every device and a faster one for CUDA.
 """
 
 import math
@@ -65,12 +62,9 @@ class QuantizedTensor:
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
     """Quantize a floating-point tensor of any shape, on any device.
 
-    The arithmetic is float32 whatever the input's dtype, so that a model held in another
-    precision gets the same codes.
-
-    Raises:
-        TypeError: the tensor is not floating point.
-        ValueError: it is empty, or holds a NaN or an infinity.
+    The arithmetic is float32 whatever the input's dtype, so that a model held in another precision
+    gets the same codes. TypeError for integers; ValueError if it is empty, or holds a NaN or an
+    infinity.
     """
     check_kind(weight)
     parts = operators.quantize(weight.detach(), choice)

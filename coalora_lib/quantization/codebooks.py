@@ -1,12 +1,10 @@
 """Code books: the levels that k-bit codes stand for, in [-1, 1].
 
-A code book is a function from k to at most 2^k ascending levels. A further one is one more such
-function and its entry in :data:`CODE_BOOKS`.
-
-A value's code is the number of thresholds between levels that lie below it. `torch.bucketize`
-counts them by bisection; :class:`LevelGrid` looks the count up. It cuts [-1, 1] into so many equal
-cells that none holds two thresholds: the cell gives the count up to its own threshold, and one
-comparison settles that one.
+A code book is a function from k to at most 2^k ascending levels, under its name in
+:data:`CODE_BOOKS`. A value's code is the number of thresholds between levels that lie below it.
+`torch.bucketize` counts them by bisection; :class:`LevelGrid` looks the count up. It cuts [-1, 1]
+into so many equal cells that none holds two thresholds: the cell gives the count up to its own
+threshold, and one comparison settles that one.
 """
 
 from collections.abc import Callable

@@ -42,11 +42,7 @@ def error_parts(
     Yields weights that a part stands for, and () to (432,) float64 on the weight's device. The
     importance, of the weight's shape and not negative, are factors of the squared errors. With
     ``pieces``, only so many evenly spaced pieces of 16,384 weights are looked at, and the sums
-    scaled up to the whole weight.
-
-    Raises:
-        TypeError, ValueError: as :func:`~coalora_lib.quantization.quantize`; or the importance has
-            another shape, or is negative or not finite.
+    scaled up to the whole weight. Errors as :func:`~coalora_lib.quantization.quantize`'s.
     """
     check_kind(weight)
     maxima = [block_scales(to_blocks(weight, size)) for size in FIELDS["block_size"]]

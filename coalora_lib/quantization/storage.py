@@ -43,10 +43,9 @@ def load_quantized(
 ) -> dict[str, QuantizedTensor]:
     """Read what :func:`save_quantized` wrote, onto a device.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file, is cut short, or a part of a tensor is missing or has
-            another size or dtype than its choice says; file and tensor are named.
+    FileNotFoundError if there is no such file. ValueError if it is not such a file, is cut short,
+    or a part of a tensor is missing or has another size or dtype than its choice says; both are
+    named.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")

@@ -80,7 +80,14 @@ def random_proposals(
     rows = _uniform(scored.cardinalities, 4 * count, generator)  # some may be scored, or repeat
     outside = ~is_allowed(scored.cost_of(rows))
     if outside.any():
-        rows[outside] = _chains(scored, int(outside.sum()), generator)
+        ends = int(outside.sum())
+        here = scored.configurations[
+            torch.randint(len(scored.losses), (ends,), generator=generator)
+        ]
+        finite_costs(scored.cost_of, here)
+        for _ in range(SWEEPS):
+            here = swept(scored.cost_of, here, _uniform(scored.cardinalities, ends, generator))
+        rows[outside] = here
     return new_rows(scored.configurations, rows, count)
 
 
@@ -88,16 +95,6 @@ def _uniform(cardinalities: Sequence[int], count: int, generator: torch.Generato
     """(count, d) integers, each uniform over its coordinate's values."""
     columns = [torch.randint(int(n), (count,), generator=generator) for n in cardinalities]
     return torch.stack(columns, dim=1)
-
-
-def _chains(scored: ScoredSet, count: int, generator: torch.Generator) -> Tensor:
-    """(count, d) ends of the chains that :func:`random_proposals` describes."""
-    first = torch.randint(len(scored.losses), (count,), generator=generator)
-    here = scored.configurations[first]
-    finite_costs(scored.cost_of, here)
-    for _ in range(SWEEPS):
-        here = swept(scored.cost_of, here, _uniform(scored.cardinalities, count, generator))
-    return here
 
 
 def nsga2_proposals(

@@ -42,10 +42,8 @@ def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
 def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """L(t), the least loss of a point that costs at most t, as steps; capped at the reference.
 
-    Returns:
-        losses: (m + 1,) float64, the height of each step; the first is the reference loss.
-        edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m costs in
-            ascending order, the reference cost.
+    (m + 1,) float64 heights of the steps, the first the reference loss; and (m + 2,) where they
+    begin and end: -inf, the front's m costs in ascending order, the reference cost.
     """
     _check(points)
     if any(math.isnan(value) for value in reference):

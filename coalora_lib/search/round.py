@@ -65,10 +65,8 @@ def extend(
     """Propose and score configurations in turn until the plan's budget is spent.
 
     ``score`` gives the losses of (k, d) proposals, (k,). They are at the end of the set that is
-    returned; fewer than the budget if the strategy has no more to propose.
-
-    Raises:
-        ValueError: a scored configuration is not allowed.
+    returned; fewer than the budget if the strategy has no more to propose. ValueError if a scored
+    configuration is not allowed.
     """
     finite_costs(scored.cost_of, scored.configurations)
     wanted = len(scored.losses) + plan.proposals

@@ -45,15 +45,12 @@ class Proposal:
 class Acquisition:
     """EHVI under a surrogate, of configurations and of all their neighbours.
 
-    The losses are those of the surrogate's configurations, (n,), whose costs are finite.
+    The losses are those of the surrogate's configurations, (n,), whose costs must be finite.
 
     Attributes:
         front: (m, 2) of [loss, cost]; rows: (m,) which of the scored they are.
         reference: (loss, cost).
         area: between the least loss and cost and the reference, the unit of a large improvement.
-
-    Raises:
-        ValueError: a scored configuration is not allowed.
     """
 
     def __init__(self, surrogate: Surrogate, losses: Tensor, cost_of: Cost) -> None:

@@ -38,11 +38,8 @@ def random_at_bits(
 
     Each layer draws its choice by itself, with probability p(c) proportional to exp(-lambda
     bits(c)): of all distributions with that mean the one with the most entropy. A uniform draw
-    over the paper's choices has 4.4 bits, so that many layers hardly ever come out low; this
-    reaches the whole range. ``layers`` are as for :func:`random_configuration`.
-
-    Raises:
-        ValueError: no distribution over the choices has that mean.
+    over the paper's choices has 4.4 bits, so that many layers hardly ever come out low. ``layers``
+    are as for :func:`random_configuration`. ValueError if no distribution has that mean.
     """
     space = get_space(space)
     count, tables = _tables(layers, space)

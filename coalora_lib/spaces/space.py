@@ -94,12 +94,13 @@ class ConfigurationSpace(ABC):
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """All choices in lexicographic order of the fields, the last one fastest."""
-        return tuple(self.make_choice(*values) for values in itertools.product(*self._values))
+        combinations = itertools.product(*self.fields.values())
+        return tuple(self.make_choice(*values) for values in combinations)
 
     @cached_property
     def cardinalities(self) -> tuple[int, ...]:
         """How many values each field has."""
-        return tuple(len(values) for values in self._values)
+        return tuple(len(values) for values in self.fields.values())
 
     @cached_property
     def strides(self) -> tuple[int, ...]:
@@ -192,10 +193,6 @@ class ConfigurationSpace(ABC):
             for choice, shape, size in zip(configuration, shapes, sizes, strict=True)
         )
         return stored / sum(sizes)
-
-    @cached_property
-    def _values(self) -> tuple[tuple, ...]:
-        return tuple(tuple(values) for values in self.fields.values())
 
     @cached_property
     def _choice_type(self) -> type:

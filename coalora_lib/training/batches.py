@@ -39,11 +39,8 @@ def tokenize_blocks(
     """A split's column sentence as examples for a causal language model, cut into blocks.
 
     All texts stand in a row, the end-of-sequence token between them, if there is one; what does not
-    fill a block of ``length`` tokens at the end is dropped. input_ids, attention_mask and labels,
-    the tokens, are (length,) each.
-
-    Raises:
-        ValueError: the texts do not fill one block.
+    fill a block of ``length`` tokens at the end is dropped. input_ids, attention_mask and labels
+    are (length,) each. ValueError if the texts do not fill one block.
     """
     between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = tokenizer(list(split["sentence"]), add_special_tokens=False)["input_ids"]

@@ -1,11 +1,9 @@
 """Checkpoint folders: all that a run needs to go on as if it had not been stopped, as files.
 
-    step-00001200-1/         one checkpoint; its name sorts by progress
-        state.safetensors    the run's tensors
-        state.json           its other values, which run it is, and checksums of both files
-    .lock                    held by the training that writes here
-
-A checkpoint is a folder that appears whole; the two newest are kept.
+step-00001200-1/         one checkpoint; it appears whole, and its name sorts by progress
+    state.safetensors    the run's tensors
+    state.json           its other values, which run it is, and checksums of both files
+.lock                    held by the training that writes here
 """
 
 import errno
@@ -85,9 +83,7 @@ class CheckpointFolder:
         """Get ready to write: make the folder, lock it, remove what a killed run left unfinished.
 
         The lock is the operating system's (``flock``): it ends with the process that holds it.
-
-        Raises:
-            OSError, RuntimeError: the folder cannot be written into, or another training does.
+        OSError or RuntimeError if the folder cannot be written into, or another training does.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)

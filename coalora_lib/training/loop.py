@@ -241,11 +241,14 @@ class Trainer:
         if tree["set"] is not None:
             self.set.replace(tree["set"])
 
-    @property
-    def about(self) -> dict:
-        """What a checkpoint must agree with to be one of this run."""
+    @contextmanager
+    def _opened(self, checkpoints: str | Path | None) -> Iterator[CheckpointFolder | None]:
+        """The folder, locked by the main process; the run stands at its newest checkpoint."""
+        if checkpoints is None:
+            yield None
+            return
         aware = isinstance(self.model, CoaLora)
-        return {
+        about = {
             "plan": asdict(self.plan),
             "search": None if self.search is None else asdict(self.search),
             "settings": self.model.settings.model_dump() if aware else None,
@@ -253,14 +256,7 @@ class Trainer:
             "processes": self.accelerator.num_processes,
             "parameters": {name: list(p.shape) for name, p in self.parameters.items()},
         }
-
-    @contextmanager
-    def _opened(self, checkpoints: str | Path | None) -> Iterator[CheckpointFolder | None]:
-        """The folder, locked by the main process; the run stands at its newest checkpoint."""
-        if checkpoints is None:
-            yield None
-            return
-        folder = CheckpointFolder(checkpoints, self.about)
+        folder = CheckpointFolder(checkpoints, about)
         on_main_process(self.accelerator, folder.open)
         try:
             newest = on_main_process(self.accelerator, folder.newest)

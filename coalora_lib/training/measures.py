@@ -23,15 +23,10 @@ from coalora_lib.training.evaluation import Examples, pad_token_of
 def mean_inputs(
     model: nn.Module, layers: Sequence[str], examples: Examples, batch_size: int = 64
 ) -> dict[str, Tensor]:
-    """E[x] of some linear layers, over the tokens of some examples; padding is left out.
+    """E[x] of linear layers of an unquantized model, over the tokens of examples, without padding.
 
-    The transformers model, unquantized, is in evaluation mode meanwhile.
-
-    Returns:
-        Layer to (in,), float32, or float64 where the model is.
-
-    Raises:
-        ValueError: there are no examples.
+    The model is in evaluation mode meanwhile. Layer to (in,), float32, or float64 where the model
+    is. ValueError if there are no examples.
     """
     if not len(examples):
         raise ValueError("there are no examples to measure mean inputs on")
@@ -69,8 +64,8 @@ def fisher_importance(
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of some linear layers on a task's data, in one pass.
 
-    The model, in evaluation mode meanwhile, gives for a batch, which holds ``labels``,
-    a ``.loss``, the mean over its examples.
+    The model, in evaluation mode meanwhile, gives for a batch, which holds ``labels``, a ``.loss``,
+    the mean over its examples.
 
     Returns:
         Layer to (out, in) float32, the mean squared gradient, on the model's device.

@@ -74,9 +74,7 @@ def _at_least_float(logits: Tensor) -> Tensor:
 class Distillation:
     """Which configurations a step has, and whose logits its passes learn from: ``plan.teacher``'s.
 
-    Raises:
-        ValueError: there is no teacher where one is needed, or one where none is; or "self" is to
-            teach a model without configurations.
+    ValueError if a teacher is missing or not wanted, or the model cannot teach itself.
     """
 
     def __init__(

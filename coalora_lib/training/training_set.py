@@ -24,11 +24,7 @@ class TrainingSet:
 
     ``configurations`` holds what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes, and
     then each layer by layer; None for a model without. The state of ``generator`` says where the
-    draws stand.
-
-    Raises:
-        ValueError, TypeError: the set is empty or none, the model has no configurations, or one is
-            not of this model (its number is named).
+    draws stand. ValueError or TypeError for what does not fit the model, its number named.
     """
 
     def __init__(
