@@ -30,9 +30,7 @@ def check_base(base_model: PreTrainedModel) -> list[str]:
             has no linear layer in a numbered block.
     """
     kind = type(base_model).__name__
-    if getattr(base_model, "is_loaded_in_4bit", False) or getattr(
-        base_model, "is_loaded_in_8bit", False
-    ):
+    if any(getattr(base_model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         raise ValueError(
             f"the {kind} is quantized by bitsandbytes already; load it unquantized: configurations "
             "are made from the pre-trained weights"

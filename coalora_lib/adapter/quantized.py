@@ -116,10 +116,10 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.transposed = isinstance(linear, Conv1D)
         self.pretrained = linear.weight.detach()
-        shape = self.pretrained.shape
-        rows, columns = shape
-        self.in_features = rows if self.transposed else columns
-        self.out_features = columns if self.transposed else rows
+        rows, columns = self.pretrained.shape
+        self.out_features, self.in_features = (
+            (columns, rows) if self.transposed else (rows, columns)
+        )
         self.bias = linear.bias
         self.space, self.residual_rank = space, residual_rank
         self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-
-from coalora_lib.spaces import get_space
 
 #: Where the factors begin.
 Start = Literal["zero", "svd", "residual"]
@@ -52,11 +50,6 @@ class AdapterSettings(BaseModel):
     output_bias: bool = False
     width: int = Field(8, ge=1)
     hidden: int = Field(128, ge=1)
-
-    @field_validator("space")
-    @classmethod
-    def _known_space(cls, name: str) -> str:
-        return get_space(name).name
 
     @model_validator(mode="after")
     def _bank_starts_from_zero(self) -> Self:

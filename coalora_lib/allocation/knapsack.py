@@ -25,6 +25,15 @@ FIRST_SLACK = 1 / 64
 ROUNDING = 1e-12
 
 
+def undominated(costs: NDArray[np.float64], weights: NDArray) -> NDArray[np.intp]:
+    """Positions that none beats in both, weights strictly rising and costs strictly falling."""
+    order = np.lexsort((costs, weights))
+    best = np.minimum.accumulate(costs[order])
+    kept = np.ones(len(order), bool)
+    kept[1:] = best[1:] < best[:-1]
+    return order[kept]
+
+
 def solve(
     costs: Sequence[NDArray[np.float64]], weights: Sequence[NDArray[np.int64]], limit: int
 ) -> list[int] | None:
@@ -112,11 +121,7 @@ def _within(
         unused = np.maximum(limit - weight - most_left, 0)
         alive = (spent + multiplier * unused <= slack) & (weight + least_left <= limit)
         alive = np.flatnonzero(alive)
-        alive = alive[np.lexsort((cost[alive], weight[alive]))]
-        best = np.minimum.accumulate(cost[alive])
-        better = np.ones(len(alive), bool)
-        better[1:] = best[1:] < best[:-1]
-        alive = alive[better]
+        alive = alive[undominated(cost[alive], weight[alive])]
         if len(alive) == 0:
             return []
         if len(alive) > MOST_STATES:

@@ -30,10 +30,7 @@ def undominated(errors: Tensor, bits: Tensor) -> Tensor:
 
     (kept,) int64 in strictly ascending bits and descending error: the layer's staircase.
     """
-    order = np.lexsort((errors.numpy(), bits.numpy()))
-    best = np.minimum.accumulate(errors.numpy()[order])
-    kept = np.concatenate([[True], best[1:] < best[:-1]])
-    return torch.from_numpy(order[kept])
+    return torch.from_numpy(knapsack.undominated(errors.numpy(), bits.numpy()))
 
 
 def solve(
