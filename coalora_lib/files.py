@@ -1,7 +1,5 @@
 """Files and folders written whole or not at all, and their checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -83,11 +81,7 @@ def seal(content: dict[str, Any]) -> str:
 
 
 def unseal(text: str) -> dict[str, Any]:
-    """The content of a text that :func:`seal` made.
-
-    Raises:
-        ValueError: it is no JSON object, or was altered since.
-    """
+    """The content of a text that :func:`seal` made; ValueError if it was altered since."""
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
         raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")

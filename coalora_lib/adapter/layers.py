@@ -1,7 +1,5 @@
 """The adapted layers of a model: LoRA over quantized weights, switched together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -19,19 +17,9 @@ from coalora_lib.spaces import Choice, ConfigurationSpace
 class AdaptedLayers:
     """LoRA layers whose frozen weights follow a configuration.
 
-    Args:
-        model: a transformers model with PEFT's LoRA on these layers; what is behind and inside
-            each LoRA is replaced.
-        names: paths of the layers, in the model's order.
-        space: of the configurations.
-        cache: of their weights.
-        residual_rank, mean_inputs: see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`;
-            mean inputs by name, or None.
-
-    Attributes:
-        quantized: the layer behind each LoRA by name.
-        cache: of their weights.
-        configuration: the current one; None while the weights are the pre-trained ones.
+    What is behind and inside each LoRA of the model is replaced. ``quantized`` has the layer behind
+    each by name; ``configuration`` is None while the weights are the pre-trained ones. Mean inputs
+    are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
     """
 
     def __init__(
@@ -130,12 +118,6 @@ class AdaptedLayers:
         for lora, (l1, l2, shift) in zip(self._loras, factors, strict=True):
             lora.lora_B["default"].take(l1)
             lora.lora_A["default"].take(l2, shift)
-
-    def freeze_factors(self) -> None:
-        """Train LoRA's own factors no more."""
-        for l1, l2, _ in self.factors():
-            l1.requires_grad_(False)
-            l2.requires_grad_(False)
 
     @torch.no_grad()
     def start_from_residual(self, configuration: Sequence[Choice], rank: int) -> None:

@@ -1,7 +1,5 @@
 """PEFT's LoRA on the linear layers of a transformers model: what all methods here start from."""
 
-from __future__ import annotations
-
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,16 +23,14 @@ def adaptable_layers(model: nn.Module) -> list[str]:
 
 
 def check_base(base_model: PreTrainedModel) -> list[str]:
-    """Refuse what cannot be adapted; the names of the layers that can.
+    """The names of the layers that can be adapted.
 
     Raises:
         ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or
             has no linear layer in a numbered block.
     """
     kind = type(base_model).__name__
-    if getattr(base_model, "is_loaded_in_4bit", False) or getattr(
-        base_model, "is_loaded_in_8bit", False
-    ):
+    if any(getattr(base_model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         raise ValueError(
             f"the {kind} is quantized by bitsandbytes already; load it unquantized: configurations "
             "are made from the pre-trained weights"
@@ -54,9 +50,7 @@ def check_base(base_model: PreTrainedModel) -> list[str]:
 def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
     """PEFT's LoRA on every linear layer inside the blocks; a classifier's head is trained in full.
 
-    Args:
-        base_model: taken over and changed.
-        rank, alpha: of the LoRA factors.
+    The model is taken over and changed.
     """
     names = adaptable_layers(base_model)
     present = {name.rsplit(".", 1)[-1] for name, _ in base_model.named_modules()}

@@ -1,11 +1,9 @@
 """CoaLora: a transformers model whose LoRA follows the quantization configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +11,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from coalora_lib.adapter import saving
-from coalora_lib.adapter.adjusters import Factors
-from coalora_lib.adapter.attaching import (
-    check_means,
-    check_rank,
-    new_adjuster,
-    refuse_inner_save,
-)
-from coalora_lib.adapter.export import fixed_layers, packed_tensors, write_adapter
-from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
+from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
+from coalora_lib.adapter.export import packed_tensors, write_adapter
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
 from coalora_lib.adapter.quantized import WeightCache
@@ -42,14 +33,12 @@ class CoaLora(nn.Module):
 
         y = Q(W_i; c_i) x + bias_i + (alpha / r) L1_i (I + U_theta(Q_i)) L2_i x
 
-    with Q(W; c) the quantized weight, L1 and L2 PEFT's ``lora_B`` and ``lora_A``. Pre-trained
-    biases are kept. Build it with :meth:`attach`, or :meth:`from_pretrained`.
+    with Q(W; c) the quantized weight, L1 and L2 PEFT's ``lora_B`` and ``lora_A``. Build it with
+    :meth:`attach`, or :meth:`from_pretrained`.
 
     Attributes:
         model: the PEFT model.
         adjuster: what makes U, or takes its place.
-        settings: what it was attached with.
-        space: of its configurations.
         layer_names: the adapted linear layers, in the model's order.
         shapes, sizes: shape and number of weights of each of them.
         training_set: the configurations it was last trained on; kept when it is saved.
@@ -69,19 +58,18 @@ class CoaLora(nn.Module):
         self.layer_names = check_base(base_model)
         self.settings = settings
         self.space = get_space(settings.space)
-        linears = [base_model.get_submodule(name) for name in self.layer_names]
-        weights = {n: m.weight.detach() for n, m in zip(self.layer_names, linears, strict=True)}
+        linears = {name: base_model.get_submodule(name) for name in self.layer_names}
+        weights = {name: linear.weight.detach() for name, linear in linears.items()}
         self._resolver = ConfigurationResolver(weights, self.space, errors)
         self.shapes = self._resolver.shapes
         self.sizes = [parameters(shape) for shape in self.shapes]
-        check_means(settings, self.layer_names, linears, mean_inputs)
-        check_rank(settings, self.layer_names, self.shapes)
+        settings.check(linears, mean_inputs)
         reference = None
         if settings.start == "svd" and start_configuration is not None:
             reference = self._resolver(start_configuration, weights)
 
         self.model = attach_lora(base_model, settings.rank, settings.alpha)
-        self.model.save_pretrained = MethodType(refuse_inner_save, self.model)
+        self.model.save_pretrained = MethodType(_refuse_inner_save, self.model)
         self.layers = AdaptedLayers(
             base_model,
             self.layer_names,
@@ -92,7 +80,9 @@ class CoaLora(nn.Module):
         )
         self.training_set: list[list[Choice]] = []
         self._indices: Tensor | None = None
-        self.adjuster = new_adjuster(settings, self.space, self.layers, lambda: self.errors)
+        self.adjuster = new_adjuster(
+            settings, self.space, self.layers.pretrained, self.layers.factors(), lambda: self.errors
+        )
         if reference is not None:
             self.layers.start_from_residual(reference, settings.rank)
         #: What is saved, whatever is done to ``requires_grad`` later.
@@ -114,12 +104,12 @@ class CoaLora(nn.Module):
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
         **options: Any,
-    ) -> CoaLora:
+    ) -> Self:
         """Put LoRA on every linear layer inside the model's blocks.
 
         Args:
             base_model: a transformers model; it is taken over and changed, unless it is refused.
-            rank, alpha, start: see :class:`~coalora_lib.adapter.AdapterSettings`.
+            rank, alpha, start, options: see :class:`~coalora_lib.adapter.AdapterSettings`.
             space: what layers may be quantized to; the name of a registered space, or that space.
             errors: the model's (layers, choices) error table where the caller has it; otherwise it
                 is measured when a budget is first asked for.
@@ -127,7 +117,6 @@ class CoaLora(nn.Module):
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
-            options: the other fields of :class:`~coalora_lib.adapter.AdapterSettings`.
 
         Raises:
             ValueError: the model has no linear layer in a numbered block, is quantized or adapted
@@ -174,12 +163,9 @@ class CoaLora(nn.Module):
         return self.layers.mean_inputs
 
     def resolve(self, configuration: ConfigurationLike) -> list[Choice]:
-        """The choice of every layer that :meth:`set_configuration` would set.
+        """The choice of every layer that :meth:`set_configuration` would set, with its errors.
 
         The first budget measures the error table: every layer quantized to every choice.
-
-        Raises:
-            ValueError, TypeError: as :meth:`set_configuration`.
         """
         return self._resolver(configuration, self.pretrained_weights)
 
@@ -223,11 +209,7 @@ class CoaLora(nn.Module):
         self.layers.use(self.adjuster.adapted(self._indices, self.layers.factors()))
 
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
-        """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
-
-        Raises:
-            ValueError: the model has no hypernetwork.
-        """
+        """U and v of every layer under a configuration; ValueError without a hypernetwork."""
         if not isinstance(self.adjuster, HyperNetwork):
             raise ValueError(
                 f"attached with adjuster={self.settings.adjuster!r}: there are no adjustments"
@@ -266,8 +248,7 @@ class CoaLora(nn.Module):
                 of that name with the quantized weights restored, which transformers reads.
 
         Raises:
-            ValueError: no configuration is given or set, it does not fit the model, or ``weights``
-                is not known, or not to be had in the model's space.
+            ValueError: no configuration is given or set, or it or ``weights`` does not fit.
             FileExistsError: the folder holds something else.
         """
         configuration = self.configuration if configuration is None else configuration
@@ -276,15 +257,14 @@ class CoaLora(nn.Module):
                 "no configuration is set, and none is given: there is nothing to export"
             )
         resolved = self.resolve(configuration)
-        fixed = fixed_layers(self.layers, self.adapted_factors(resolved), resolved)
-        return write_adapter(self.model, fixed, folder, weights)
+        factors = self.adapted_factors(resolved)
+        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
         """Write the whole method into one folder, see :mod:`.saving`; the model is left as it is.
 
-        Args:
-            folder: new, empty, or written by this method before; then it is replaced as a whole.
-            quantized: also write the packed weights of the current configuration.
+        The folder is new, empty, or one of ours, which is replaced as a whole. ``quantized`` also
+        writes the packed weights of the current configuration.
 
         Raises:
             FileExistsError: the folder holds something else.
@@ -295,17 +275,17 @@ class CoaLora(nn.Module):
             raise ValueError("no configuration is set: there are no quantized weights to write")
         packed = packed_tensors(self.layers.packed(current)) if quantized and current else {}
         content = saving.Content(
-            settings=self.settings,
-            configuration=None if current is None else self.space.to_rows(current),
-            training_set=[self.space.to_rows(each) for each in self.training_set],
-            parameters={
-                n: p.detach() for n, p in self.named_parameters() if n in own or p.requires_grad
-            },
-            errors=self._resolver.errors,
-            mean_inputs=self.mean_inputs,
+            {n: p.detach() for n, p in self.named_parameters() if n in own or p.requires_grad},
+            self._resolver.errors,
+            self.mean_inputs,
         )
+        about = {
+            "settings": self.settings,
+            "configuration": None if current is None else self.space.to_rows(current),
+            "training_set": [self.space.to_rows(each) for each in self.training_set],
+        }
         base = self.model.get_base_model()
-        return saving.write(folder, content, base, self.pretrained_weights, packed)
+        return saving.write(folder, about, content, base, self.pretrained_weights, packed)
 
     @classmethod
     def from_pretrained(
@@ -313,13 +293,8 @@ class CoaLora(nn.Module):
         folder: str | Path,
         base_model: PreTrainedModel | None = None,
         cache_bytes: int = CACHE_LIMIT,
-    ) -> CoaLora:
-        """Read what :meth:`save_pretrained` wrote.
-
-        Args:
-            folder: that it was written to.
-            base_model: the model that it was attached to; loaded by its name if it is not given.
-            cache_bytes: as for :meth:`attach`.
+    ) -> Self:
+        """Read what :meth:`save_pretrained` wrote; the base model is loaded by name unless given.
 
         Raises:
             FileNotFoundError: there is no such folder, or a file is missing in it.
@@ -328,19 +303,27 @@ class CoaLora(nn.Module):
             OSError: the base model cannot be loaded by its name.
         """
         saved = saving.read(folder)
-        content, space = saved.content, get_space(saved.content.settings.space)
+        about, content = saved.description, saved.content
         base_model = saving.matching_base(saved, base_model)
         means = content.mean_inputs or None
-        model = cls(base_model, content.settings, content.errors, cache_bytes, means)
+        model = cls(base_model, about.settings, content.errors, cache_bytes, means)
         saving.load_parameters(model, content.parameters, str(saved.folder / saving.WEIGHTS))
-        model.training_set = [space.from_rows(rows) for rows in content.training_set]
-        if content.configuration is not None:
-            model.set_configuration(space.from_rows(content.configuration))
+        model.training_set = [model.space.from_rows(rows) for rows in about.training_set]
+        if about.configuration is not None:
+            model.set_configuration(model.space.from_rows(about.configuration))
         return model
 
-    def _apply(self, fn, *args: Any, **kwargs: Any) -> CoaLora:
+    def _apply(self, fn, *args: Any, **kwargs: Any) -> Self:
         """What ``.to()`` and its kin do, also for the indices of the current configuration."""
         super()._apply(fn, *args, **kwargs)
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
         return self
+
+
+def _refuse_inner_save(*_: Any, **__: Any) -> None:
+    """Stands for the inner PEFT model's ``save_pretrained``; says what to call instead."""
+    raise RuntimeError(
+        "the inner PEFT model holds LoRA without its adjustment; call CoaLora.save_pretrained for "
+        "the whole method, or CoaLora.export_peft_adapter for one configuration"
+    )

@@ -1,11 +1,9 @@
 """A frozen linear layer whose weight follows a choice, and the memory of weights made before."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,24 +16,14 @@ from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A layer under one choice, as small as it is stored.
+    """A layer under one choice, as it is stored; for GPT-2's Conv1D that is (in, out)."""
 
-    Attributes:
-        quantized: Q.
-        left, right: (rows, k) and (k, columns), a frozen low-rank term; None without one. In the
-            layout of the stored weight, which for GPT-2's Conv1D is (in, out).
-    """
-
-    quantized: QuantizedWeight
-    left: Tensor | None = None
-    right: Tensor | None = None
+    quantized: QuantizedWeight  #: Q
+    left: Tensor | None = None  #: (rows, k), of a frozen low-rank term
+    right: Tensor | None = None  #: (k, columns)
 
     def restore(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight that the layer computes with: Q, plus the low-rank term.
-
-        Args:
-            dtype: of the result, rounded to once; the pre-trained weight's by default.
-        """
+        """Q, plus the low-rank term; rounded once, to the pre-trained dtype by default."""
         if self.left is None or self.right is None:
             return self.quantized.dequantize(dtype)
         weight = self.quantized.dequantize().addmm_(self.left, self.right)
@@ -46,17 +34,6 @@ class PackedWeight:
         """Bytes taken."""
         low_rank = (part for part in (self.left, self.right) if part is not None)
         return self.quantized.nbytes + sum(part.nbytes for part in low_rank)
-
-
-class HasBytes(Protocol):
-    """What a cache can hold: it says how large it is."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken."""
-
-
-Entry = TypeVar("Entry", bound=HasBytes)
 
 
 @dataclass
@@ -72,14 +49,9 @@ class WeightCache:
     """What layers made for choices they had lately: restored weights, and packed ones behind them.
 
     Switching a layer to a choice seen before is a look-up while its restored weight is held, and a
-    de-quantization while only its packed form is. When the cache is full, the restored weights
-    used longest ago go first, then the packed ones. A copy of a cache begins empty.
-
-    Args:
-        limit: bytes it may hold of both kinds; a limit of 0 holds nothing.
-
-    Attributes:
-        held: bytes it holds.
+    de-quantization while only its packed form is. When more bytes than the limit are held, the
+    restored weights used longest ago go first, then the packed ones; a limit of 0 holds nothing. A
+    copy of a cache begins empty.
     """
 
     #: In the order in which they are given up.
@@ -89,10 +61,10 @@ class WeightCache:
         self.limit = limit
         self.clear()
 
-    def get(self, kind: str, key: Hashable, make: Callable[[], Entry]) -> Entry:
+    def get(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
         """What is held of a kind under a key, or else what ``make`` returns, which is then held.
 
-        It is handed out whatever its size.
+        It has ``nbytes``, and is handed out whatever its size.
         """
         entries = self._entries[kind]
         if key in entries:
@@ -114,28 +86,23 @@ class WeightCache:
             kind: OrderedDict() for kind in self.KINDS
         }
 
-    def __deepcopy__(self, memo: dict) -> WeightCache:
-        return WeightCache(self.limit)
+    def __deepcopy__(self, memo: dict) -> Self:
+        return type(self)(self.limit)
 
 
 class QuantizedLinear(nn.Module):
     """y = W x + b under one choice of a space: W = Q(W_pre; c), b = bias + (W_pre - Q) E[x].
 
-    It takes the place of a linear layer behind LoRA. Neither the pre-trained weight nor the
-    quantized ones are parameters or buffers. They are in no state_dict, so that nothing that loads,
-    merges or averages parameters can write into them.
+    It takes the place of a linear layer behind LoRA, or of GPT-2's Conv1D, whose weight is
+    transposed, (in, out). Neither the pre-trained weight nor the quantized ones are parameters or
+    buffers: nothing that loads, merges or averages parameters can write into them.
 
     Args:
-        linear: a linear layer, or GPT-2's Conv1D, whose weight is (in, out). Its bias is taken
-            over.
+        linear: its bias is taken over.
         space: of the choices.
         cache: shared by the layers of a model.
         residual_rank: k > 0 adds SVD_k(W_pre - Q), frozen, to every quantized weight.
         mean_input: E[x], (in,), for the correction of the mean output; None corrects nothing.
-
-    Attributes:
-        pretrained: the unquantized weight; not to be written to.
-        transposed: weights are (in, out).
     """
 
     def __init__(
@@ -149,10 +116,10 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.transposed = isinstance(linear, Conv1D)
         self.pretrained = linear.weight.detach()
-        shape = self.pretrained.shape
-        rows, columns = shape
-        self.in_features = rows if self.transposed else columns
-        self.out_features = columns if self.transposed else rows
+        rows, columns = self.pretrained.shape
+        self.out_features, self.in_features = (
+            (columns, rows) if self.transposed else (rows, columns)
+        )
         self.bias = linear.bias
         self.space, self.residual_rank = space, residual_rank
         self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)
@@ -253,7 +220,7 @@ class QuantizedLinear(nn.Module):
         dtype = self.pretrained.dtype
         return PackedWeight(quantized, left.to(dtype), right.to(dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""
         super()._apply(fn, recurse)
         converted = fn(self.pretrained)

@@ -3,20 +3,16 @@
     coalora.json            base model (class, name, checksum, dtype), settings, layers, current
                             configuration, training set, checksum of the weights
     config.json             the base model's configuration
-    coalora.safetensors     LoRA factors, hypernetwork, head; the error table and the layers' mean
-                            inputs if they were measured
+    coalora.safetensors     LoRA factors, hypernetwork, head; errors and mean inputs if measured
     quantized.safetensors   packed weights under the current configuration, if asked for
 
 The base model's weights stay where they are: they are named, and recognised by checksum.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
@@ -58,36 +54,16 @@ class Description(BaseModel):
     weights_sha256: str
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a model is beside its base.
+class Content(NamedTuple):
+    """The tensors of a model beside its base."""
 
-    Attributes:
-        settings: what it was attached with.
-        configuration: rows of the current configuration, or None.
-        training_set: rows of each configuration it was trained on.
-        parameters: the trained parameters by name.
-        errors: the (layers, choices) error table, or None.
-        mean_inputs: E[x] of each layer by name; empty without bias correction.
-    """
-
-    settings: AdapterSettings
-    configuration: list[int] | None
-    training_set: list[list[int]]
-    parameters: dict[str, Tensor]
-    errors: Tensor | None
-    mean_inputs: dict[str, Tensor]
+    parameters: dict[str, Tensor]  #: the trained ones by name
+    errors: Tensor | None  #: (layers, choices), the error table
+    mean_inputs: dict[str, Tensor]  #: by layer; empty without bias correction
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A folder's content, checked in itself.
-
-    Attributes:
-        folder: where it was read from.
-        description: coalora.json.
-        content: what it holds.
-    """
+class Saved(NamedTuple):
+    """A folder, its coalora.json and its tensors, checked in themselves."""
 
     folder: Path
     description: Description
@@ -96,22 +72,17 @@ class Saved:
 
 def write(
     folder: str | Path,
+    about: Mapping[str, Any],
     content: Content,
     base: PreTrainedModel,
     weights: Mapping[str, Tensor],
     quantized: Mapping[str, QuantizedTensor],
 ) -> Path:
-    """Write a model's whole method.
+    """Write a model's whole method into a folder, replaced as a whole if it is one of ours.
 
-    Args:
-        folder: new, empty, or written by this function before; then it is replaced as a whole.
-        content: of the model.
-        base: the transformers model, LoRA in it.
-        weights: the pre-trained weight of each adapted layer by name, in the model's order.
-        quantized: packed weights to write too; none if empty.
-
-    Raises:
-        FileExistsError: the folder holds something else.
+    ``about`` has settings, configuration and training set, as :class:`Description` does;
+    ``weights`` are the adapted layers' pre-trained ones, ``quantized`` packed ones to write too.
+    FileExistsError if the folder holds something else.
     """
     tensors = dict(content.parameters)
     if content.errors is not None:
@@ -127,12 +98,10 @@ def write(
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),
             base_checksum=base_checksum(base, weights),
-            settings=content.settings,
             layer_names=list(weights),
-            configuration=content.configuration,
-            training_set=content.training_set,
             config_sha256=sha256_of(partial / CONFIG),
             weights_sha256=sha256_of(partial / WEIGHTS),
+            **about,
         )
         (partial / DESCRIPTION).write_text(seal(description.model_dump()))
         if quantized:
@@ -143,10 +112,8 @@ def write(
 def read(folder: str | Path) -> Saved:
     """Read a folder and check it in itself.
 
-    Raises:
-        FileNotFoundError: there is no such folder, or a file is missing in it.
-        ValueError: the folder is not one of ours, or a file was altered or cut short; the file is
-            named.
+    FileNotFoundError if it or a file is missing, ValueError if a file, which is named, is not ours
+    or was altered.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,10 +141,7 @@ def read(folder: str | Path) -> Saved:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
-    content = Content(
-        about.settings, about.configuration, about.training_set, tensors, errors, means
-    )
-    return Saved(folder, about, content)
+    return Saved(folder, about, Content(tensors, errors, means))
 
 
 def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTrainedModel:
@@ -223,15 +187,12 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) -> None:
-    """Copy values into a model's parameters, all or none.
+    """Copy values into a model's parameters by name, all or none.
 
-    Args:
-        model: whose parameters they are: all of :func:`trained_parameters`, and any others.
-        values: by name.
-        source: what to call them in an error.
+    They hold all of :func:`trained_parameters`, and any others.
 
     Raises:
-        ValueError: a name or a shape differs.
+        ValueError: a name or a shape differs from what ``source`` has.
     """
     parameters = dict(model.named_parameters())
     for name in sorted(trained_parameters(model).keys() | values.keys()):
@@ -247,11 +208,7 @@ def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) ->
 def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
     """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
 
-    Heads that are trained in full are left out.
-
-    Args:
-        base: the transformers model.
-        weights: the adapted layers' unquantized weights by name.
+    ``weights`` are the adapted layers' own. Heads that are trained in full are left out.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_pretrained(base, weights)):

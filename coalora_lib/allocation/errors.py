@@ -1,12 +1,9 @@
 """The error table: what quantization under each choice of a space does to each layer."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,20 +18,12 @@ def error_table(
     importance: Mapping[str, Tensor] | None = None,
     pieces: int | None = None,
 ) -> Tensor:
-    """The squared quantization error of every layer under every choice.
+    """The squared quantization error of every layer under every choice: (layers, choices) float64.
 
-    e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight, or 1.
-
-    Args:
-        weights: layer name to weight tensor.
-        space: whose choices; a name or a space.
-        importance: layer name to a tensor of the weight's shape, not negative; see
-            :func:`coalora_lib.training.fisher_importance`.
-        pieces: the paper's spaces estimate a layer's error from this many evenly spaced pieces of
-            16,384 weights instead of all of them; the estimate is scaled to the whole layer.
-
-    Returns:
-        (layers, choices) float64, sums of squared errors; columns in the space's order.
+    e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight (see
+    :func:`coalora_lib.training.fisher_importance`), or 1. With ``pieces``, the paper's spaces
+    estimate a layer's error from this many evenly spaced pieces of 16,384 weights, scaled to the
+    whole layer.
 
     Raises:
         TypeError, ValueError: as :func:`coalora_lib.quantization.quantize`, with the layer's name;
@@ -51,18 +40,14 @@ def error_table(
         tqdm(total=total, desc="error table", unit="weights", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for part, errors in _in_order(pool, parts, 2 * workers):
-            table[part.row] += errors.cpu()
-            bar.update(part.weights)
+        for (row, size, _), errors in _in_order(pool, parts, 2 * workers):
+            table[row] += errors.cpu()
+            bar.update(size)
     return table
 
 
-class _Part(NamedTuple):
-    """Some of a layer's errors, to be computed: the row of the table that they are added to."""
-
-    row: int
-    weights: int
-    compute: Callable[[], Tensor]
+#: Some of a layer's errors: their row in the table, weights, and what computes them.
+_Part = tuple[int, int, Callable[[], Tensor]]
 
 
 def _in_order(
@@ -70,12 +55,12 @@ def _in_order(
 ) -> Iterator[tuple[_Part, Tensor]]:
     """Each part with its result; only so many parts are made ahead, since they hold memory."""
     running: deque[tuple[_Part, Future[Tensor]]] = deque(
-        (part, pool.submit(part.compute)) for part in islice(parts, ahead)
+        (part, pool.submit(part[2])) for part in islice(parts, ahead)
     )
     while running:
         part, result = running.popleft()
         yield part, result.result()
-        running.extend((more, pool.submit(more.compute)) for more in islice(parts, 1))
+        running.extend((more, pool.submit(more[2])) for more in islice(parts, 1))
 
 
 def _parts(
@@ -84,13 +69,12 @@ def _parts(
     importance: Mapping[str, Tensor] | None,
     pieces: int | None,
 ) -> Iterator[_Part]:
-    """Cut the layers into parts."""
     for row, (name, weight) in enumerate(weights.items()):
         try:
             if importance is not None and name not in importance:
                 raise ValueError("has no importance")
             factors = None if importance is None else importance[name]
             for size, compute in space.error_parts(weight, factors, pieces):
-                yield _Part(row, size, compute)
+                yield row, size, compute
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {name}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from coalora_lib.allocation.budgets import spread
+from coalora_lib.allocation import spread
 from coalora_lib.search import SearchPlan
 from coalora_lib.tasks.models import MINILM
 

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.allocation import allocate, error_table
-from coalora_lib.allocation.budgets import spread
+from coalora_lib.allocation import allocate, error_table, spread
 from coalora_lib.experiments.run import Run
 from coalora_lib.spaces import (
     NORMAL_FLOAT,

@@ -5,11 +5,8 @@ one look-up finds every b0's level for a weight, because the thresholds of all c
 cut the line into intervals in which no code changes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -20,13 +17,14 @@ from coalora_lib.quantization.blocks import (
     block_scales,
     check_finite,
     check_kind,
+    group_scales,
     nonzero,
+    restored_scales,
+    scale_codes,
     to_blocks,
 )
 from coalora_lib.quantization.choices import FIELDS, SCALE_DTYPES
-from coalora_lib.quantization.codebooks import code_levels, thresholds
-from coalora_lib.quantization.nearest import LevelGrid, level_grid
-from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
+from coalora_lib.quantization.codebooks import LevelGrid, code_levels, level_grid, thresholds
 
 #: Weights in a piece: whole second-level groups for every B0 and B1.
 PIECE = max(FIELDS["block_size"]) * max(FIELDS["scale_block_size"])
@@ -41,19 +39,10 @@ def error_parts(
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """The squared errors of a weight in parts that may be computed in any order, and added.
 
-    Args:
-        weight: any shape, floating point.
-        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
-        importance: of the weight's shape, not negative: factors of the squared errors.
-        pieces: look at this many evenly spaced pieces of 16,384 weights only, and scale the sums
-            up to the whole weight.
-
-    Yields:
-        Weights that the part stands for, and () to (432,) float64 on the weight's device.
-
-    Raises:
-        TypeError, ValueError: as :func:`~coalora_lib.quantization.quantize`; or the importance has
-            another shape, or is negative or not finite.
+    Yields weights that a part stands for, and () to (432,) float64 on the weight's device. The
+    importance, of the weight's shape and not negative, are factors of the squared errors. With
+    ``pieces``, only so many evenly spaced pieces of 16,384 weights are looked at, and the sums
+    scaled up to the whole weight. Errors as :func:`~coalora_lib.quantization.quantize`'s.
     """
     check_kind(weight)
     maxima = [block_scales(to_blocks(weight, size)) for size in FIELDS["block_size"]]
@@ -83,21 +72,9 @@ def _root(importance: Tensor, weight: Tensor) -> Tensor:
     return importance.to(weight.device).float().sqrt()
 
 
-@dataclass(frozen=True)
-class _SharedLevels:
-    """One look-up for the code books of every b0.
-
-    Attributes:
-        grid: finds the interval between neighbouring thresholds of all code books together.
-        levels: for every b0 the level that each interval belongs to: (intervals,) float32.
-    """
-
-    grid: LevelGrid
-    levels: tuple[Tensor, ...]
-
-
 @cache
-def _shared_levels(code_book: str, device: torch.device) -> _SharedLevels:
+def _shared_levels(code_book: str, device: torch.device) -> tuple[LevelGrid, list[Tensor]]:
+    """The intervals between the thresholds of every b0, and for every b0 the level of each."""
     books = [
         (code_levels(code_book, bits), thresholds(code_book, bits))
         for bits in FIELDS["weight_bits"]
@@ -108,23 +85,19 @@ def _shared_levels(code_book: str, device: torch.device) -> _SharedLevels:
         # Past a threshold of the union, how many of this book's thresholds have been passed?
         passed = F.pad(torch.bucketize(together, limits, right=True), (1, 0))
         levels.append(values[passed].to(device))
-    return _SharedLevels(level_grid(together.to(device)), tuple(levels))
+    return level_grid(together.to(device)), levels
 
 
 def _part_errors(
     weights: Tensor, offsets: list[Tensor], roots: Tensor | None, code_book: str, factor: float
 ) -> Tensor:
-    """Squared errors of some pieces under every choice: (432,) float64.
+    """Squared errors of (pieces, PIECE) float32 weights under every choice: (432,) float64.
 
-    Args:
-        weights: (pieces, PIECE) float32.
-        offsets: m of the whole weight for every B0, scalars.
-        roots: square roots of the importance, as the weights; or None.
-        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
-        factor: what the sums are multiplied by.
+    ``offsets`` holds m of the whole weight for every B0, ``roots`` the importance's square roots;
+    the sums are multiplied by ``factor``.
     """
     device = weights.device
-    shared = _shared_levels(code_book, device)
+    grid, books = _shared_levels(code_book, device)
     b0s, b1s, b2s, *_ = SHAPE
     # Rows (b1, b2) are neighbours in each of the (b0, B0, B1) slices.
     errors = torch.empty(b0s, b1s * b2s, *SHAPE[3:], dtype=torch.float64, device=device)
@@ -135,8 +108,8 @@ def _part_errors(
         excess = block_scales(blocks).sub_(offset).clamp_(min=0)
         for scale_place, rows, scales in _restored_scales(excess, offset):
             scales = scales[..., None]  # (choices of b1 and b2, blocks, 1)
-            interval = shared.grid.codes(blocks / nonzero(scales)).flatten()
-            for b0, levels in enumerate(shared.levels):
+            interval = grid.codes(blocks / nonzero(scales)).flatten()
+            for b0, levels in enumerate(books):
                 residual = levels.index_select(0, interval).view(len(scales), *blocks.shape)
                 residual.mul_(scales).sub_(blocks)
                 if importance is not None:
@@ -147,16 +120,10 @@ def _part_errors(
 
 
 def _restored_scales(excess: Tensor, offset: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """s^ of every block under every choice of b1, b2 and B1.
+    """For each B1, its index, rows of the choices (b1, b2), and their s^, (rows, blocks) float32.
 
-    Args:
-        excess: (blocks,) float32, s - m; whole second-level blocks.
-        offset: scalar float32, m.
-
-    Yields:
-        The index of B1, rows of the choices (b1, b2), and (rows, blocks) float32: one row at a
-        time on a processor, whose cache holds no more, all of them on a GPU, where a kernel's
-        launch costs more than its work.
+    One row at a time on a processor, whose cache holds no more; all of them on a GPU, where a
+    kernel's launch costs more than its work. ``excess`` is u, (blocks,), whole second-level blocks.
     """
     count = math.prod(SHAPE[1:3])
     together = count if excess.is_cuda else 1

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from coalora_lib.allocation.budgets import spread
+from coalora_lib.allocation import spread
 from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import versions
 from coalora_lib.search import ScoredSet, SearchPlan, extend, hypervolume

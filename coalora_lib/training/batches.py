@@ -1,7 +1,5 @@
 """Tokenized data in batches of similar length: short phrases waste little on padding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,10 +19,8 @@ def tokenize(
 ) -> list[dict[str, Tensor]]:
     """A split as examples: token tensors of their own length, and the label as "labels".
 
-    Args:
-        split: with columns sentence and label, and second for tasks of text pairs.
-        tokenizer: of the model that will read them.
-        max_length: longer texts are cut, in tokens.
+    The split has columns sentence and label, and second for tasks of text pairs. Texts of more
+    than ``max_length`` tokens are cut.
     """
     texts = [list(split[name]) for name in ("sentence", "second") if name in split.column_names]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
@@ -40,18 +36,11 @@ def tokenize(
 def tokenize_blocks(
     split: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[dict[str, Tensor]]:
-    """A split as examples for a causal language model: all texts in a row, cut into blocks.
+    """A split's column sentence as examples for a causal language model, cut into blocks.
 
-    Args:
-        split: with a column sentence.
-        tokenizer: of the model; its end-of-sequence token stands between texts, if it has one.
-        length: tokens of a block; what is left over at the end is dropped.
-
-    Returns:
-        input_ids, attention_mask and labels, each (length,); the labels are the tokens.
-
-    Raises:
-        ValueError: the texts do not fill one block.
+    All texts stand in a row, the end-of-sequence token between them, if there is one; what does not
+    fill a block of ``length`` tokens at the end is dropped. input_ids, attention_mask and labels
+    are (length,) each. ValueError if the texts do not fill one block.
     """
     between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = tokenizer(list(split["sentence"]), add_special_tokens=False)["input_ids"]
@@ -69,9 +58,7 @@ def collate(
 ) -> dict[str, Tensor]:
     """Stack examples, padded on the right to the longest, or on to a multiple of some length.
 
-    Returns:
-        Each (batch, length); labels (batch,), or (batch, length) where every token has one, with
-        -100 on the padding.
+    Each (batch, length); labels (batch,), or as long, with -100 on the padding.
     """
     padding = {"input_ids": pad_token, "labels": IGNORED}
     batch = {}
@@ -87,20 +74,10 @@ def collate(
 
 
 class ShuffledBatches:
-    """Batches for ever, epoch after epoch, each epoch in a new order with lengths bucketed.
+    """Batches of ``size`` for ever, each epoch in a new order with lengths bucketed.
 
     The order depends on the seed and the epoch alone, so that epoch and position say where a run
-    stands.
-
-    Args:
-        examples: from :func:`tokenize` or :func:`tokenize_blocks`.
-        size: examples in a batch.
-        pad_token: see :func:`collate`.
-        seed: of the orders.
-        multiple: see :func:`collate`.
-
-    Raises:
-        ValueError: there are fewer examples than one batch.
+    stands. ValueError if there are fewer examples than one batch.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Accuracy, loss and perplexity under a configuration."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,27 +10,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from coalora_lib.adapter.resolving import ConfigurationLike
-from coalora_lib.training.batches import ordered_batches
-from coalora_lib.training.losses import next_token_logits
+from coalora_lib.training.batches import IGNORED, ordered_batches
 
 Examples = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on some examples.
+    """How a model does on some examples."""
 
-    Attributes:
-        accuracy: 0 to 1; of a causal model, the share of tokens predicted first.
-        loss: mean cross-entropy in nats, over examples or predicted tokens.
-        correct: (examples,) bool in the examples' order; of a causal model, (tokens,).
-        of_tokens: it is a causal model's.
-    """
-
-    accuracy: float
-    loss: float
-    correct: Tensor
-    of_tokens: bool = False
+    accuracy: float  #: 0 to 1; of a causal model, the share of tokens predicted first
+    loss: float  #: mean cross-entropy in nats, over examples or predicted tokens
+    correct: Tensor  #: (examples,) bool in their order; of a causal model, (tokens,)
+    of_tokens: bool = False  #: it is a causal model's
 
     @property
     def perplexity(self) -> float:
@@ -48,11 +38,7 @@ def evaluate(
 ) -> Evaluation:
     """A model's accuracy and loss, under a configuration if it is a CoaLora.
 
-    Args:
-        model: left in evaluation mode, with the configuration set.
-        examples: from :func:`coalora_lib.training.tokenize` or ``tokenize_blocks``.
-        configuration: what ``set_configuration`` takes; None for the current one.
-        batch_size: examples in a forward.
+    The model is left in evaluation mode, with the configuration set; None is the current one.
     """
     return next(evaluate_each(model, examples, [configuration], batch_size))
 
@@ -102,6 +88,17 @@ def _evaluate(
     joined = torch.cat([correct[row] for row in sorted(correct)])
     of_tokens = batches[0][1]["labels"].ndim == 2
     return Evaluation(joined.double().mean().item(), total / count, joined, of_tokens)
+
+
+def next_token_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A causal model's predictions and what they are of, without padding.
+
+    (batch, length, vocabulary) and (batch, length), the tokens, IGNORED where none is to be
+    predicted, to (predictions, vocabulary) and (predictions,).
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    return logits[:, :-1][counted], targets[counted]
 
 
 def new_accelerator() -> Accelerator:

@@ -6,8 +6,7 @@ import torch
 from coalora_lib.allocation import allocate, error_table, undominated
 from coalora_lib.allocation.solver import Limit, integer_program
 from coalora_lib.quantization import BlockwiseChoice, quantize
-from coalora_lib.quantization.codebooks import thresholds
-from coalora_lib.quantization.nearest import level_grid
+from coalora_lib.quantization.codebooks import level_grid, thresholds
 from coalora_lib.spaces import NORMAL_FLOAT
 from tests.benchmarks.timing import GPU, timed
 

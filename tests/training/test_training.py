@@ -18,7 +18,7 @@ from coalora_lib.training import (
 )
 from coalora_lib.training.batches import ShuffledBatches, collate, ordered_batches
 from coalora_lib.training.loop import Trainer
-from coalora_lib.training.losses import distillation_loss
+from coalora_lib.training.step import distillation_loss
 from tests.conftest import tiny, tiny_bert
 
 SET = [[BlockwiseChoice(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]

@@ -1,20 +1,62 @@
-"""How much the task cares about each weight: squared gradients (the diagonal Fisher information).
+"""What a task's data say of a model's linear layers: their mean inputs, and their importance.
+
+Importance is the diagonal Fisher information, squared gradients,
 
     F_ij = mean over examples of (d loss(example) / d w_ij)^2
 
-Squares are of each example's own gradient. They come out of one backward pass a batch: for a
-linear layer an example's gradient is the product of what went in and of what came back, summed
-over its tokens.
+each example's own. They come out of one backward pass a batch: for a linear layer an example's
+gradient is the product of what went in and of what came back, summed over its tokens.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from coalora_lib.training.batches import ordered_batches
+from coalora_lib.training.evaluation import Examples, pad_token_of
+
+
+@torch.no_grad()
+def mean_inputs(
+    model: nn.Module, layers: Sequence[str], examples: Examples, batch_size: int = 64
+) -> dict[str, Tensor]:
+    """E[x] of linear layers of an unquantized model, over the tokens of examples, without padding.
+
+    The model is in evaluation mode meanwhile. Layer to (in,), float32, or float64 where the model
+    is. ValueError if there are no examples.
+    """
+    if not len(examples):
+        raise ValueError("there are no examples to measure mean inputs on")
+    sums: dict[str, Tensor] = {}
+    tokens, real = 0, torch.empty(0, dtype=torch.bool)
+
+    def add_to(name: str) -> Callable:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            entered = inputs[0].reshape(-1, inputs[0].shape[-1])[real.flatten()]
+            sums[name] = sums.get(name, 0) + entered.double().sum(0)
+
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(add_to(n)) for n in layers]
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        batches = ordered_batches(examples, batch_size, pad_token_of(model))
+        total = -(-len(examples) // batch_size)
+        for _, batch in tqdm(batches, "mean inputs", total, disable=None, leave=False):
+            batch = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            real = batch["attention_mask"].bool()
+            tokens += int(real.sum())
+            model(**batch)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    wide = next(model.parameters()).dtype == torch.float64
+    return {n: (s / tokens).to(torch.float64 if wide else torch.float32) for n, s in sums.items()}
 
 
 def fisher_importance(
@@ -22,12 +64,8 @@ def fisher_importance(
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of some linear layers on a task's data, in one pass.
 
-    The model is put into evaluation mode for it, and is otherwise left as it was.
-
-    Args:
-        model: gives a ``.loss``, the mean over a batch's examples, for a batch's keywords.
-        layers: paths of linear layers in it.
-        batches: of the task; each holds ``labels``.
+    The model, in evaluation mode meanwhile, gives for a batch, which holds ``labels``, a ``.loss``,
+    the mean over its examples.
 
     Returns:
         Layer to (out, in) float32, the mean squared gradient, on the model's device.
