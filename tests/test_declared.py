@@ -94,7 +94,7 @@ def test_nothing_is_declared_that_is_never_imported():
     code += [path.read_text() for path in MODULES]
     used = {name for text in code for name, _ in imported(text)}
     used = set().union(*map(distributions_of, used))
-    started = {"jupyter-book", "ipykernel"}  # as programs
+    started = {"jupyter-book", "jupytext", "ipykernel"}  # as programs
     for extra in (None, *PROJECT["optional-dependencies"]):
         assert declared(extra) - started <= used
 

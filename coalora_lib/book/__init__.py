@@ -1,13 +1,10 @@
-"""The book: how a chapter begins, its plots and tables, its execution and rendering.
+"""The book: how a chapter begins, its style and tables, its execution and rendering.
 
-What chapters import is here. :mod:`~coalora_lib.book.execution` and
-:mod:`~coalora_lib.book.rendering` are for the command line.
+What chapters import is here; the other modules are for the command line.
 """
 
 from coalora_lib.book.benchmarks import read_benchmarks
-from coalora_lib.book.chapter import begin
-from coalora_lib.book.plots import COLOURS
-from coalora_lib.book.provenance import provenance
-from coalora_lib.book.tables import table
+from coalora_lib.book.chapter import begin, provenance
+from coalora_lib.book.style import COLOURS, table
 
 __all__ = ["COLOURS", "begin", "provenance", "read_benchmarks", "table"]

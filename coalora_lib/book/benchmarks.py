@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class Machine(BaseModel):
-    """What the benchmarks ran on.
-
-    Attributes:
-        processor: its name; cores: how many the run could use.
-        gpu: its name, or None.
-        torch, python: versions.
-    """
-
-    model_config = ConfigDict(extra="ignore")
+    """What the benchmarks ran on; ``cores`` are those that the run could use."""
 
     processor: str
     cores: int
@@ -32,22 +24,16 @@ class Machine(BaseModel):
 class Stats(BaseModel):
     """Wall time of one call in seconds, over so many rounds."""
 
-    model_config = ConfigDict(extra="ignore")
-
     min: float
     median: float
     rounds: int
 
 
 class Timing(BaseModel):
-    """One benchmark.
+    """One benchmark: what was done (its group), how ("way") and where ("device").
 
-    Attributes:
-        group: what was done; params: how ("way"), and where ("device").
-        extra: further measurements, such as "bytes" moved.
+    ``extra`` holds further measurements, such as "bytes" moved.
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     group: str
     params: dict[str, Any]
@@ -57,8 +43,6 @@ class Timing(BaseModel):
 
 class Benchmarks(BaseModel):
     """One run of the benchmarks on one machine."""
-
-    model_config = ConfigDict(extra="ignore")
 
     machine: Machine = Field(alias="machine_info")
     timings: list[Timing] = Field(alias="benchmarks")

@@ -1,4 +1,4 @@
-"""How a chapter begins: its parameters checked, its random state set, its libraries quiet."""
+"""How a chapter begins, and the line that says what its numbers were made from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import transformers
 
-from coalora_lib.book.plots import use_style
-from coalora_lib.experiments.profiles import CHAPTER_PROFILES, PROFILES
-from coalora_lib.experiments.run import Run
-from coalora_lib.tasks import TASKS
+from coalora_lib.book.style import use_style
+from coalora_lib.experiments.profiles import CHAPTER_PROFILES, PROFILES, Run
+from coalora_lib.records.environment import PACKAGES, versions
+from coalora_lib.tasks import TASKS, TaskSplits, checkpoint_checksum, data_checksum
 
 #: What a chapter may be run on: what has classes.
 CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]
@@ -37,7 +37,7 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
         ValueError: papermill was given a name that the chapter does not have, or a value that is
             not allowed; what is allowed is listed.
     """
-    for name in injected_names(namespace.get("In", [])):
+    for name in _injected_names(namespace.get("In", [])):
         if name not in names:
             raise ValueError(f"this chapter has no parameter {name!r}; allowed: {', '.join(names)}")
     given = {name: namespace[name] for name in names}
@@ -53,25 +53,18 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
     use_style()
     # A thread that waits for a busy core spins: with a thread per core, a chapter beside other
     # work takes many times its processor time.
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // 2)))
     torch.manual_seed(run.seed)
     return run
 
 
-def injected_names(history: list[str]) -> list[str]:
+def _injected_names(history: list[str]) -> list[str]:
     """The names assigned by papermill's cell, read off the notebook's history of inputs."""
-    return [
-        target.id
-        for source in history
-        if source.startswith(INJECTED_MARK)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
+    cells = (ast.parse(source) for source in history if source.startswith(INJECTED_MARK))
+    assigned = (node for cell in cells for node in cell.body if isinstance(node, ast.Assign))
+    return [ast.unparse(target) for node in assigned for target in node.targets]
 
 
 def _one_of(name: str, value: Any, allowed) -> str:
@@ -84,3 +77,18 @@ def _seed(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
         raise ValueError(f"seed={value!r} is not known; allowed: integers from 0 to 4294967295")
     return value
+
+
+def provenance(run: Run, splits: TaskSplits | None = None) -> str:
+    """Data (if a chapter has any), model, profile, seed, device and versions."""
+    parts = []
+    if splits is not None:
+        name = "generated phrases (synthetic)" if run.dataset == "embedded" else run.dataset
+        parts.append(f"Data: {name}, sha256 {data_checksum(splits)[:12]}")
+    checksum = checkpoint_checksum(run.profile.model)[:12]
+    parts.append(f"Model: {run.profile.model}, sha256 {checksum}")
+    parts.append(f"Profile: {run.profile.name}, seed {run.seed}")
+    device = "GPU" if torch.cuda.is_available() else "CPU"
+    packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:3])
+    parts.append(f"Device: {device}; {packages}")
+    return "\n".join(parts)

@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jupytext
 import nbformat
 import papermill
 import yaml
@@ -26,11 +25,7 @@ EXECUTION_METADATA = ("execution", "papermill")
 
 
 def listed(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` names, in its order, relative to the root.
-
-    Raises:
-        FileNotFoundError: there is no ``_toc.yml``.
-    """
+    """The notebooks that ``_toc.yml`` names, in its order, relative to the root."""
     toc = yaml.safe_load((root / "_toc.yml").read_text())
     return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
 
@@ -39,13 +34,13 @@ def chapters(root: Path) -> list[Path]:
     """The notebooks of the book, as :func:`listed`; all of them exist.
 
     Raises:
-        FileNotFoundError: there is no ``_toc.yml``, or a notebook it names is missing.
+        FileNotFoundError: a notebook is missing.
     """
     found = listed(root)
     for chapter in found:
         if not (root / chapter).is_file():
-            text = chapter.with_suffix(".md")
-            how = f"; `coalora outputs {chapter.stem}` makes it" if (root / text).is_file() else ""
+            text = (root / chapter).with_suffix(".md")
+            how = f"; `coalora outputs {chapter.stem}` makes it" if text.is_file() else ""
             raise FileNotFoundError(f"_toc.yml names {chapter}, which does not exist{how}")
     return found
 
@@ -85,18 +80,10 @@ def parameters_of(notebook: Path) -> list[str]:
 def run_chapter(
     notebook: Path, output: Path, parameters: Mapping[str, Any], line: int = 0
 ) -> float:
-    """Execute one chapter, in its own folder, and write it with its outputs.
+    """Execute one chapter, in its own folder, and write it to ``output``; the seconds it took.
 
-    A chapter that fails is written too, up to the cell that failed.
-
-    Args:
-        notebook: the chapter.
-        output: where the executed notebook goes.
-        parameters: for its cell tagged ``parameters``.
-        line: of the terminal that its progress bar takes.
-
-    Returns:
-        Wall time in seconds.
+    A chapter that fails is written too, up to the cell that failed. ``line`` is the terminal's that
+    the progress bar takes.
 
     Raises:
         papermill.PapermillExecutionError: a cell raised.
@@ -119,17 +106,16 @@ def execute_book(
     root: Path,
     target: Path,
     parameters: Mapping[str, Any],
-    jobs: int = 1,
-    report: Callable[[str], None] = print,
+    jobs: int,
+    report: Callable[[str], None],
 ) -> None:
     """Execute every chapter into a copy of the book's sources under ``target``.
 
     Args:
-        root: the project's folder.
-        target: emptied first, then holds ``_config.yml``, ``_toc.yml`` and ``book/``.
+        root, target: as of :func:`~coalora_lib.book.rendering.copy_sources`.
         parameters: each chapter gets those of them that it has.
         jobs: chapters at a time; each gets its part of the processor's threads.
-        report: called with one line per chapter.
+        report: is told of each chapter.
 
     Raises:
         papermill.PapermillExecutionError: a chapter failed; those not begun are left out.
@@ -137,9 +123,7 @@ def execute_book(
     copy_sources(root, target)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Processes: papermill's folder is the whole process's. Spawned: a fork would copy locks.
-    with ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
-    ) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
         running = {}
         wanted = [(chapter, parameters_of(root / chapter)) for chapter in chapters(root)]
         # Chapters on data train models, the later the longer: begun first, they leave no core
@@ -168,8 +152,7 @@ def refresh_outputs(
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
     This is how the committed outputs are made; a new chapter's notebook is made from its .md, once
-    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those
-    it has.
+    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those it has.
 
     Args:
         root: the project's folder.
@@ -182,7 +165,7 @@ def refresh_outputs(
     """
     for chapter in wanted_chapters(root, only):
         notebook = root / chapter
-        synchronise(notebook)
+        _synchronise(notebook)
         with TemporaryDirectory() as folder:
             executed = Path(folder) / notebook.name
             seconds = run_chapter(notebook, executed, {})
@@ -198,26 +181,7 @@ def refresh_outputs(
         report(f"{chapter.stem:<32}{seconds:6.0f} s")
 
 
-def synchronise(notebook: Path) -> None:
-    """Bring a notebook's cells up to its paired .md, keeping outputs and ids of unchanged cells.
-
-    A notebook that is not there is made.
-    """
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jupytext",
-            "--to",
-            "ipynb",
-            "--update",
-            notebook.with_suffix(".md"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-
-
-def paired_text(notebook: Path) -> nbformat.NotebookNode:
-    """The notebook that a chapter's .md stands for, without outputs."""
-    return jupytext.read(notebook.with_suffix(".md"))
+def _synchronise(notebook: Path) -> None:
+    """Bring a notebook's cells up to its .md, or make it; unchanged cells keep outputs and ids."""
+    command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--update"]
+    subprocess.run([*command, notebook.with_suffix(".md")], check=True, capture_output=True)

@@ -25,15 +25,10 @@ def copy_sources(root: Path, target: Path) -> None:
 
 
 def render(source: Path, output: Path, strict: bool) -> Path:
-    """Build the HTML of a book from clean, without executing anything.
+    """Build the HTML from clean into ``_build/html`` under ``output``; the first page.
 
-    Args:
-        source: a folder with ``_config.yml``, ``_toc.yml`` and ``book/``.
-        output: the HTML goes to ``_build/html`` under it.
-        strict: a Sphinx warning is an error.
-
-    Returns:
-        The first page.
+    Nothing is executed. ``source`` is what :func:`copy_sources` made; with ``strict`` a warning of
+    Sphinx is an error.
 
     Raises:
         subprocess.CalledProcessError: the build failed; its output is on the terminal.

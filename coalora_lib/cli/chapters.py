@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from coalora_lib.cli.parameters import BUILD, Root, Seed, among
-from coalora_lib.cli.summary import summary
+from coalora_lib.cli.shared import BUILD, Root, Seed, among, summary
 from coalora_lib.experiments.profiles import CHAPTER_PROFILES
 from coalora_lib.records import read_records
 

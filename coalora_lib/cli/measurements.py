@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coalora_lib.cli.parameters import BUILD, Results, among
+from coalora_lib.cli.shared import BUILD, Results, among
 from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.search import STRATEGIES
 from coalora_lib.testbed.comparison import (

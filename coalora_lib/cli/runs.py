@@ -10,8 +10,16 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from coalora_lib.cli.parameters import BUILD, DatasetName, Epochs, ProfileName, Results, Seed, among
-from coalora_lib.cli.summary import summary
+from coalora_lib.cli.shared import (
+    BUILD,
+    DatasetName,
+    Epochs,
+    ProfileName,
+    Results,
+    Seed,
+    among,
+    summary,
+)
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.experiment import sized_for_search
 from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of

@@ -1,18 +1,25 @@
 """The three experiments on models: what their runs train on at first and are evaluated on.
 
-Each draws its arbitrary configurations in its own way, which is part of its protocol.
+Each has a **protocol**, whose name its records carry: what was run and how, as far as it decides
+the numbers; only records of one protocol stand in one table. Raise the number at its end, by hand,
+when the results of a new run are no longer comparable with those of stored ones: another loss,
+another optimizer, other arbitrary configurations, a repaired fault in what trains or in what is
+evaluated. Leave it when results are the same up to rounding: renamed code, a faster path, another
+device, newer versions of packages.
+
+Under ``book/results``: "comparison-1" are the earlier runs of chapter 5, before the residual start
+and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
-from coalora_lib.records import identity
 from coalora_lib.spaces import Configuration, random_configuration
 
 #: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
@@ -30,7 +37,7 @@ class Experiment:
     """What the runs over a set of one experiment share.
 
     Attributes:
-        protocol: of its records, see :mod:`coalora_lib.records.identity`.
+        protocol: of its records.
         first_set: what they train on until a search changes it.
         targets: what they are evaluated on.
         twins: whether they are also evaluated on configurations of the first set and on unseen
@@ -45,41 +52,39 @@ class Experiment:
     unmet: bool = False
 
 
-def _allocated(setup: Setup, budgets: tuple[float, ...]) -> list[Target]:
-    return [(budget, setup.allocated(budget)) for budget in budgets]
+def _targets(
+    setup: Setup, budgets: Sequence[float], arbitrary: Sequence[Configuration]
+) -> list[Target]:
+    allocated: list[Target] = [(budget, setup.allocated(budget)) for budget in budgets]
+    return allocated + [(None, configuration) for configuration in arbitrary]
 
 
-def _at_all_bits(setup: Setup) -> list[Target]:
-    return [(None, configuration) for configuration in setup.arbitrary()]
-
-
-def _uniform(setup: Setup) -> list[Target]:
+def _uniform(setup: Setup) -> list[Configuration]:
     """Each layer's choice drawn uniformly: mean bits near the middle of the range."""
     generator = torch.Generator().manual_seed(ARBITRARY_SEED + setup.run.seed)
     return [
-        (None, random_configuration(setup.shapes, generator, setup.space))
-        for _ in range(UNIFORM_DRAWS)
+        random_configuration(setup.shapes, generator, setup.space) for _ in range(UNIFORM_DRAWS)
     ]
 
 
 #: The methods and the ablations of chapter 5.
 COMPARISON = Experiment(
-    identity.COMPARISON,
+    "comparison-2",
     Setup.training_set,
-    lambda setup: _allocated(setup, setup.run.profile.budgets) + _at_all_bits(setup),
+    lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
     twins=True,
 )
 #: The adapter's options, chapter 3.
 OPTIONS = Experiment(
-    identity.OPTIONS,
+    "options-2",
     Setup.training_set,
-    lambda setup: _allocated(setup, setup.run.profile.budgets) + _uniform(setup),
+    lambda setup: _targets(setup, setup.run.profile.budgets, _uniform(setup)),
 )
 #: Ways to extend the training set, chapter 4. It starts with allocated configurations alone.
 SEARCH = Experiment(
-    identity.SEARCH,
+    "search-2",
     lambda setup: [setup.allocated(budget) for budget in setup.run.profile.training_budgets],
-    lambda setup: _allocated(setup, UNSEEN_BUDGETS) + _at_all_bits(setup),
+    lambda setup: _targets(setup, UNSEEN_BUDGETS, setup.arbitrary()),
     unmet=True,
 )
 

@@ -9,19 +9,12 @@ from typing import Any, Literal
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.experiments.experiment import (
-    COMPARISON,
-    OPTIONS,
-    SEARCH,
-    Experiment,
-)
+from coalora_lib.experiments.experiment import COMPARISON, OPTIONS, SEARCH, Experiment
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.spaces import Configuration
 from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
-#: From the shared ground, the rank, and the configuration of a run for one, with the method's
-#: settings of the adapter: the model to train.
 Maker = Callable[..., nn.Module]
 
 
@@ -31,16 +24,15 @@ class Method:
 
     Attributes:
         slug: its name in files and commands; label: in tables.
-        make: the model to train; adapter: settings for it.
+        make: the model to train, from the shared ground, the rank, and the configuration of a run
+            for one; adapter: settings for it.
         trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
             that budget's configuration; "nothing", unquantized.
         plan: settings changed of the training plan. Where ``configurations_per_step`` is, the steps
             change so that the passes stay the same.
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
-        space: that configurations are from.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
-        group: "main" and "ablation" of the comparison, "option", "search".
     """
 
     slug: str
@@ -73,9 +65,7 @@ def _half_residual(setup: Setup, rank: int, _: Configuration | None, **settings)
     return _coa_lora(setup, trained, None, **settings, **shared)
 
 
-def _lq_lora(setup: Setup, rank: int, configuration: Configuration | None) -> nn.Module:
-    if configuration is None:
-        raise ValueError("LQ-LoRA is trained for one configuration, and none is given")
+def _lq_lora(setup: Setup, rank: int, configuration: Configuration) -> nn.Module:
     alpha = setup.run.profile.alpha
     return lq_lora(setup.new_base(), configuration, rank, alpha, space=setup.space)
 
@@ -104,26 +94,16 @@ _SHARED = Method("shared-lora", "Shared-LoRA", _coa_lora, adapter=_PLAIN, search
 _LQ = Method("lq-lora", "LQ-LoRA", _lq_lora, "budget")
 #: What distillation learns from.
 TEACHER = Method("lora-unquantized", "LoRA, unquantized", _unquantized_lora, "nothing")
-_FULL = Method(
-    "full-fine-tuning",
-    "full fine-tuning",
-    _full_fine_tuning,
-    "nothing",
-    rate=FULL_RATE,
-    has_rank=False,
-)
 
 
 def _changed(slug: str, whole: Method = _OURS, label: str = "", **changed) -> Method:
-    """An ablation; its label is its slug in words by default. Settings of the adapter are added to
-    those of the whole."""
+    """An ablation; settings of the adapter are added to those of the whole."""
     adapter = {**whole.adapter, **changed.pop("adapter", {})}
     label = label or slug.replace("-", " ")
     return replace(whole, slug=slug, label=label, group="ablation", adapter=adapter, **changed)
 
 
 def _variant(whole: Method, part: str, **changed) -> Method:
-    """An ablation of another method than ours."""
     label = f"{whole.label}, {part.replace('-', ' ')}"
     return _changed(f"{whole.slug}-{part}", whole, label, **changed)
 
@@ -154,7 +134,14 @@ _ALL = (
     _LQ,
     Method("qlora", "QLoRA", _coa_lora, "budget", adapter=_PLAIN),
     TEACHER,
-    _FULL,
+    Method(
+        "full-fine-tuning",
+        "full fine-tuning",
+        _full_fine_tuning,
+        "nothing",
+        rate=FULL_RATE,
+        has_rank=False,
+    ),
     # Ablations: CoA-LoRA with one part changed; integer codes for it and what it is measured with.
     _changed("no-search", search=None),
     _changed("no-filter", search=_ALL_KEPT),
@@ -197,7 +184,7 @@ _ALL = (
     _arm("local search", {"strategy": "local search", **_FILTERED}),
 )
 #: Every method by its slug, in the order of tables.
-METHODS: dict[str, Method] = {method.slug: method for method in _ALL}
+METHODS = {method.slug: method for method in _ALL}
 
 
 def methods_of(*groups: str) -> dict[str, Method]:

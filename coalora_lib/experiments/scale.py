@@ -25,53 +25,31 @@ from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.allocation import error_table
 from coalora_lib.experiments.profiles import PROFILES, Profile
-from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import device_name, versions
+from coalora_lib.records.store import write_json
 from coalora_lib.spaces import random_configuration
 from coalora_lib.training import TrainingPlan
-from coalora_lib.training.evaluation import Examples
 from coalora_lib.training.loop import Trainer
 
+_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
+_QWEN = {"num_key_value_heads": 2, "tie_word_embeddings": True}
 #: By profile: architecture and sizes, from the models' config.json on the hub.
 FULL_SIZES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "model_type": "roberta",
-        "vocab_size": 50265,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-    },
-    "paper-qwen2.5-1.5b": {
-        "model_type": "qwen2",
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "paper-qwen2.5-3b": {
-        "model_type": "qwen2",
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "paper-llama-2-7b": {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
+    name: dict(zip(_FIELDS, sizes, strict=True)) | more
+    for name, sizes, more in (
+        ("paper", ("roberta", 50265, 1024, 4096, 24, 16), _ROBERTA),
+        ("paper-qwen2.5-1.5b", ("qwen2", 151936, 1536, 8960, 28, 12), _QWEN),
+        ("paper-qwen2.5-3b", ("qwen2", 151936, 2048, 11008, 36, 16), _QWEN),
+        ("paper-llama-2-7b", ("llama", 32000, 4096, 11008, 32, 32), {}),
+    )
 }
 #: Steps and switches that a median is taken over, after one that is not counted: one that another
 #: program delays does not move it, nor do two.
@@ -109,11 +87,7 @@ class ScaleRecord(BaseModel):
 
 
 def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
-    """Measure one of :data:`FULL_SIZES` and write scale-<profile>.json.
-
-    Args:
-        name: of the profile.
-        folder: for the record.
+    """Measure a profile of :data:`FULL_SIZES` and write scale-<profile>.json into the folder.
 
     Raises:
         ValueError: the profile has no full size here.
@@ -122,9 +96,10 @@ def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
     if name not in FULL_SIZES:
         raise ValueError(f"profile={name!r} is not known; allowed: {', '.join(FULL_SIZES)}")
     profile = PROFILES[name]
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
-    base = random_model(name, "cuda" if torch.cuda.is_available() else "cpu")
+    base = random_model(name, "cuda" if gpu else "cpu")
     names = adaptable_layers(base)
     weights = {layer: base.get_submodule(layer).weight.detach() for layer in names}
     blocks = base.config.num_hidden_layers
@@ -150,22 +125,19 @@ def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
         batch_size=batch_size,
         length=profile.max_length,
         seconds={what: float(f"{spent:.4g}") for what, spent in seconds.items()},
-        peak_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        peak_memory=torch.cuda.max_memory_allocated() if gpu else None,
     )
-    path = Path(folder) / f"scale-{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        partial.write_text(record.model_dump_json(indent=2) + "\n")
+    write_json(record, Path(folder) / f"scale-{name}.json")
     return record
 
 
 def random_model(name: str, device: str) -> PreTrainedModel:
     """A model of full size with random weights, in its profile's dtype."""
     config = AutoConfig.for_model(**FULL_SIZES[name])
-    classifies = FULL_SIZES[name]["model_type"] == "roberta"
-    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    profile = PROFILES[name]
+    kind = AutoModelForCausalLM if profile.language_model else AutoModelForSequenceClassification
     with torch.device(device):
-        return kind.from_config(config, dtype=getattr(torch, PROFILES[name].dtype))
+        return kind.from_config(config, dtype=getattr(torch, profile.dtype))
 
 
 def _largest_step(model: CoaLora, profile: Profile) -> tuple[int, float]:
@@ -189,23 +161,18 @@ def _step_seconds(model: CoaLora, profile: Profile, batch_size: int) -> float:
         configurations_per_step=1,
         learning_rate=profile.learning_rate,
     )
-    examples = _random_examples(model, batch_size, profile.max_length)
-    current = model.configuration
-    trainer = Trainer(model, examples, None if current is None else [current], plan)
-    return _median(trainer.train_step)
-
-
-def _random_examples(model: CoaLora, count: int, length: int) -> Examples:
-    tokens = torch.randint(3, model.config.vocab_size, (count, length))
-    continues = type(model.model.get_base_model()).__name__.endswith("CausalLM")
-    return [
+    tokens = torch.randint(3, model.config.vocab_size, (batch_size, profile.max_length))
+    examples = [
         {
             "input_ids": row,
             "attention_mask": torch.ones_like(row),
-            "labels": row if continues else torch.tensor(0),
+            "labels": row if profile.language_model else torch.tensor(0),
         }
         for row in tokens
     ]
+    current = model.configuration
+    trainer = Trainer(model, examples, None if current is None else [current], plan)
+    return _median(trainer.train_step)
 
 
 def _median(call: Callable[[], object], repeats: int = REPEATS) -> float:

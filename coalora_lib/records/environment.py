@@ -47,15 +47,15 @@ def code_digest() -> str:
 
 def git_commit() -> str | None:
     """The checked-out commit, "-dirty" if tracked files differ from it; None outside a clone."""
-    folder = Path(__file__).parent
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changed else commit
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(*words: str) -> str:
+    folder = Path(__file__).parent
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()

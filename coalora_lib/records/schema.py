@@ -31,7 +31,8 @@ Bits = Annotated[float, Field(gt=0, le=64)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Budget = Annotated[float, Field(gt=0, le=64)] | None
+#: What the time of a run is counted to.
+Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
 
 
 def _no_negative(loss: float) -> float:
@@ -42,7 +43,6 @@ def _no_negative(loss: float) -> float:
 
 
 Loss = Annotated[float, AfterValidator(_no_negative)]
-_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -50,11 +50,11 @@ class Job:
     """One run of an experiment: what decides its record's name, beside data set and profile.
 
     Attributes:
-        method: slug of a method, such as "coa-lora-as-published".
+        method: such as "coa-lora-as-published".
         rank: of the LoRA factors; None for a method without factors, which stands for all ranks.
         seed: of everything random.
         budget: mean bits per parameter of a run for one configuration; None of a run for many.
-        space: name of the space that configurations are from, such as "nf" or "int".
+        space: that configurations are from, such as "nf" or "int".
 
     Raises:
         ValueError: a name is no :data:`Slug`, or a number is out of range.
@@ -63,7 +63,7 @@ class Job:
     method: Slug
     rank: Annotated[int, Field(ge=1, le=2**20)] | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    budget: Budget = None
+    budget: Bits | None = None
     space: Slug = "nf"
 
     @property
@@ -73,12 +73,16 @@ class Job:
         budget = "" if self.budget is None else f"-{self.budget:g}bits"
         return f"{self.method}{rank}{budget}"
 
+    def file_name(self, dataset: str, profile: str) -> str:
+        """<method>[-rank<rank>][-<budget>bits]-<data set>-<profile>-seed<seed>.json."""
+        return f"{self.name}-{dataset}-{profile}-seed{self.seed}.json"
 
-#: What the time of a run is counted to.
-Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
-class Result(BaseModel):
+class Result(_Strict):
     """A run's model under one configuration.
 
     Attributes:
@@ -88,13 +92,11 @@ class Result(BaseModel):
         seconds: wall time of the training behind the number, search included; a run that serves
             several budgets is listed with its whole time at each.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
-        correct: which examples are right, in their order: :func:`pack`'s text; None of a language
-            model, whose examples are tokens.
+        correct: which examples are right, in their order, as :func:`pack` makes it; None of a
+            language model, whose examples are tokens.
     """
 
-    model_config = _STRICT
-
-    budget: Budget
+    budget: Bits | None
     bits: Bits
     accuracy: Share
     loss: Loss
@@ -127,7 +129,7 @@ class Result(BaseModel):
         return unpack(self.correct, self.examples)
 
 
-class SearchedSet(BaseModel):
+class SearchedSet(_Strict):
     """What one search between two stretches of training saw and did.
 
     Attributes:
@@ -136,8 +138,6 @@ class SearchedSet(BaseModel):
         losses, bits: of each, scored with the adapters of that moment.
         proposed: how many were proposed; kept: positions of the next set.
     """
-
-    model_config = _STRICT
 
     configurations: list[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}( [0-9]{1,9})*$")]]
     losses: list[Loss]
@@ -163,14 +163,7 @@ class SearchedSet(BaseModel):
     def of(
         cls, rows: Tensor, losses: Tensor, bits: Tensor, proposed: int, kept: Tensor
     ) -> SearchedSet:
-        """From what a search keeps; losses and bits to seven digits.
-
-        Args:
-            rows: (n, layers) integers, the row of each layer's choice.
-            losses, bits: (n,).
-            proposed: how many of the rows, the last ones, were proposed.
-            kept: positions of the next set.
-        """
+        """From (n, layers) rows of choices, and (n,) losses and bits, kept to seven digits."""
         return cls(
             configurations=as_text(rows),
             losses=[float(f"{loss:.7g}") for loss in losses.tolist()],
@@ -190,34 +183,26 @@ class SearchedSet(BaseModel):
         return torch.tensor([[int(row) for row in text.split()] for text in self.configurations])
 
 
-class Twins(BaseModel):
+class Twins(_Strict):
     """A configuration of the training set, and one like it that the run never met."""
-
-    model_config = _STRICT
 
     seen: Result
     unseen: Result
 
 
-class Record(BaseModel):
+class Record(_Strict):
     """A run: its job, where it came from, how it was made, what it found; its searches, if any.
 
     Attributes:
-        protocol: decides with which records it may stand in one table; see
-            :mod:`coalora_lib.records.identity`.
+        protocol: what was run and how; see :mod:`coalora_lib.experiments.experiment`.
         created: when, ISO 8601.
         parameters: of the profile, but for the rank, which is the job's.
-        twins: seen against unseen configurations, of a run over a set.
-        code: :func:`~coalora_lib.records.environment.code_digest` of the library that made it;
-            with ``git_commit`` and ``versions`` where it came from, and nothing that is compared.
-        phases: wall seconds of "preparation", "training", "search" and "evaluation", and of the
-            "teacher" where there is one.
+        code: :func:`~coalora_lib.records.environment.code_digest` of the library that made it.
+        phases: wall seconds.
         peak_memory: bytes that torch held on the GPU at most; None on a processor.
         stored: numbers that the run adds to the pre-trained weights: factors, networks and mean
             inputs, not heads; all weights for full fine-tuning.
     """
-
-    model_config = _STRICT
 
     protocol: Slug
     job: Job
@@ -242,13 +227,8 @@ class Record(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """<method>[-rank<rank>][-<budget>bits]-<data set>-<profile>-seed<seed>.json."""
-        return file_name(self.job, self.dataset, self.profile)
-
-
-def file_name(job: Job, dataset: str, profile: str) -> str:
-    """What the record of a job is called in its folder."""
-    return f"{job.name}-{dataset}-{profile}-seed{job.seed}.json"
+        """What the record is called in its folder."""
+        return self.job.file_name(self.dataset, self.profile)
 
 
 def as_text(rows: Tensor) -> list[str]:

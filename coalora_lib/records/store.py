@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from coalora_lib.files import atomic_file
-from coalora_lib.records.identity import check_same_ground
 from coalora_lib.records.schema import Record, describe
 
 #: The longest file that is read, in bytes: some hundred times the longest record of the book.
 MOST_BYTES = 2**25
 
 
+def write_json(content: BaseModel, path: Path, indent: int = 2) -> Path:
+    """Write what a model of pydantic's holds, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text(content.model_dump_json(indent=indent) + "\n")
+    return path
+
+
 def write_record(record: Record, folder: str | Path) -> Path:
     """Write a record into a folder, under its :attr:`~Record.file_name`.
 
     Raises:
-        ValueError: a field is not what a record may hold; a copy with changed fields is checked
-            here.
+        ValueError: a field is not what a record may hold, as in a copy with changed fields.
     """
-    path = Path(folder) / Record.model_validate(record.model_dump()).file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        partial.write_text(record.model_dump_json(indent=2) + "\n")
-    return path
+    return write_json(record, Path(folder) / Record.model_validate(record.model_dump()).file_name)
 
 
 def read_record(path: str | Path) -> Record:
@@ -46,18 +49,28 @@ def read_record(path: str | Path) -> Record:
 
 
 def read_records(folder: str | Path) -> list[Record]:
-    """All records of a folder, by file name, made on the same ground.
+    """All records of a folder, by file name, which may stand in one table.
 
     Raises:
-        ValueError: there are none, one is no record, or two may not stand in one table: see
-            :func:`~coalora_lib.records.identity.check_same_ground`.
+        ValueError: there are none, one is no record, or two differ in protocol, data, model,
+            profile or parameters; the first two such records are named.
     """
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise ValueError(f"{folder} holds no records")
     records = [read_record(path) for path in paths]
-    try:
-        check_same_ground(records)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    _check_same_ground(records, folder)
     return records
+
+
+def _check_same_ground(records: Sequence[Record], folder: str | Path) -> None:
+    """Jobs may differ, and where a record came from."""
+    names = ("protocol", "dataset", "data_checksum", "model", "model_checksum", "profile")
+    first = records[0]
+    for record in records:
+        for name in (*names, "parameters"):
+            if getattr(record, name) != getattr(first, name):
+                what = name.removesuffix("_checksum").replace("dataset", "data")
+                raise ValueError(
+                    f"{folder}: records differ in {what}: {first.file_name} and {record.file_name}"
+                )

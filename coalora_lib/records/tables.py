@@ -1,12 +1,58 @@
-"""The tables of records that are one mean per method: options of the adapter, ways to search."""
+"""Records as one tidy table of results, and the book's tables of one mean per method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
+from typing import Any
 
-from coalora_lib.records.schema import Record
-from coalora_lib.records.tidy import frame
+import pandas as pd
+
+from coalora_lib.records.schema import UNQUANTIZED, Record, Result
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per result: per run and configuration that it was evaluated on.
+
+    Columns:
+        record: position in ``records``; protocol, dataset, profile, method, rank, seed, space: of
+        the run. A method without LoRA factors has no rank (<NA>).
+
+        kind: "allocated" (has a budget), "arbitrary" (has none), "unquantized", or of a pair of
+        twins "seen" or "unseen"; number: position among the record's results of that kind, so that
+        twins have the same.
+
+        budget, bits, accuracy, loss, examples, seconds, steps, passes, correct: as in
+        :class:`~coalora_lib.records.schema.Result`.
+    """
+    table = pd.DataFrame(row for i, record in enumerate(records) for row in _rows(i, record))
+    return table.astype({"rank": "Int64"}) if len(table) else table
+
+
+def _rows(position: int, record: Record) -> Iterator[dict[str, Any]]:
+    run = {
+        "record": position,
+        "protocol": record.protocol,
+        "dataset": record.dataset,
+        "profile": record.profile,
+        "method": record.job.method,
+        "rank": record.job.rank,
+        "seed": record.job.seed,
+        "space": record.job.space,
+    }
+    results = [(_kind(result), result) for result in record.results]
+    for pair in record.twins:
+        results += [("seen", pair.seen), ("unseen", pair.unseen)]
+    counts: dict[str, int] = {}
+    for kind, result in results:
+        counts[kind] = counts.get(kind, -1) + 1
+        yield run | {"kind": kind, "number": counts[kind]} | dict(result)
+
+
+def _kind(result: Result) -> str:
+    if result.budget is not None:
+        return "allocated"
+    return "unquantized" if result.bits == UNQUANTIZED else "arbitrary"
 
 
 def accuracy_table(
@@ -29,15 +75,12 @@ def accuracy_table(
     columns = [*(f"{budget:g} bits" for budget in budgets), *kinds]
     bits = table["budget"].map(lambda budget: f"{budget:g} bits")
     table["column"] = bits.where(table["kind"] == "allocated", table["kind"])
-    means = table.groupby(["method", "column", "seed"])["accuracy"].agg(mean)
-    found: dict[tuple[str, str], list[float]] = {}
-    for (slug, column, _), share in means.items():
-        found.setdefault((slug, column), []).append(100 * share)
-    there = set(table["method"])
+    means = 100 * table.groupby(["method", "column", "seed"])["accuracy"].agg(mean)
+    found = means.groupby(["method", "column"]).agg(list)
     rows = [
-        (label, *(_with_spread(found.get((slug, column), ())) for column in columns))
+        (label, *(_with_spread(found.get((slug, column), [])) for column in columns))
         for slug, label in labels.items()
-        if slug in there
+        if slug in set(table["method"])
     ]
     return ("run", *columns), rows
 

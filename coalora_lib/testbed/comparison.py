@@ -1,5 +1,4 @@
-"""Search strategies compared on landscapes with a known front, at equal numbers of scored
-configurations."""
+"""Search strategies compared on landscapes with a known front, at equal numbers of scorings."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from coalora_lib.allocation.budgets import spread
-from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import versions
+from coalora_lib.records.store import write_json
 from coalora_lib.search import ScoredSet, SearchPlan, extend, hypervolume
 from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.testbed.landscape import CHANCE, Landscape
@@ -41,7 +40,7 @@ class SyntheticRun(BaseModel):
     """One landscape, every strategy.
 
     Attributes:
-        layers, seed: of the landscape; the seed is the strategies' too.
+        seed: of the landscape and of the strategies.
         true: hypervolume of the front; start: of the allocated set that all begin with.
         found: strategy to the hypervolume after each :data:`EVERY` scored configurations.
         seconds: strategy to the time its proposals took.
@@ -103,12 +102,10 @@ def compare_on_landscape(
         if (found.plan, found.versions) != (record.plan, record.versions) or other:
             raise ValueError(f"{path} was made with another plan, versions or strategies")
         record = found
-    path.parent.mkdir(parents=True, exist_ok=True)
     there = {run.seed for run in record.runs}
     for seed in tqdm([seed for seed in seeds if seed not in there], "landscapes", disable=None):
         record.runs.append(search_landscape(layers, seed, plan, strategies))
-        with atomic_file(path) as partial:
-            partial.write_text(record.model_dump_json(indent=1) + "\n")
+        write_json(record, path, indent=1)
     return record
 
 

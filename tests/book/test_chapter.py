@@ -5,7 +5,7 @@ import torch
 
 from coalora_lib.book import begin
 from coalora_lib.experiments import PROFILES, Run
-from coalora_lib.experiments.run import PUBLISHED
+from coalora_lib.experiments.profiles import PUBLISHED
 
 GOOD = {"profile": "quick", "seed": 0, "dataset": "embedded"}
 

@@ -1,14 +1,16 @@
-"""Options that several commands have, and how their values are checked."""
+"""What several commands have: options, checks of their values, records as plain text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from coalora_lib.experiments import PROFILES
+from coalora_lib.experiments.methods import METHODS
+from coalora_lib.records import Record, accuracy_table
 from coalora_lib.tasks import TASKS
 
 #: Where commands write unless told otherwise.
@@ -34,3 +36,18 @@ DatasetName = Annotated[
 Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Accuracies of records of one seed: a row per method, a column per budget."""
+    first, labels = records[0], {slug: method.label for slug, method in METHODS.items()}
+    columns, rows = accuracy_table(records, labels)
+    data = f"{first.dataset} (synthetic)" if first.synthetic else first.dataset
+    lines = [
+        f"Accuracy in percent on {data}, {first.results[0].examples} examples, profile "
+        f"{first.profile}, seed {first.job.seed}"
+    ]
+    lines += [
+        f"{name:<34}" + "".join(f"{c:>10}" for c in cells) for name, *cells in (columns, *rows)
+    ]
+    return "\n".join(lines)

@@ -1,8 +1,14 @@
-"""The book's figures: functions from arrays to matplotlib figures, in one style."""
+"""How the book's figures and tables look."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
 
 #: One colour an idea, used in every chapter (Okabe and Ito's palette, told apart by all eyes).
 COLOURS = {
@@ -38,3 +44,14 @@ def use_style() -> None:
             "image.cmap": "viridis",
         }
     )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
+    """A Markdown table that a notebook displays: first column left, the others right.
+
+    Numbers are to be formatted before, rounded as they shall be read.
+    """
+    from IPython.display import Markdown  # here, so that scripts need no notebook packages
+
+    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
+    return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
