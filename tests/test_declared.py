@@ -19,7 +19,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = packages_distributions()
 #: The parts of coalora_lib that need an extra; all others need the dependencies alone.
 NEEDS = {
-    "records": "experiments",
     "testbed": "experiments",
     "experiments": "experiments",
     "book": "book",

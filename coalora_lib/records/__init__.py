@@ -4,7 +4,7 @@ from coalora_lib.records.evidence import Evidence, wall_seconds
 from coalora_lib.records.interval import Interval, paired_bootstrap, student_interval
 from coalora_lib.records.schema import Job, Record, Result, SearchedSet, Twins
 from coalora_lib.records.store import read_record, read_records, write_record
-from coalora_lib.records.tables import accuracy_table, common_accuracies, frame
+from coalora_lib.records.tables import accuracy_table, common_accuracies
 
 __all__ = [
     "Evidence",
@@ -16,7 +16,6 @@ __all__ = [
     "Twins",
     "accuracy_table",
     "common_accuracies",
-    "frame",
     "paired_bootstrap",
     "read_record",
     "read_records",

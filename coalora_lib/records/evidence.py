@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from statistics import mean
 
 import numpy as np
-import pandas as pd
 
 from coalora_lib.records.interval import (
     Interval,
@@ -17,8 +15,7 @@ from coalora_lib.records.interval import (
     percentile_interval,
     resampled,
 )
-from coalora_lib.records.schema import Record, unpack
-from coalora_lib.records.tables import frame
+from coalora_lib.records.schema import Record, Result, Twins
 
 #: The bits of the hypervolume's reference point: more than any budget of a profile has (6).
 MOST_BITS = 6.5
@@ -61,18 +58,6 @@ class Evidence:
             by_seed = self._runs.setdefault((labels[job.method], job.rank), {})
             by_seed.setdefault(job.seed, []).append(record)
         self.ranks = sorted({rank for _, rank in self._runs if rank is not None})
-        self._frame = frame(records)
-        self._frame["method"] = self._frame["method"].map(labels)
-
-    @cached_property
-    def _results(self) -> dict[tuple[str, int | None, int, str], pd.DataFrame]:
-        """By method, rank, seed and kind, with the column ``correct`` as (examples,) bool."""
-        table = self._frame[self._frame["correct"].notna()].copy()
-        pairs = zip(table["correct"], table["examples"], strict=True)
-        table["correct"] = [unpack(text, examples) for text, examples in pairs]
-        table["rank"] = table["rank"].fillna(0)
-        found = table.groupby(["method", "rank", "seed", "kind"], sort=False)
-        return {(name, rank or None, *rest): rows for (name, rank, *rest), rows in found}
 
     def methods(self, rank: int) -> list[str]:
         """The methods that there are records of, in the order of the labels."""
@@ -102,19 +87,15 @@ class Evidence:
     def unseen(self, method: str, rank: int) -> Interval:
         """By how many points unseen configurations are ahead of their seen twins, paired over
         seeds and examples."""
-        unseen, seen = (
-            np.stack([_right(rows) for rows in self._twins(method, rank, side)])
-            for side in ("unseen", "seen")
-        )
-        return 100 * paired_bootstrap(unseen, seen)
+        by_seed = self._twins(method, rank)
+        unseen = [_right([pair.unseen for pair in pairs]) for pairs in by_seed]
+        seen = [_right([pair.seen for pair in pairs]) for pairs in by_seed]
+        return 100 * paired_bootstrap(np.stack(unseen), np.stack(seen))
 
     def twins(self, method: str, rank: int) -> np.ndarray:
         """(n, 2, 2) of all seeds: seen and unseen; bits, and accuracy in percent."""
-        sides = [
-            np.concatenate([_points(rows) for rows in self._twins(method, rank, side)])
-            for side in ("seen", "unseen")
-        ]
-        return np.stack(sides, axis=1)
+        pairs = [pair for pairs in self._twins(method, rank) for pair in pairs]
+        return np.array([_points([pair.seen, pair.unseen]) for pair in pairs])
 
     def accuracy(self, method: str, rank: int, budgets: Budgets) -> tuple[float, float]:
         """Mean over seeds and standard deviation between them, in percent."""
@@ -184,29 +165,27 @@ class Evidence:
         """A method without factors is the same at every rank."""
         return (method, None) if (method, None) in self._runs else (method, rank)
 
-    def _of_kind(self, method: str, rank: int, seed: int, kind: str) -> pd.DataFrame:
-        """A run's results of one kind, in the record's order; empty if there are none."""
-        return self._results.get((*self._key(method, rank), seed, kind), self._frame.iloc[:0])
-
-    def _twins(self, method: str, rank: int, side: str) -> list[pd.DataFrame]:
+    def _twins(self, method: str, rank: int) -> list[list[Twins]]:
         """Of each seed."""
-        found = {seed: self._of_kind(method, rank, seed, side) for seed in self.seeds(method, rank)}
-        for seed, rows in found.items():
-            if rows.empty:
+        found = []
+        for seed, records in sorted(self._runs[self._key(method, rank)].items()):
+            found.append([pair for record in records for pair in record.twins])
+            if not found[-1]:
                 raise ValueError(f"{method}, rank {rank}, seed {seed}: no seen and unseen twins")
-        return list(found.values())
+        return found
 
-    def _chosen(self, method: str, rank: int, seed: int, budgets: Budgets) -> pd.DataFrame:
+    def _chosen(self, method: str, rank: int, seed: int, budgets: Budgets) -> list[Result]:
+        records = self._runs[self._key(method, rank)].get(seed, [])
+        results = [result for record in records for result in record.results]
         if budgets is None:
-            found = self._of_kind(method, rank, seed, "arbitrary")
-            return self._of_kind(method, rank, seed, "unquantized") if found.empty else found
-        found = self._of_kind(method, rank, seed, "allocated").set_index("budget", drop=False)
-        missing = set(budgets) - set(found.index)
+            return [result for result in results if result.budget is None]
+        found = {result.budget: result for result in results}
+        missing = [budget for budget in budgets if budget not in found]
         if missing:
             raise ValueError(
                 f"{method}, rank {rank}, seed {seed}: no result at {min(missing):g} bits"
             )
-        return found.loc[list(budgets)]
+        return [found[budget] for budget in budgets]
 
     def _volumes(
         self,
@@ -221,20 +200,21 @@ class Evidence:
         volumes = []
         for seed in seeds:
             chosen = self._chosen(method, rank, seed, budgets)
-            right = np.stack(chosen["correct"].tolist(), axis=1)  # (examples, budgets)
+            right = np.stack([each.correctness for each in chosen], axis=1)
             errors = 1 - (right.mean(0)[None] if weights is None else weights @ right)
-            volumes.append(dominated_share(errors, chosen["bits"].to_numpy(), self._guess))
+            bits = np.array([each.bits for each in chosen])
+            volumes.append(dominated_share(errors, bits, self._guess))
         return np.stack(volumes, axis=1)
 
 
-def _right(results: pd.DataFrame) -> np.ndarray:
+def _right(results: Sequence[Result]) -> np.ndarray:
     """(examples,): how often each is right."""
-    return np.mean(results["correct"].tolist(), axis=0)
+    return np.mean([result.correctness for result in results], axis=0)
 
 
-def _points(results: pd.DataFrame) -> np.ndarray:
+def _points(results: Sequence[Result]) -> np.ndarray:
     """(n, 2): bits, and accuracy in percent."""
-    return np.stack([results["bits"], 100 * results["accuracy"]], axis=1).astype(float)
+    return np.array([[result.bits, 100 * result.accuracy] for result in results])
 
 
 def dominated_share(errors: np.ndarray, bits: np.ndarray, guess: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -117,7 +118,7 @@ class Result(_Strict):
                 raise ValueError(f"correct holds {packed} bytes for {self.examples} examples")
         return self
 
-    @property
+    @cached_property  # chapters ask for the same ones a hundred times
     def correctness(self) -> np.ndarray:
         """(examples,) bool.
 
@@ -126,7 +127,8 @@ class Result(_Strict):
         """
         if self.correct is None:
             raise ValueError(f"a result at {self.bits:g} bits has no correctness per example")
-        return unpack(self.correct, self.examples)
+        packed = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.examples).astype(bool)
 
 
 class SearchedSet(_Strict):
@@ -239,12 +241,6 @@ def as_text(rows: Tensor) -> list[str]:
 def pack(correct: Tensor) -> str:
     """(examples,) bool as text: eight examples a byte, in base 64."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
-
-
-def unpack(text: str, examples: int) -> np.ndarray:
-    """The inverse of :func:`pack`: (examples,) bool."""
-    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
-    return np.unpackbits(packed, count=examples).astype(bool)
 
 
 def describe(error: ValidationError) -> str:

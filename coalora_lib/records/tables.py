@@ -1,58 +1,12 @@
-"""Records as one tidy table of results, and the book's tables of one mean per method."""
+"""The book's tables of records that are one mean per method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any
-
-import pandas as pd
 
 from coalora_lib.records.schema import UNQUANTIZED, Record, Result
-
-
-def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per result: per run and configuration that it was evaluated on.
-
-    Columns:
-        record: position in ``records``; protocol, dataset, profile, method, rank, seed, space: of
-        the run. A method without LoRA factors has no rank (<NA>).
-
-        kind: "allocated" (has a budget), "arbitrary" (has none), "unquantized", or of a pair of
-        twins "seen" or "unseen"; number: position among the record's results of that kind, so that
-        twins have the same.
-
-        budget, bits, accuracy, loss, examples, seconds, steps, passes, correct: as in
-        :class:`~coalora_lib.records.schema.Result`.
-    """
-    table = pd.DataFrame(row for i, record in enumerate(records) for row in _rows(i, record))
-    return table.astype({"rank": "Int64"}) if len(table) else table
-
-
-def _rows(position: int, record: Record) -> Iterator[dict[str, Any]]:
-    run = {
-        "record": position,
-        "protocol": record.protocol,
-        "dataset": record.dataset,
-        "profile": record.profile,
-        "method": record.job.method,
-        "rank": record.job.rank,
-        "seed": record.job.seed,
-        "space": record.job.space,
-    }
-    results = [(_kind(result), result) for result in record.results]
-    for pair in record.twins:
-        results += [("seen", pair.seen), ("unseen", pair.unseen)]
-    counts: dict[str, int] = {}
-    for kind, result in results:
-        counts[kind] = counts.get(kind, -1) + 1
-        yield run | {"kind": kind, "number": counts[kind]} | dict(result)
-
-
-def _kind(result: Result) -> str:
-    if result.budget is not None:
-        return "allocated"
-    return "unquantized" if result.bits == UNQUANTIZED else "arbitrary"
 
 
 def accuracy_table(
@@ -69,23 +23,32 @@ def accuracy_table(
         between them in brackets; "-" where there is no result. A seed's arbitrary configurations
         are averaged first.
     """
-    table = frame(records)
-    budgets = sorted(table["budget"].dropna().unique())
-    kinds = [kind for kind in ("arbitrary", "unquantized") if kind in set(table["kind"])]
-    columns = [*(f"{budget:g} bits" for budget in budgets), *kinds]
-    bits = table["budget"].map(lambda budget: f"{budget:g} bits")
-    table["column"] = bits.where(table["kind"] == "allocated", table["kind"])
-    means = 100 * table.groupby(["method", "column", "seed"])["accuracy"].agg(mean)
-    found = means.groupby(["method", "column"]).agg(list)
+    budgets: dict[str, float] = {}
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for record in records:
+        for result in record.results:
+            column = _column(result)
+            budgets[column] = result.budget or math.inf
+            by_seed = found.setdefault((record.job.method, column), {})
+            by_seed.setdefault(record.job.seed, []).append(result.accuracy)
+    columns = sorted(budgets, key=lambda column: (budgets[column], column))
+    methods = {method for method, _ in found}
     rows = [
-        (label, *(_with_spread(found.get((slug, column), [])) for column in columns))
+        (label, *(_cell(found.get((slug, column), {})) for column in columns))
         for slug, label in labels.items()
-        if slug in set(table["method"])
+        if slug in methods
     ]
     return ("run", *columns), rows
 
 
-def _with_spread(values: Sequence[float]) -> str:
+def _column(result: Result) -> str:
+    if result.budget is not None:
+        return f"{result.budget:g} bits"
+    return "unquantized" if result.bits == UNQUANTIZED else "arbitrary"
+
+
+def _cell(by_seed: Mapping[int, Sequence[float]]) -> str:
+    values = [100 * mean(accuracies) for accuracies in by_seed.values()]
     if len(values) < 2:
         return f"{values[0]:.1f}" if values else "-"
     return f"{mean(values):.1f} ({stdev(values):.1f})"
@@ -103,16 +66,16 @@ def common_accuracies(
     Returns:
         Label to seed to mean accuracy on the allocated and on the arbitrary configurations.
     """
-    table = frame(records)
-    # A configuration is known by its budget, or without one by its bits.
-    runs = table.groupby("seed")["record"].transform("nunique")
-    shared = table.groupby(["seed", "budget", "bits"], dropna=False)["record"].transform("nunique")
-    kept = table[shared == runs].sort_values("record", kind="stable")
-    means = 100 * kept.groupby(["method", "seed", "kind"])["accuracy"].agg(mean)
-    return {
-        labels[slug]: {
-            seed: (each[slug, seed, "allocated"], each[slug, seed, "arbitrary"])
-            for seed, each in of_method.groupby("seed")
-        }
-        for slug, of_method in means.groupby("method")
-    }
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for seed in sorted({record.job.seed for record in records}):
+        runs = [record for record in records if record.job.seed == seed]
+        # A configuration is known by its budget, or without one by its bits.
+        known = [{(each.budget, each.bits) for each in run.results} for run in runs]
+        shared = set.intersection(*known)
+        for run in runs:
+            kept = [each for each in run.results if (each.budget, each.bits) in shared]
+            allocated = [each.accuracy for each in kept if each.budget is not None]
+            arbitrary = [each.accuracy for each in kept if each.budget is None]
+            by_seed = found.setdefault(labels[run.job.method], {})
+            by_seed[seed] = 100 * mean(allocated), 100 * mean(arbitrary)
+    return found
