@@ -13,12 +13,10 @@ import torch
 import transformers
 
 from coalora_lib.book.style import use_style
-from coalora_lib.experiments.profiles import CHAPTER_PROFILES, PROFILES, Run
+from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES, PROFILES, Run
 from coalora_lib.records.environment import PACKAGES, versions
-from coalora_lib.tasks import TASKS, TaskSplits, checkpoint_checksum, data_checksum
+from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
 
-#: What a chapter may be run on: what has classes.
-CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]
 #: What papermill puts on top of the cell that carries the parameters it was given.
 INJECTED_MARK = "# Parameters\n"
 

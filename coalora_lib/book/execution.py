@@ -1,8 +1,10 @@
-"""Running chapters with papermill, and how the stored outputs are made."""
+"""Running chapters with papermill, storing their outputs, rendering the book."""
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,11 +19,12 @@ import nbformat
 import papermill
 import yaml
 
-from coalora_lib.book.rendering import README_PICTURE, copy_sources, picture_of
 from coalora_lib.files import atomic_file
 
 #: Notebook metadata that machines write and readers do not need.
 EXECUTION_METADATA = ("execution", "papermill")
+#: The README's picture: a chapter, the name of one of its figures, and where it is kept.
+README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
 
 
 def listed(root: Path) -> list[Path]:
@@ -112,7 +115,7 @@ def execute_book(
     """Execute every chapter into a copy of the book's sources under ``target``.
 
     Args:
-        root, target: as of :func:`~coalora_lib.book.rendering.copy_sources`.
+        root, target: as of :func:`copy_sources`.
         parameters: each chapter gets those of them that it has.
         jobs: chapters at a time; each gets its part of the processor's threads.
         report: is told of each chapter.
@@ -177,7 +180,7 @@ def refresh_outputs(
         with atomic_file(notebook) as file:
             nbformat.write(stored, file)
         if chapter.stem == README_PICTURE[0]:
-            (root / README_PICTURE[2]).write_bytes(picture_of(stored, README_PICTURE[1]))
+            (root / README_PICTURE[2]).write_bytes(_picture_of(stored, README_PICTURE[1]))
         report(f"{chapter.stem:<32}{seconds:6.0f} s")
 
 
@@ -185,3 +188,39 @@ def _synchronise(notebook: Path) -> None:
     """Bring a notebook's cells up to its .md, or make it; unchanged cells keep outputs and ids."""
     command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--update"]
     subprocess.run([*command, notebook.with_suffix(".md")], check=True, capture_output=True)
+
+
+def _picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
+    """The PNG of a captioned figure."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            return base64.b64decode(cell.outputs[-1].data["image/png"])
+    raise KeyError(f"there is no figure {name!r} in the notebook")
+
+
+def copy_sources(root: Path, target: Path) -> None:
+    """Copy what jupyter-book reads: configuration, contents, chapters, figures."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(root / name, target / name)
+    unwanted = shutil.ignore_patterns("*.md", ".ipynb_checkpoints", "results")
+    shutil.copytree(root / "book", target / "book", ignore=unwanted)
+
+
+def render(source: Path, output: Path, strict: bool) -> Path:
+    """Build the HTML from clean into ``_build/html`` under ``output``; the first page.
+
+    Nothing is executed. ``source`` is what :func:`copy_sources` made; with ``strict`` a warning of
+    Sphinx is an error.
+
+    Raises:
+        subprocess.CalledProcessError: the build failed; its output is on the terminal.
+    """
+    shutil.rmtree(output / "_build" / "html", ignore_errors=True)
+    shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(path) for path in (program, "build", source, "--path-output", output)]
+    flags = ["-W", "--keep-going"] if strict else ["--quiet"]
+    subprocess.run([*command, *flags], check=True)
+    return output / "_build" / "html" / "index.html"

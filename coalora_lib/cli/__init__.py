@@ -1,12 +1,18 @@
-"""The command line: ``coalora --help``. One module per group of commands."""
+"""The command line: ``coalora --help``."""
 
 from __future__ import annotations
 
 import typer
 
 from coalora_lib.cli.chapters import book, outputs, render
-from coalora_lib.cli.measurements import landscape, scale
-from coalora_lib.cli.runs import experiments, options, reproduce, search_ablation
+from coalora_lib.cli.runs import (
+    experiments,
+    landscape,
+    options,
+    reproduce,
+    scale,
+    search_ablation,
+)
 
 __all__ = ["app"]
 

@@ -13,14 +13,8 @@ from typing import Annotated
 import typer
 
 from coalora_lib.cli.shared import BUILD, Root, Seed, among, summary
-from coalora_lib.experiments.profiles import CHAPTER_PROFILES
+from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES
 from coalora_lib.records import read_records
-
-
-def _chapter_dataset(value: str) -> str:
-    from coalora_lib.book.chapter import CHAPTER_DATASETS
-
-    return among(CHAPTER_DATASETS)(value)
 
 
 def book(
@@ -28,7 +22,7 @@ def book(
         str, typer.Option(help="Size of the run.", callback=among(CHAPTER_PROFILES))
     ] = "quick",
     dataset: Annotated[
-        str, typer.Option(help="Data of the experiments.", callback=_chapter_dataset)
+        str, typer.Option(help="Data of the experiments.", callback=among(CHAPTER_DATASETS))
     ] = "embedded",
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)] = 2,
@@ -72,7 +66,7 @@ def outputs(
 
 def render(strict: bool = False, root: Root = Path()) -> None:
     """Render the committed notebooks as they are; --strict makes a Sphinx warning an error."""
-    from coalora_lib.book.rendering import copy_sources
+    from coalora_lib.book.execution import copy_sources
 
     source = root / BUILD / "committed"
     copy_sources(root, source)
@@ -80,7 +74,7 @@ def render(strict: bool = False, root: Root = Path()) -> None:
 
 
 def _render(source: Path, root: Path, strict: bool) -> None:
-    from coalora_lib.book.rendering import render as render_html
+    from coalora_lib.book.execution import render as render_html
 
     try:
         page = render_html(source, root, strict)

@@ -1,10 +1,11 @@
-"""Commands that train and evaluate models, and write records."""
+"""Commands that write records: of runs, of searches on a known front, of time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from coalora_lib.cli.shared import (
     Results,
     Seed,
     among,
+    several,
     summary,
 )
 from coalora_lib.experiments import PROFILES, Run, prepare
@@ -25,14 +27,24 @@ from coalora_lib.experiments.experiment import sized_for_search
 from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.runner import all_jobs, path_of, run_job, run_of
+from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.records import Job, read_record
+from coalora_lib.search import STRATEGIES
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
+from coalora_lib.testbed.comparison import (
+    ALLOCATION,
+    FIRST_SEED,
+    compare_on_landscape,
+    synthetic_plan,
+)
 
 COMPARED = methods_of("main", "ablation")
+#: What `coalora landscape` compares.
+SEARCHES = [*STRATEGIES, ALLOCATION]
 ARMS = methods_of("search")
 #: The ranks of chapter 5.
 RANKS = (4, 8, 16)
-#: The arm that is left out if none is named, since it is slow.
+#: Left out if no arm is named, since it is slow.
 SLOW = "search-local-search"
 
 
@@ -43,10 +55,7 @@ def experiments(
     rank: Annotated[
         list[int] | None, typer.Option(help="Ranks of LoRA; 4, 8 and 16 if none is named.", min=1)
     ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Of {', '.join(COMPARED)}. All but the ablations if none is named."),
-    ] = None,
+    method: Annotated[list[str] | None, several(COMPARED, "All but the ablations")] = None,
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     learning_rate: Annotated[
         float | None, typer.Option(help="Instead of the profile's; for tuning.", min=0)
@@ -58,8 +67,7 @@ def experiments(
     run = Run(PROFILES[profile], 0, dataset)
     if learning_rate is not None:
         run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
-    named = [among(COMPARED)(slug) for slug in method or ()]
-    named = named or (ablations_of(run.profile) if ablations else list(methods_of("main")))
+    named = method or (ablations_of(run.profile) if ablations else list(methods_of("main")))
     _run_missing(all_jobs(run.profile, rank or RANKS, range(seeds), named), run, results, jobs)
 
 
@@ -87,17 +95,14 @@ def search_ablation(
     seed: Seed = 0,
     rank: Annotated[int, typer.Option(help="Rank of every run.", min=1)] = 4,
     epochs: Epochs = 2.0,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Of {', '.join(ARMS)}. All but {SLOW} if none is named."),
-    ] = None,
+    arm: Annotated[list[str] | None, several(ARMS, f"All but {SLOW}")] = None,
     results: Results = BUILD / "results",
 ) -> None:
     """Train one model for each way to extend the training set; chapter 4 shows the records.
 
     An arm whose record is in the folder is not trained again.
     """
-    named = [among(ARMS)(slug) for slug in arm or ()] or [slug for slug in ARMS if slug != SLOW]
+    named = arm or [slug for slug in ARMS if slug != SLOW]
     run = Run(sized_for_search(PROFILES[profile], epochs), seed, dataset)
     _run_missing(all_jobs(run.profile, [rank], [seed], named), run, results)
 
@@ -149,3 +154,44 @@ def reproduce(
             f"{before.bits:6.3f} bits, {kind}: {100 * before.accuracy:.2f}, "
             f"{100 * after.accuracy:.2f}"
         )
+
+
+def landscape(
+    layers: Annotated[int, typer.Option(help="Of the made-up model; an even number.", min=2)] = 36,
+    landscapes: Annotated[int, typer.Option(help=f"Seeds {FIRST_SEED} and up.", min=1)] = 20,
+    proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
+    strategy: Annotated[
+        list[str] | None, several(SEARCHES, "All but the slow local search")
+    ] = None,
+    results: Results = BUILD / "results",
+) -> None:
+    """Search synthetic losses with a known front; chapter 4 shows the records.
+
+    Landscapes that the record holds are not searched again.
+    """
+    named = strategy or [name for name in SEARCHES if name != "local search"]
+    plan = synthetic_plan(proposals)
+    path = results / f"synthetic-{layers}.json"
+    seeds = range(FIRST_SEED, FIRST_SEED + landscapes)
+    try:
+        record = compare_on_landscape(layers, seeds, plan, named, path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for name in named:
+        shares = [100 * run.closed(name)[-1] for run in record.runs]
+        typer.echo(f"{name.ljust(14)}{mean(shares):6.1f} % of the gap closed")
+    typer.echo(f"Record: {path}")
+
+
+def scale(
+    profiles: Annotated[
+        list[str],
+        typer.Argument(help=f"Of {', '.join(FULL_SIZES)}.", callback=among(FULL_SIZES)),
+    ],
+    results: Results = BUILD / "results",
+) -> None:
+    """Measure time and memory of the paper's models at full size, with random weights."""
+    for name in profiles:
+        record = measure_scale(name, results)
+        spent = ", ".join(f"{what} {seconds:.3g} s" for what, seconds in record.seconds.items())
+        typer.echo(f"{name}: {record.parameters / 1e9:.2f} billion parameters, {spent}")

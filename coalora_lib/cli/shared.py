@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,15 +17,22 @@ from coalora_lib.tasks import TASKS
 BUILD = Path("_build")
 
 
-def among(allowed: Collection[str]) -> Callable[[str], str]:
-    """A check that refuses what is not allowed, and lists what is."""
+def among(allowed: Collection[str]) -> Callable[[Any], Any]:
+    """A check of one value or of several that refuses what is not allowed, and lists what is."""
 
-    def check(value: str) -> str:
-        if value not in allowed:
-            raise typer.BadParameter(f"{value!r} is not known; allowed: {', '.join(allowed)}")
-        return value
+    def check(given: str | list[str] | None) -> str | list[str] | None:
+        for value in [given] if isinstance(given, str) else given or ():
+            if value not in allowed:
+                raise typer.BadParameter(f"{value!r} is not known; allowed: {', '.join(allowed)}")
+        return given
 
     return check
+
+
+def several(allowed: Collection[str], otherwise: str) -> Any:
+    """An option that may be given many times."""
+    help = f"Of {', '.join(allowed)}. {otherwise} if none is named."
+    return typer.Option(help=help, callback=among(allowed))
 
 
 Root = Annotated[Path, typer.Option(help="The project's folder.")]

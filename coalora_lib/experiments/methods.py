@@ -23,7 +23,7 @@ class Method:
     """One way to serve configurations.
 
     Attributes:
-        slug: its name in files and commands; label: in tables.
+        label: in tables.
         make: the model to train, from the shared ground, the rank, and the configuration of a run
             for one; adapter: settings for it.
         trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
@@ -35,7 +35,6 @@ class Method:
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
     """
 
-    slug: str
     label: str
     make: Maker
     trains_on: Literal["set", "budget", "nothing"] = "set"
@@ -46,6 +45,12 @@ class Method:
     space: str = "nf"
     has_rank: bool = True
     group: Literal["main", "ablation", "option", "search"] = "main"
+
+    @property
+    def slug(self) -> str:
+        """Its name in files and commands: the label in small letters with dashes."""
+        prefix = {"option": "options-", "search": "search-"}.get(self.group, "")
+        return prefix + self.label.lower().replace(", ", "-").replace(" ", "-")
 
     @property
     def experiment(self) -> Experiment:
@@ -86,36 +91,25 @@ TAUGHT = 0.5
 
 _PLAIN: dict[str, Any] = {"adjuster": "none"}
 _WHOLE = {"start": "svd", "output_bias": True, "error_features": True, "bias_correction": True}
-_OURS = Method("coa-lora", "CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
-_PUBLISHED = replace(
-    _OURS, slug="coa-lora-as-published", label="CoA-LoRA, as published", adapter={"start": "svd"}
-)
-_SHARED = Method("shared-lora", "Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
-_LQ = Method("lq-lora", "LQ-LoRA", _lq_lora, "budget")
+_OURS = Method("CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
+_SHARED = Method("Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
+_LQ = Method("LQ-LoRA", _lq_lora, "budget")
 #: What distillation learns from.
-TEACHER = Method("lora-unquantized", "LoRA, unquantized", _unquantized_lora, "nothing")
+TEACHER = Method("LoRA, unquantized", _unquantized_lora, "nothing")
 
 
-def _changed(slug: str, whole: Method = _OURS, label: str = "", **changed) -> Method:
+def _changed(label: str, whole: Method = _OURS, **changed) -> Method:
     """An ablation; settings of the adapter are added to those of the whole."""
     adapter = {**whole.adapter, **changed.pop("adapter", {})}
-    label = label or slug.replace("-", " ")
-    return replace(whole, slug=slug, label=label, group="ablation", adapter=adapter, **changed)
+    return replace(whole, label=label, group="ablation", adapter=adapter, **changed)
 
 
-def _variant(whole: Method, part: str, **changed) -> Method:
-    label = f"{whole.label}, {part.replace('-', ' ')}"
-    return _changed(f"{whole.slug}-{part}", whole, label, **changed)
-
-
-def _option(slug: str, label: str = "", make: Maker = _coa_lora, **adapter) -> Method:
-    label = label or slug.replace("-", " ")
-    return Method(f"options-{slug}", label, make, adapter=adapter, group="option")
+def _option(label: str, make: Maker = _coa_lora, **adapter) -> Method:
+    return Method(label, make, adapter=adapter, group="option")
 
 
 def _arm(label: str, search: dict[str, Any] | None) -> Method:
-    slug = f"search-{label.replace(', ', '-').replace(' ', '-')}"
-    return Method(slug, label, _coa_lora, search=search, group="search")
+    return Method(label, _coa_lora, search=search, group="search")
 
 
 _TAUGHT = {"distillation": TAUGHT, "teacher": "model"}
@@ -126,54 +120,42 @@ _ALL = (
     # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
     # configuration.
     _OURS,
-    _PUBLISHED,
+    replace(_OURS, label="CoA-LoRA, as published", adapter={"start": "svd"}),
     _SHARED,
-    Method(
-        "lora-by-bit-width", "LoRA by bit width", _coa_lora, adapter={"adjuster": "bank"}, search={}
-    ),
+    Method("LoRA by bit width", _coa_lora, adapter={"adjuster": "bank"}, search={}),
     _LQ,
-    Method("qlora", "QLoRA", _coa_lora, "budget", adapter=_PLAIN),
+    Method("QLoRA", _coa_lora, "budget", adapter=_PLAIN),
     TEACHER,
-    Method(
-        "full-fine-tuning",
-        "full fine-tuning",
-        _full_fine_tuning,
-        "nothing",
-        rate=FULL_RATE,
-        has_rank=False,
-    ),
+    Method("full fine-tuning", _full_fine_tuning, "nothing", rate=FULL_RATE, has_rank=False),
     # Ablations: CoA-LoRA with one part changed; integer codes for it and what it is measured with.
-    _changed("no-search", search=None),
-    _changed("no-filter", search=_ALL_KEPT),
-    _changed("no-network", adapter=_NO_NETWORK),
-    _changed("no-bias-correction", adapter={"bias_correction": False}),
-    _changed("no-output-bias", adapter={"output_bias": False}),
-    _changed("no-error-features", adapter={"error_features": False}),
-    _changed("zero-start", adapter={"start": "zero"}),
-    _changed("residual-start", make=_half_residual, adapter={"start": "residual"}),
-    _changed("1-configuration-a-step", plan={"configurations_per_step": 1}),
-    _changed("2-configurations-a-step", plan={"configurations_per_step": 2}),
-    _changed("4-configurations-a-step", plan={"configurations_per_step": 4}),
+    _changed("no search", search=None),
+    _changed("no filter", search=_ALL_KEPT),
+    _changed("no network", adapter=_NO_NETWORK),
+    _changed("no bias correction", adapter={"bias_correction": False}),
+    _changed("no output bias", adapter={"output_bias": False}),
+    _changed("no error features", adapter={"error_features": False}),
+    _changed("zero start", adapter={"start": "zero"}),
+    _changed("residual start", make=_half_residual, adapter={"start": "residual"}),
+    _changed("1 configuration a step", plan={"configurations_per_step": 1}),
+    _changed("2 configurations a step", plan={"configurations_per_step": 2}),
+    _changed("4 configurations a step", plan={"configurations_per_step": 4}),
     _changed("distillation", plan=_TAUGHT),
-    _changed("distillation-in-place", plan=_IN_PLACE),
-    _variant(_SHARED, "distillation", plan=_TAUGHT),
-    _variant(_SHARED, "distillation-in-place", plan=_IN_PLACE),
-    *(_variant(each, "integer-codes", space="int") for each in (_OURS, _SHARED, _LQ)),
-    # Options: the plainest CoA-LoRA with one option each, all without a search.
-    _option("shared-lora", "Shared-LoRA", **_PLAIN),
-    _option("coa-lora", "CoA-LoRA"),
-    _option("learned-scale", learned_scale=True),
-    _option("output-bias", output_bias=True),
-    _option("error-features", error_features=True),
-    _option("svd-start", "SVD start", start="svd"),
-    _option("residual-start", make=_half_residual, start="residual"),
-    _option(
-        "shared-lora-residual-start",
-        "Shared-LoRA, residual start",
-        _half_residual,
-        start="residual",
-        **_PLAIN,
+    _changed("distillation in place", plan=_IN_PLACE),
+    _changed("Shared-LoRA, distillation", _SHARED, plan=_TAUGHT),
+    _changed("Shared-LoRA, distillation in place", _SHARED, plan=_IN_PLACE),
+    *(
+        _changed(f"{each.label}, integer codes", each, space="int")
+        for each in (_OURS, _SHARED, _LQ)
     ),
+    # Options: the plainest CoA-LoRA with one option each, all without a search.
+    _option("Shared-LoRA", **_PLAIN),
+    _option("CoA-LoRA"),
+    _option("learned scale", learned_scale=True),
+    _option("output bias", output_bias=True),
+    _option("error features", error_features=True),
+    _option("SVD start", start="svd"),
+    _option("residual start", _half_residual, start="residual"),
+    _option("Shared-LoRA, residual start", _half_residual, start="residual", **_PLAIN),
     # Searches: the plainest CoA-LoRA, its set extended in one way each.
     _arm("frozen", None),
     _arm("walk", {"strategy": "walk", **_FILTERED}),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from coalora_lib.allocation.budgets import spread
 from coalora_lib.search import SearchPlan
+from coalora_lib.tasks import TASKS
 from coalora_lib.tasks.models import MINILM
 
 #: The parameters that the stored outputs of the chapters were made with.
@@ -152,5 +153,6 @@ _ALL = (
     replace(_QWEN, name="paper-llama-2-7b", model="meta-llama/Llama-2-7b-hf"),
 )
 PROFILES = {profile.name: profile for profile in _ALL}
-#: What a chapter may be run with: those of classifiers.
+#: What a chapter may be run with and on: classifiers, and what has classes.
 CHAPTER_PROFILES = [name for name, profile in PROFILES.items() if not profile.language_model]
+CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]

@@ -9,12 +9,7 @@ from statistics import mean
 
 import numpy as np
 
-from coalora_lib.records.interval import (
-    Interval,
-    paired_bootstrap,
-    percentile_interval,
-    resampled,
-)
+from coalora_lib.records.interval import Interval, paired_bootstrap, percentile_interval, resampled
 from coalora_lib.records.schema import Record, Result, Twins
 
 #: The bits of the hypervolume's reference point: more than any budget of a profile has (6).
