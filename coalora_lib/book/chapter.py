@@ -14,7 +14,7 @@ import transformers
 
 from coalora_lib.book.style import use_style
 from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES, PROFILES, Run
-from coalora_lib.records.environment import PACKAGES, versions
+from coalora_lib.records.environment import SHOWN, versions
 from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
 
 #: What papermill puts on top of the cell that carries the parameters it was given.
@@ -22,14 +22,11 @@ INJECTED_MARK = "# Parameters\n"
 
 
 def begin(namespace: Mapping[str, Any], *names: str) -> Run:
-    """Check a chapter's parameters and start it.
+    """Check a chapter's parameters and start it: torch is seeded and uses half of the cores.
 
     Args:
         namespace: the notebook's ``globals()``.
         names: the parameters the chapter has, of those in its cell tagged ``parameters``.
-
-    Returns:
-        The profile, seed and data set asked for; torch is seeded and uses half of the cores.
 
     Raises:
         ValueError: papermill was given a name that the chapter does not have, or a value that is
@@ -87,6 +84,6 @@ def provenance(run: Run, splits: TaskSplits | None = None) -> str:
     parts.append(f"Model: {run.profile.model}, sha256 {checksum}")
     parts.append(f"Profile: {run.profile.name}, seed {run.seed}")
     device = "GPU" if torch.cuda.is_available() else "CPU"
-    packages = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES[:3])
+    packages = ", ".join(f"{name} {versions()[name]}" for name in SHOWN)
     parts.append(f"Device: {device}; {packages}")
     return "\n".join(parts)

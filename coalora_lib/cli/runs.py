@@ -31,21 +31,16 @@ from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.records import Job, read_record
 from coalora_lib.search import STRATEGIES
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
-from coalora_lib.testbed.comparison import (
-    ALLOCATION,
-    FIRST_SEED,
-    compare_on_landscape,
-    synthetic_plan,
-)
+from coalora_lib.testbed.comparison import ALLOCATION, FIRST_SEED, PLAN, compare_on_landscape
 
 COMPARED = methods_of("main", "ablation")
-#: What `coalora landscape` compares.
-SEARCHES = [*STRATEGIES, ALLOCATION]
-ARMS = methods_of("search")
 #: The ranks of chapter 5.
 RANKS = (4, 8, 16)
+ARMS = methods_of("search")
 #: Left out if no arm is named, since it is slow.
 SLOW = "search-local-search"
+#: What `coalora landscape` compares.
+SEARCHES = [*STRATEGIES, ALLOCATION]
 
 
 def experiments(
@@ -170,7 +165,7 @@ def landscape(
     Landscapes that the record holds are not searched again.
     """
     named = strategy or [name for name in SEARCHES if name != "local search"]
-    plan = synthetic_plan(proposals)
+    plan = replace(PLAN, proposals=proposals)
     path = results / f"synthetic-{layers}.json"
     seeds = range(FIRST_SEED, FIRST_SEED + landscapes)
     try:

@@ -18,9 +18,7 @@ class Profile:
     """Everything about a run that is not its seed or its data.
 
     Attributes:
-        name: what one passes as the parameter ``profile``.
-        model: for :func:`coalora_lib.tasks.load_classifier`, or, on C4,
-            :func:`~coalora_lib.tasks.load_language_model`.
+        model: its name, for the loaders of :mod:`coalora_lib.tasks`.
         dtype: of the pre-trained weights: "float32"; "float64", which makes the printed digits the
             same on every CPU, and is float32 on a GPU; or "bfloat16", in which large models are
             stored. A GPU computes under bfloat16 autocast.
@@ -60,13 +58,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's checked parameters.
-
-    Attributes:
-        profile: sizes and hyperparameters.
-        seed: of everything random, 0 to 4294967295.
-        dataset: "embedded", or a name in :data:`coalora_lib.tasks.TASKS`.
-    """
+    """A run's checked parameters; the data are "embedded" or of :data:`coalora_lib.tasks.TASKS`."""
 
     profile: Profile
     seed: int
@@ -76,8 +68,7 @@ class Run:
     def published(self) -> bool:
         """Whether the parameters are those of the stored outputs, which the text speaks of.
 
-        An assert that holds a sentence about a number asks for this first: with another model,
-        seed or data set the number, and so the sentence, may be another.
+        An assert that holds a sentence about a number asks for this first.
         """
         given = {"profile": self.profile.name, "seed": self.seed, "dataset": self.dataset}
         return given == PUBLISHED

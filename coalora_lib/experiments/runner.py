@@ -55,11 +55,7 @@ def _known(slug: str) -> Method:
 def all_jobs(
     profile: Profile, ranks: Sequence[int], seeds: Sequence[int], methods: Sequence[str]
 ) -> list[Job]:
-    """Every run of these methods, seed by seed, each once.
-
-    Raises:
-        ValueError: a method is not known.
-    """
+    """Every run of these methods, seed by seed, each once; a ValueError if one is not known."""
     jobs = (
         job_for(slug, rank, seed, budget)
         for seed in seeds
@@ -74,8 +70,7 @@ def run_of(record: Record) -> Run:
     """Profile, seed and data set to make a record again with.
 
     Raises:
-        ValueError: its method is not known, or its parameters are no profile's; the field at fault
-            is named.
+        ValueError: its method is not known, or its parameters are no profile's.
     """
     job = record.job
     if job.method not in METHODS:
@@ -213,11 +208,7 @@ def _evaluate_into(
 
 
 def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Configuration | None]]:
-    """What a job's model is evaluated on: (budget, configuration).
-
-    A run for one budget: its configuration. A run over a set: those of its experiment. An
-    unquantized model: (None, None).
-    """
+    """(budget, configuration) of all that a job's model is evaluated on."""
     method, budget = METHODS[record.job.method], record.job.budget
     if method.trains_on == "nothing":
         return [(None, None)]
@@ -227,7 +218,7 @@ def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Con
     if not method.experiment.unmet:
         return targets
     met = _scored_in(record) | _texts(setup, method.experiment.first_set(setup))
-    return [(budget, each) for budget, each in targets if not met & _texts(setup, [each])]
+    return [target for target in targets if not met & _texts(setup, target[1:])]
 
 
 def _twins_of(record: Record, setup: Setup) -> list[tuple[Configuration, Configuration]]:
@@ -249,10 +240,7 @@ def _texts(setup: Setup, configurations: Sequence[Configuration]) -> set[str]:
 
 
 def _stored_numbers(model: nn.Module) -> int:
-    """Numbers that a run adds to the pre-trained weights, beside the heads, which all train alike.
-
-    What it trained, and the layers' mean inputs if it corrects biases.
-    """
+    """What a run trained but for heads, which all train, and the mean inputs that it keeps."""
     trained = sum(
         parameter.numel()
         for name, parameter in trained_parameters(model).items()

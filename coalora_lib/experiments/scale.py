@@ -60,7 +60,6 @@ class ScaleRecord(BaseModel):
     """One model at full size.
 
     Attributes:
-        profile, model: whose shapes; device, versions: of the measurement.
         parameters: of the model; adapted: those in layers with an adapter, ``layers`` of them.
         trained: parameters that CoA-LoRA trains, at the profile's rank.
         batch_size: the profile's, halved until it fits; length: in tokens.

@@ -52,8 +52,7 @@ class Setup:
         train, scoring, validation: tokenized examples. ``scoring`` is held out of the training
             split for the search; ``validation`` is what results are reported on.
         weights: the pre-trained weight of each adapted layer.
-        errors: (layers, choices), the squared quantization errors.
-        space: whose choices they are of.
+        errors: (layers, choices), the squared quantization errors in the space.
     """
 
     run: Run
@@ -132,10 +131,7 @@ class Setup:
         return dict(self._means)
 
     def training_set(self) -> list[Configuration]:
-        """The first set of configurations: allocated at the profile's budgets, and random ones.
-
-        The random ones are drawn at bits from one end of the budgets to the other.
-        """
+        """Allocated at the profile's budgets, and random ones from end to end of them."""
         budgets = self.run.profile.training_budgets
         return [self.allocated(budget) for budget in budgets] + self._random_beside(budgets)
 
@@ -155,10 +151,7 @@ class Setup:
         return list(zip(self.training_set(), unseen, strict=True))
 
     def arbitrary(self) -> list[Configuration]:
-        """Random configurations to evaluate on, the same for all methods, at equally spaced bits.
-
-        They are drawn apart from the training set's.
-        """
+        """Random configurations to evaluate on, drawn apart from the training set's."""
         return self._random(
             ARBITRARY_BITS, self.run.profile.arbitrary_configurations, ARBITRARY_SEED
         )
@@ -181,8 +174,7 @@ def prepare(run: Run) -> Setup:
 
     Raises:
         ValueError: the profile's model is a classifier and the data have no labels, or the other
-            way round; or as the loaders of :mod:`coalora_lib.tasks`.
-        OSError: as the loaders.
+            way round; this and OSError also as the loaders of :mod:`coalora_lib.tasks`.
     """
     profile = run.profile
     if profile.language_model != (classes_of(run.dataset) is None):

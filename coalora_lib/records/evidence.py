@@ -28,13 +28,9 @@ class Evidence:
     method that knows no configurations.
 
     Args:
-        records: from :func:`~coalora_lib.records.store.read_records`.
         labels: slug of each method to its label, in the order of the tables.
         classes: of the data; guessing is wrong in 1 - 1 / classes of the examples, which is the
             error of the hypervolume's reference point.
-
-    Attributes:
-        ranks: that the records have.
 
     Raises:
         ValueError: a record's method has no label; or later, a seed has no result that is asked
@@ -186,12 +182,11 @@ class Evidence:
         self,
         method: str,
         rank: int,
-        budgets: Sequence[float],
+        budgets: Budgets,
         seeds: Sequence[int],
         weights: np.ndarray | None = None,
     ) -> np.ndarray:
-        """(draws, seeds) dominated shares; weights (draws, examples) of the examples, one draw of
-        equal weights by default."""
+        """(draws, seeds) dominated shares; weights (draws, examples), all equal by default."""
         volumes = []
         for seed in seeds:
             chosen = self._chosen(method, rank, seed, budgets)
@@ -215,13 +210,8 @@ def _points(results: Sequence[Result]) -> np.ndarray:
 def dominated_share(errors: np.ndarray, bits: np.ndarray, guess: float) -> np.ndarray:
     """The hypervolume of many fronts at once, as a share of the plane up to the reference point.
 
-    Args:
-        errors: (fronts, points).
-        bits: (points,), those of every front.
-        guess: the reference point's error; its bits are :data:`MOST_BITS`.
-
-    Returns:
-        (fronts,).
+    From (fronts, points) errors and (points,) bits of every front to (fronts,); ``guess`` is the
+    reference point's error, its bits are :data:`MOST_BITS`.
     """
     order = bits.argsort()
     lowest = np.minimum.accumulate(np.minimum(errors[:, order], guess), axis=1)

@@ -89,9 +89,7 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray) -> Interval:
 def resampled(seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
     """The bootstrap's draws with replacement, as weights: a mean over a draw is a product with it.
 
-    Returns:
-        (draws, seeds) and (draws, examples), not to be written to, each row with sum 1; drawn
-        independently.
+    (draws, seeds) and (draws, examples), drawn independently, each row with sum 1; read-only.
     """
     generator = np.random.default_rng(0)
 

@@ -51,14 +51,9 @@ class Job:
     """One run of an experiment: what decides its record's name, beside data set and profile.
 
     Attributes:
-        method: such as "coa-lora-as-published".
         rank: of the LoRA factors; None for a method without factors, which stands for all ranks.
-        seed: of everything random.
         budget: mean bits per parameter of a run for one configuration; None of a run for many.
         space: that configurations are from, such as "nf" or "int".
-
-    Raises:
-        ValueError: a name is no :data:`Slug`, or a number is out of range.
     """
 
     method: Slug
@@ -90,8 +85,7 @@ class Result(_Strict):
         budget: mean bits per parameter asked for, None for an arbitrary configuration; bits: what
             the configuration stores, :data:`UNQUANTIZED` without one.
         accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
-        seconds: wall time of the training behind the number, search included; a run that serves
-            several budgets is listed with its whole time at each.
+        seconds: wall time of the whole training, search included.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
         correct: which examples are right, in their order, as :func:`pack` makes it; None of a
             language model, whose examples are tokens.
@@ -120,11 +114,7 @@ class Result(_Strict):
 
     @cached_property  # chapters ask for the same ones a hundred times
     def correctness(self) -> np.ndarray:
-        """(examples,) bool.
-
-        Raises:
-            ValueError: the record does not say which examples are right.
-        """
+        """(examples,) bool; a ValueError if the record does not say which are right."""
         if self.correct is None:
             raise ValueError(f"a result at {self.bits:g} bits has no correctness per example")
         packed = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
@@ -135,8 +125,8 @@ class SearchedSet(_Strict):
     """What one search between two stretches of training saw and did.
 
     Attributes:
-        configurations: the set and, last, what was proposed; each one string: for every layer the
-            row number of its choice in the record's space, separated by spaces.
+        configurations: the set and, last, what was proposed; each one string: every layer's row
+            number of its choice in the record's space.
         losses, bits: of each, scored with the adapters of that moment.
         proposed: how many were proposed; kept: positions of the next set.
     """

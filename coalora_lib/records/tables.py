@@ -12,16 +12,14 @@ from coalora_lib.records.schema import UNQUANTIZED, Record, Result
 def accuracy_table(
     records: Sequence[Record], labels: Mapping[str, str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of a table: a row per method, a column per budget and for what has none.
+    """Headings and rows: a row per method, a column per budget and for what has none.
+
+    Cells are the accuracy in percent, mean over seeds, the standard deviation between them in
+    brackets; "-" where there is no result. A seed's arbitrary configurations are averaged first.
 
     Args:
         records: of one rank.
         labels: slug of each method to its name in the table, in the table's order.
-
-    Returns:
-        Headings, and rows of cells: accuracy in percent, mean over seeds, the standard deviation
-        between them in brackets; "-" where there is no result. A seed's arbitrary configurations
-        are averaged first.
     """
     budgets: dict[str, float] = {}
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
@@ -59,12 +57,8 @@ def common_accuracies(
 ) -> dict[str, dict[int, tuple[float, float]]]:
     """Accuracies on the configurations that all methods of a seed were evaluated on, in percent.
 
-    Args:
-        records: one per method and seed.
-        labels: slug of each method to the name it is returned under.
-
-    Returns:
-        Label to seed to mean accuracy on the allocated and on the arbitrary configurations.
+    From one record per method and seed: label to seed to the mean on the allocated and on the
+    arbitrary configurations.
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for seed in sorted({record.job.seed for record in records}):

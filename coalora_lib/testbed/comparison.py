@@ -32,8 +32,8 @@ FIRST_SEED = 100
 #: The hypervolume is recorded each time so many more configurations are scored, as many as the
 #: search proposes at a time.
 EVERY = 5
-#: Longest walk, as in the standard profile.
-MAX_STEPS = 30
+#: The sizes of the search; its longest walk is the standard profile's.
+PLAN = SearchPlan(rounds=1, restarts=EVERY, max_steps=30)
 
 
 class SyntheticRun(BaseModel):
@@ -72,11 +72,6 @@ class SyntheticRecord(BaseModel):
     runs: list[SyntheticRun]
 
 
-def synthetic_plan(proposals: int) -> SearchPlan:
-    """The sizes of the synthetic search, with a budget of scored configurations."""
-    return SearchPlan(rounds=1, restarts=EVERY, max_steps=MAX_STEPS, proposals=proposals)
-
-
 def compare_on_landscape(
     layers: int, seeds: Iterable[int], plan: SearchPlan, strategies: Sequence[str], path: Path
 ) -> SyntheticRecord:
@@ -85,7 +80,7 @@ def compare_on_landscape(
     Args:
         layers: of the made-up model.
         seeds: one landscape each.
-        plan: sizes of the search; ``proposals`` is the budget of scored configurations.
+        plan: its ``proposals`` are the budget of scored configurations.
         strategies: of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`.
         path: of the record. If there is one, landscapes that it holds are not searched again.
 
