@@ -23,8 +23,12 @@ from coalora_lib.cli.shared import (
     summary,
 )
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.experiment import sized_for_search
-from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of
+from coalora_lib.experiments.methods import (
+    METHODS,
+    ablations_of,
+    methods_of,
+    sized_for_search,
+)
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.runner import all_jobs, path_of, run_job, run_of
 from coalora_lib.experiments.scale import FULL_SIZES, measure_scale

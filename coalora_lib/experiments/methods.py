@@ -1,21 +1,108 @@
-"""The methods of the experiments: each one a model, what it trains on, and settings changed."""
+"""The three experiments on models, and their methods: a model, what it trains on, settings changed.
+
+Each experiment has a **protocol**, whose name its records carry: what was run and how, as far as it
+decides the numbers; only records of one protocol stand in one table. Raise the number at its end,
+by hand, when the results of a new run are no longer comparable with those of stored ones: another
+loss, another optimizer, other arbitrary configurations, a repaired fault in what trains or in what
+is evaluated. Leave it when results are the same up to rounding: renamed code, a faster path,
+another device, newer versions of packages.
+
+Under ``book/results``: "comparison-1" are the earlier runs of chapter 5, before the residual start
+and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.experiments.experiment import COMPARISON, OPTIONS, SEARCH, Experiment
 from coalora_lib.experiments.profiles import Profile
-from coalora_lib.experiments.setup import Setup
-from coalora_lib.spaces import Configuration
+from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
+from coalora_lib.spaces import Configuration, random_configuration
 from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
 Maker = Callable[..., nn.Module]
+#: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
+Target = tuple[float | None, Configuration]
+
+#: Of the adapter's options: how many arbitrary configurations they are evaluated on.
+UNIFORM_DRAWS = 8
+#: Of the searches: allocated configurations to evaluate on, in bits. No training budget of a
+#: profile is among them.
+UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the runs over a set of one experiment share.
+
+    Attributes:
+        protocol: of its records.
+        first_set: what they train on until a search changes it.
+        targets: what they are evaluated on.
+        twins: whether they are also evaluated on configurations of the first set and on unseen
+            ones like them.
+        unmet: whether a target that a run has trained on or scored is left out.
+    """
+
+    protocol: str
+    first_set: Callable[[Setup], list[Configuration]]
+    targets: Callable[[Setup], list[Target]]
+    twins: bool = False
+    unmet: bool = False
+
+
+def _targets(
+    setup: Setup, budgets: Sequence[float], arbitrary: Sequence[Configuration]
+) -> list[Target]:
+    allocated: list[Target] = [(budget, setup.allocated(budget)) for budget in budgets]
+    return allocated + [(None, configuration) for configuration in arbitrary]
+
+
+def _uniform(setup: Setup) -> list[Configuration]:
+    """Each layer's choice drawn uniformly: mean bits near the middle of the range."""
+    generator = torch.Generator().manual_seed(ARBITRARY_SEED + setup.run.seed)
+    return [
+        random_configuration(setup.shapes, generator, setup.space) for _ in range(UNIFORM_DRAWS)
+    ]
+
+
+#: The methods and the ablations of chapter 5.
+COMPARISON = Experiment(
+    "comparison-2",
+    Setup.training_set,
+    lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
+    twins=True,
+)
+#: The adapter's options, chapter 3.
+OPTIONS = Experiment(
+    "options-2",
+    Setup.training_set,
+    lambda setup: _targets(setup, setup.run.profile.budgets, _uniform(setup)),
+)
+#: Ways to extend the training set, chapter 4. It starts with allocated configurations alone.
+SEARCH = Experiment(
+    "search-2",
+    lambda setup: [setup.allocated(budget) for budget in setup.run.profile.training_budgets],
+    lambda setup: _targets(setup, UNSEEN_BUDGETS, setup.arbitrary()),
+    unmet=True,
+)
+
+
+def sized_for_search(profile: Profile, epochs: float) -> Profile:
+    """A profile as :data:`SEARCH` runs it: searches between quarters of the training."""
+    return replace(
+        profile,
+        epochs=epochs,
+        # What a search scores on decides its time; 512 are the standard profile's.
+        scoring_examples=min(profile.scoring_examples, 512),
+        search=replace(profile.search, rounds=4),
+    )
 
 
 @dataclass(frozen=True)

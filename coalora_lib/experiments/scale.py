@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +25,7 @@ from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.allocation import error_table
 from coalora_lib.experiments.profiles import PROFILES, Profile
 from coalora_lib.records.environment import device_name, versions
+from coalora_lib.records.schema import Strict
 from coalora_lib.records.store import write_json
 from coalora_lib.spaces import random_configuration
 from coalora_lib.training import TrainingPlan
@@ -56,7 +56,7 @@ FULL_SIZES: dict[str, dict[str, Any]] = {
 REPEATS = 5
 
 
-class ScaleRecord(BaseModel):
+class ScaleRecord(Strict):
     """One model at full size.
 
     Attributes:
@@ -67,8 +67,6 @@ class ScaleRecord(BaseModel):
             configuration, and "step" of one configuration, medians.
         peak_memory: bytes that torch held on the GPU at most, over all of it; None on a processor.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     profile: str
     model: str

@@ -74,11 +74,13 @@ class Job:
         return f"{self.name}-{dataset}-{profile}-seed{self.seed}.json"
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What is stored as JSON, with no other fields than these."""
+
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
-class Result(_Strict):
+class Result(Strict):
     """A run's model under one configuration.
 
     Attributes:
@@ -121,7 +123,7 @@ class Result(_Strict):
         return np.unpackbits(packed, count=self.examples).astype(bool)
 
 
-class SearchedSet(_Strict):
+class SearchedSet(Strict):
     """What one search between two stretches of training saw and did.
 
     Attributes:
@@ -175,18 +177,18 @@ class SearchedSet(_Strict):
         return torch.tensor([[int(row) for row in text.split()] for text in self.configurations])
 
 
-class Twins(_Strict):
+class Twins(Strict):
     """A configuration of the training set, and one like it that the run never met."""
 
     seen: Result
     unseen: Result
 
 
-class Record(_Strict):
+class Record(Strict):
     """A run: its job, where it came from, how it was made, what it found; its searches, if any.
 
     Attributes:
-        protocol: what was run and how; see :mod:`coalora_lib.experiments.experiment`.
+        protocol: what was run and how; see :mod:`coalora_lib.experiments.methods`.
         created: when, ISO 8601.
         parameters: of the profile, but for the rank, which is the job's.
         code: :func:`~coalora_lib.records.environment.code_digest` of the library that made it.

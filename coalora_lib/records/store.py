@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from coalora_lib.files import atomic_file
-from coalora_lib.records.schema import Record, describe
+from coalora_lib.records.schema import Record, Strict, describe
 
 #: The longest file that is read, in bytes: some hundred times the longest record of the book.
 MOST_BYTES = 2**25
 
 
-def write_json(content: BaseModel, path: Path, indent: int = 2) -> Path:
-    """Write what a model of pydantic's holds, whole or not at all; its folder is made."""
+def write_json(content: Strict, path: Path, indent: int = 2) -> Path:
+    """Write it whole or not at all; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_text(content.model_dump_json(indent=indent) + "\n")

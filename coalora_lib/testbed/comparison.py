@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from coalora_lib.allocation.budgets import spread
 from coalora_lib.records.environment import versions
+from coalora_lib.records.schema import Strict
 from coalora_lib.records.store import write_json
 from coalora_lib.search import ScoredSet, SearchPlan, extend, hypervolume
 from coalora_lib.spaces import NORMAL_FLOAT
@@ -36,7 +36,7 @@ EVERY = 5
 PLAN = SearchPlan(rounds=1, restarts=EVERY, max_steps=30)
 
 
-class SyntheticRun(BaseModel):
+class SyntheticRun(Strict):
     """One landscape, every strategy.
 
     Attributes:
@@ -45,8 +45,6 @@ class SyntheticRun(BaseModel):
         found: strategy to the hypervolume after each :data:`EVERY` scored configurations.
         seconds: strategy to the time its proposals took.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     layers: int
     seed: int
@@ -62,10 +60,8 @@ class SyntheticRun(BaseModel):
         return [round((value - self.start) / gap, 4) + 0.0 for value in self.found[strategy]]
 
 
-class SyntheticRecord(BaseModel):
+class SyntheticRecord(Strict):
     """The synthetic comparison, with what made it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     plan: dict
     versions: dict[str, str]
@@ -87,10 +83,8 @@ def compare_on_landscape(
     Raises:
         ValueError: the record that is there was made with another plan, versions or strategies.
     """
-    sizes = {"layers": layers, "restarts": plan.restarts, "max_steps": plan.max_steps}
-    record = SyntheticRecord(
-        plan=sizes | {"proposals": plan.proposals}, versions=versions(), runs=[]
-    )
+    sizes = {name: getattr(plan, name) for name in ("restarts", "max_steps", "proposals")}
+    record = SyntheticRecord(plan={"layers": layers} | sizes, versions=versions(), runs=[])
     if path.exists():
         found = SyntheticRecord.model_validate_json(path.read_text())
         other = any(sorted(run.found) != sorted(strategies) for run in found.runs)
