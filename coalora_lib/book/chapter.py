@@ -1,4 +1,4 @@
-"""How a chapter begins, and the line that says what its numbers were made from."""
+"""What chapters call: how they begin, how figures and tables look, what numbers are made from."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import ast
 import logging
 import os
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import matplotlib.pyplot as plt
 import torch
 import transformers
 
-from coalora_lib.book.style import use_style
 from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES, PROFILES, Run
 from coalora_lib.records.environment import SHOWN, versions
 from coalora_lib.tasks import TaskSplits, checkpoint_checksum, data_checksum
 
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
+#: One colour an idea, used in every chapter (Okabe and Ito's palette, told apart by all eyes).
+COLOURS = {
+    "CoA-LoRA": "#0072B2",
+    "Shared-LoRA": "#E69F00",
+    "QLoRA": "#009E73",
+    "LQ-LoRA": "#56B4E9",
+    "LoRA by bit width": "#8A5A44",
+    "front": "#D55E00",
+    "proposed": "#CC79A7",
+    "muted": "#8A8F98",
+}
 #: What papermill puts on top of the cell that carries the parameters it was given.
 INJECTED_MARK = "# Parameters\n"
 
@@ -45,7 +59,7 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-    use_style()
+    _use_style()
     # A thread that waits for a busy core spins: with a thread per core, a chapter beside other
     # work takes many times its processor time.
     allowed = getattr(os, "sched_getaffinity", None)
@@ -87,3 +101,37 @@ def provenance(run: Run, splits: TaskSplits | None = None) -> str:
     packages = ", ".join(f"{name} {versions()[name]}" for name in SHOWN)
     parts.append(f"Device: {device}; {packages}")
     return "\n".join(parts)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
+    """A Markdown table that a notebook displays: first column left, the others right.
+
+    Numbers are to be formatted before, rounded as they shall be read.
+    """
+    from IPython.display import Markdown  # here, so that scripts need no notebook packages
+
+    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
+    return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+
+def _use_style() -> None:
+    """Set matplotlib's defaults for the book."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E4E6EA",
+            "grid.linewidth": 0.8,
+            "axes.edgecolor": "#5B616B",
+            "axes.titlesize": "medium",
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "image.cmap": "viridis",
+        }
+    )

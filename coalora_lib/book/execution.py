@@ -21,8 +21,6 @@ import yaml
 
 from coalora_lib.files import atomic_file
 
-#: Notebook metadata that machines write and readers do not need.
-EXECUTION_METADATA = ("execution", "papermill")
 #: The README's picture: a chapter, the name of one of its figures, and where it is kept.
 README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
 
@@ -112,13 +110,9 @@ def execute_book(
     jobs: int,
     report: Callable[[str], None],
 ) -> None:
-    """Execute every chapter into a copy of the book's sources under ``target``.
+    """Execute every chapter into a copy of the book's sources under ``target``, ``jobs`` at a time.
 
-    Args:
-        root, target: as of :func:`copy_sources`.
-        parameters: each chapter gets those of them that it has.
-        jobs: chapters at a time; each gets its part of the processor's threads.
-        report: is told of each chapter.
+    Each chapter gets those of the parameters that it has, and its part of the processor's threads.
 
     Raises:
         papermill.PapermillExecutionError: a chapter failed; those not begun are left out.
@@ -155,16 +149,8 @@ def refresh_outputs(
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
     This is how the committed outputs are made; a new chapter's notebook is made from its .md, once
-    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those it has.
-
-    Args:
-        root: the project's folder.
-        report: is told of each chapter.
-        only: how the names of the wanted chapters begin ("04"); all if empty.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`wanted_chapters`.
-        papermill.PapermillExecutionError: a cell raised.
+    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those it has. ``only`` and
+    errors are as of :func:`wanted_chapters`, and :func:`run_chapter`'s.
     """
     for chapter in wanted_chapters(root, only):
         notebook = root / chapter
@@ -173,8 +159,8 @@ def refresh_outputs(
             executed = Path(folder) / notebook.name
             seconds = run_chapter(notebook, executed, {})
             stored = nbformat.read(executed, as_version=4)
-        for part in (stored, *stored.cells):
-            for name in EXECUTION_METADATA:
+        for part in (stored, *stored.cells):  # what machines write and readers do not need
+            for name in ("execution", "papermill"):
                 part.metadata.pop(name, None)
         stored.metadata.get("language_info", {}).pop("version", None)
         with atomic_file(notebook) as file:

@@ -30,10 +30,9 @@ Maker = Callable[..., nn.Module]
 #: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
 Target = tuple[float | None, Configuration]
 
-#: Of the adapter's options: how many arbitrary configurations they are evaluated on.
+#: Arbitrary configurations that the adapter's options are evaluated on.
 UNIFORM_DRAWS = 8
-#: Of the searches: allocated configurations to evaluate on, in bits. No training budget of a
-#: profile is among them.
+#: Bits of the allocated configurations that searches are evaluated on; no profile trains on them.
 UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
 
 
@@ -42,12 +41,10 @@ class Experiment:
     """What the runs over a set of one experiment share.
 
     Attributes:
-        protocol: of its records.
         first_set: what they train on until a search changes it.
         targets: what they are evaluated on.
-        twins: whether they are also evaluated on configurations of the first set and on unseen
-            ones like them.
-        unmet: whether a target that a run has trained on or scored is left out.
+        twins: they are also evaluated on the first set's configurations and unseen ones like them.
+        unmet: a target that a run has trained on or scored is left out.
     """
 
     protocol: str
@@ -67,9 +64,8 @@ def _targets(
 def _uniform(setup: Setup) -> list[Configuration]:
     """Each layer's choice drawn uniformly: mean bits near the middle of the range."""
     generator = torch.Generator().manual_seed(ARBITRARY_SEED + setup.run.seed)
-    return [
-        random_configuration(setup.shapes, generator, setup.space) for _ in range(UNIFORM_DRAWS)
-    ]
+    drawn = range(UNIFORM_DRAWS)
+    return [random_configuration(setup.shapes, generator, setup.space) for _ in drawn]
 
 
 #: The methods and the ablations of chapter 5.
@@ -115,8 +111,7 @@ class Method:
             for one; adapter: settings for it.
         trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
             that budget's configuration; "nothing", unquantized.
-        plan: settings changed of the training plan. Where ``configurations_per_step`` is, the steps
-            change so that the passes stay the same.
+        plan: settings changed of the training plan.
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.

@@ -24,17 +24,11 @@ def run_all(
 ) -> Iterator[tuple[Job, Path]]:
     """Run what has no record in the folder yet, and yield job and record as each is done.
 
-    Processes share the GPUs evenly. A job that fails does not stop the others; its error is raised
-    at the end.
-
-    Args:
-        jobs: from :func:`~coalora_lib.experiments.runner.all_jobs`.
-        run: profile and data set; ranks and seeds are the jobs' own.
-        folder: for the records.
-        processes: how many runs at a time.
+    Profile and data set are the run's, ranks and seeds the jobs' own. Processes share the GPUs
+    evenly. A job that fails does not stop the others.
 
     Raises:
-        RuntimeError: jobs failed; the first one is named, its error is the cause.
+        RuntimeError: at the end: jobs failed; the first one is named, its error is the cause.
     """
     open_jobs = [job for job in jobs if not path_of(job, run, folder).exists()]
     context = get_context("spawn")

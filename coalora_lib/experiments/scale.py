@@ -60,8 +60,7 @@ class ScaleRecord(Strict):
     """One model at full size.
 
     Attributes:
-        parameters: of the model; adapted: those in layers with an adapter, ``layers`` of them.
-        trained: parameters that CoA-LoRA trains, at the profile's rank.
+        parameters: of the model; adapted: in ``layers`` with an adapter; trained: by CoA-LoRA.
         batch_size: the profile's, halved until it fits; length: in tokens.
         seconds: "error table" (one block measured, times the blocks), "switch" to a new
             configuration, and "step" of one configuration, medians.

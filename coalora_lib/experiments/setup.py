@@ -152,9 +152,8 @@ class Setup:
 
     def arbitrary(self) -> list[Configuration]:
         """Random configurations to evaluate on, drawn apart from the training set's."""
-        return self._random(
-            ARBITRARY_BITS, self.run.profile.arbitrary_configurations, ARBITRARY_SEED
-        )
+        count = self.run.profile.arbitrary_configurations
+        return self._random(ARBITRARY_BITS, count, ARBITRARY_SEED)
 
     def _random_beside(self, budgets: Sequence[float], seed: int = 0) -> list[Configuration]:
         ends = budgets[0], budgets[-1]
@@ -163,10 +162,8 @@ class Setup:
     def _random(self, ends: tuple[float, float], count: int, seed: int) -> list[Configuration]:
         """At equally spaced bits, the seed added to the run's."""
         generator = torch.Generator().manual_seed(seed + self.run.seed)
-        return [
-            random_at_bits(self.shapes, bits, generator, self.space)
-            for bits in spread(*ends, count)
-        ]
+        budgets = spread(*ends, count)
+        return [random_at_bits(self.shapes, bits, generator, self.space) for bits in budgets]
 
 
 def prepare(run: Run) -> Setup:

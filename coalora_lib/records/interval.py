@@ -65,12 +65,8 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray) -> Interval:
     """How much better the first of two methods is, over seeds and examples.
 
     Seeds and examples are drawn anew, with replacement, and independently of each other; both
-    methods keep the same draws (Efron and Tibshirani 1993, percentile interval). An example that
-    both get right, or both wrong, under every seed adds nothing to the spread.
-
-    Args:
-        first, second: (seeds, examples) correctness, averaged over configurations; the same seeds
-            and examples in both.
+    methods keep the same draws (Efron and Tibshirani 1993, percentile interval). ``first`` and
+    ``second`` are (seeds, examples) correctness, averaged over configurations, of the same ones.
 
     Raises:
         ValueError: shapes differ.

@@ -189,10 +189,8 @@ class Record(Strict):
 
     Attributes:
         protocol: what was run and how; see :mod:`coalora_lib.experiments.methods`.
-        created: when, ISO 8601.
+        created: ISO 8601.
         parameters: of the profile, but for the rank, which is the job's.
-        code: :func:`~coalora_lib.records.environment.code_digest` of the library that made it.
-        phases: wall seconds.
         peak_memory: bytes that torch held on the GPU at most; None on a processor.
         stored: numbers that the run adds to the pre-trained weights: factors, networks and mean
             inputs, not heads; all weights for full fine-tuning.

@@ -73,13 +73,12 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
     """Load a task.
 
     Args:
-        name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
-        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's train.tsv
-            and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have no label,
-            train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
+        name: "embedded", or one of :data:`TASKS`.
+        source: "embedded" generates synthetic review phrases from the seed; "directory" reads
+            GLUE's train.tsv and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have
+            no label, train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
             ``datasets``. By default: embedded for that name, the directory if the variable is set,
             else the hub.
-        seed: of the generated phrases; the other sources do not use it.
 
     Raises:
         ValueError: an unknown name or source, or a malformed file (file and line are named).

@@ -71,14 +71,11 @@ class SyntheticRecord(Strict):
 def compare_on_landscape(
     layers: int, seeds: Iterable[int], plan: SearchPlan, strategies: Sequence[str], path: Path
 ) -> SyntheticRecord:
-    """Let strategies search the same landscapes; the record is written after each.
+    """Let strategies search the same landscapes, one a seed; the record is written after each.
 
-    Args:
-        layers: of the made-up model.
-        seeds: one landscape each.
-        plan: its ``proposals`` are the budget of scored configurations.
-        strategies: of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`.
-        path: of the record. If there is one, landscapes that it holds are not searched again.
+    Strategies are of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`; the plan's
+    ``proposals`` are the budget of scored configurations. Landscapes that are in a record at
+    ``path`` are not searched again.
 
     Raises:
         ValueError: the record that is there was made with another plan, versions or strategies.
