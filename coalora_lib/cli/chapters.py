@@ -12,18 +12,14 @@ from typing import Annotated
 
 import typer
 
-from coalora_lib.cli.shared import BUILD, Root, Seed, among, summary
+from coalora_lib.cli.shared import BUILD, Root, Seed, one_of, summary
 from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES
 from coalora_lib.records import read_records
 
 
 def book(
-    profile: Annotated[
-        str, typer.Option(help="Size of the run.", callback=among(CHAPTER_PROFILES))
-    ] = "quick",
-    dataset: Annotated[
-        str, typer.Option(help="Data of the experiments.", callback=among(CHAPTER_DATASETS))
-    ] = "embedded",
+    profile: Annotated[str, one_of(CHAPTER_PROFILES, "Size of the run.")] = "quick",
+    dataset: Annotated[str, one_of(CHAPTER_DATASETS, "Data of the experiments.")] = "embedded",
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)] = 2,
     root: Root = Path(),

@@ -29,17 +29,19 @@ def among(allowed: Collection[str]) -> Callable[[Any], Any]:
     return check
 
 
-def several(allowed: Collection[str], otherwise: str) -> Any:
-    """An option that may be given many times."""
-    help = f"Of {', '.join(allowed)}. {otherwise} if none is named."
+def one_of(allowed: Collection[str], help: str) -> Any:
+    """An option that takes one of these."""
     return typer.Option(help=help, callback=among(allowed))
 
 
+def several(allowed: Collection[str], otherwise: str) -> Any:
+    """An option that takes many of these, given many times."""
+    return one_of(allowed, f"Of {', '.join(allowed)}. {otherwise} if none is named.")
+
+
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
-ProfileName = Annotated[str, typer.Option(help="Size of the run.", callback=among(PROFILES))]
-DatasetName = Annotated[
-    str, typer.Option(help="Data of the experiments.", callback=among(["embedded", *TASKS]))
-]
+ProfileName = Annotated[str, one_of(PROFILES, "Size of the run.")]
+DatasetName = Annotated[str, one_of(["embedded", *TASKS], "Data of the experiments.")]
 Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]

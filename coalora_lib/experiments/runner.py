@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -116,15 +116,10 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
             model, setup.train, first, plan, search=search, scoring=setup.scoring, teacher=teacher
         )
     seconds = sum(record.phases.values())
+    rows = setup.space.rows
     record.searches = [
-        SearchedSet.of(
-            setup.space.rows(found.configurations),
-            found.losses,
-            found.costs,
-            found.proposed,
-            found.kept,
-        )
-        for found in history.rounds
+        SearchedSet.of(rows(each.configurations), each.losses, each.costs, each.proposed, each.kept)
+        for each in history.rounds
     ]
     with _phase(record, "evaluation"):
         _evaluate_into(record, setup, model, plan, seconds)
@@ -185,14 +180,10 @@ def _evaluate_into(
     aware = isinstance(model, CoaLora)
     switched = (configuration if aware else None for _, configuration in wanted)
     found = evaluate_each(model, setup.validation, switched, batch_size=EVALUATION_BATCH)
-    results = []
-    for (budget, configuration), evaluation in zip(wanted, found, strict=True):
-        bits = UNQUANTIZED
-        if configuration is not None:
-            bits = setup.space.mean_bits(configuration, setup.shapes)
-        result = Result(
+    results = [
+        Result(
             budget=budget,
-            bits=bits,
+            bits=UNQUANTIZED if one is None else setup.space.mean_bits(one, setup.shapes),
             accuracy=evaluation.accuracy,
             loss=evaluation.loss,
             examples=len(evaluation.correct),
@@ -201,7 +192,8 @@ def _evaluate_into(
             passes=plan.steps * plan.configurations_per_step,
             correct=None if evaluation.of_tokens else pack(evaluation.correct),
         )
-        results.append(result)
+        for (budget, one), evaluation in zip(wanted, found, strict=True)
+    ]
     record.results, rest = results[: len(targets)], results[len(targets) :]
     twins = zip(rest[::2], rest[1::2], strict=True)
     record.twins = [Twins(seen=seen, unseen=unseen) for seen, unseen in twins]
@@ -217,8 +209,8 @@ def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Con
     targets = method.experiment.targets(setup)
     if not method.experiment.unmet:
         return targets
-    met = _scored_in(record) | _texts(setup, method.experiment.first_set(setup))
-    return [target for target in targets if not met & _texts(setup, target[1:])]
+    first = _as_text(setup, method.experiment.first_set(setup))
+    return _unmet(record, setup, targets, first)
 
 
 def _twins_of(record: Record, setup: Setup) -> list[tuple[Configuration, Configuration]]:
@@ -226,17 +218,17 @@ def _twins_of(record: Record, setup: Setup) -> list[tuple[Configuration, Configu
     method = METHODS[record.job.method]
     if method.trains_on != "set" or not method.experiment.twins:
         return []
-    met = _scored_in(record)
-    return [pair for pair in setup.twins() if not met & _texts(setup, pair[1:])]
+    return _unmet(record, setup, setup.twins())
 
 
-def _scored_in(record: Record) -> set[str]:
-    """The configurations that a run's searches scored, as a record has them."""
-    return {text for found in record.searches for text in found.configurations}
+def _unmet(record: Record, setup: Setup, pairs: list, seen: Iterable[str] = ()) -> list:
+    """The pairs whose second configuration was neither seen nor scored by a search of the run."""
+    met = {text for found in record.searches for text in found.configurations} | set(seen)
+    return [pair for pair in pairs if not met.intersection(_as_text(setup, pair[1:]))]
 
 
-def _texts(setup: Setup, configurations: Sequence[Configuration]) -> set[str]:
-    return set(as_text(setup.space.rows(setup.space.to_flat(configurations))))
+def _as_text(setup: Setup, configurations: Sequence[Configuration]) -> list[str]:
+    return as_text(setup.space.rows(setup.space.to_flat(configurations)))
 
 
 def _stored_numbers(model: nn.Module) -> int:
