@@ -15,25 +15,20 @@ class Machine(BaseModel):
     cores: int
     gpu: str | None
     torch: str
-    python: str
 
     def __str__(self) -> str:
         return f"{self.gpu or f'{self.processor}, {self.cores} cores'}; torch {self.torch}"
 
 
 class Stats(BaseModel):
-    """Wall time of one call in seconds, over so many rounds."""
+    """Wall time of one call in seconds."""
 
     min: float
     median: float
-    rounds: int
 
 
 class Timing(BaseModel):
-    """One benchmark: what was done (its group), how ("way") and where ("device").
-
-    ``extra`` holds further measurements, such as "bytes" moved.
-    """
+    """What was done (its group), how ("way") and where ("device"), with further measurements."""
 
     group: str
     params: dict[str, Any]
@@ -48,11 +43,7 @@ class Benchmarks(BaseModel):
     timings: list[Timing] = Field(alias="benchmarks")
 
     def find(self, group: str, **params: Any) -> Timing:
-        """The timing of the group that starts so, with these parameters.
-
-        Raises:
-            KeyError: there is none, or more than one.
-        """
+        """The one timing of the group that starts so, with these parameters, or a KeyError."""
         found = [
             timing
             for timing in self.timings
@@ -64,12 +55,7 @@ class Benchmarks(BaseModel):
 
 
 def read_benchmarks(path: str | Path) -> Benchmarks:
-    """Read a file that pytest-benchmark wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or lacks what the book's conftest adds.
-    """
+    """Read a file that pytest-benchmark wrote; a ValueError if it lacks what our conftest adds."""
     try:
         return Benchmarks.model_validate_json(Path(path).read_text())
     except ValueError as error:

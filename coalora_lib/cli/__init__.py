@@ -5,14 +5,7 @@ from __future__ import annotations
 import typer
 
 from coalora_lib.cli.chapters import book, outputs, render
-from coalora_lib.cli.runs import (
-    experiments,
-    landscape,
-    options,
-    reproduce,
-    scale,
-    search_ablation,
-)
+from coalora_lib.cli.runs import experiments, landscape, options, reproduce, scale, search_ablation
 
 __all__ = ["app"]
 

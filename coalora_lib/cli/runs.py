@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
-from coalora_lib.cli.shared import (
-    BUILD,
-    DatasetName,
-    Epochs,
-    ProfileName,
-    Results,
-    Seed,
-    among,
-    several,
-    summary,
-)
+from coalora_lib.cli.shared import BUILD, Seed, among, one_of, summary
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.methods import (
-    METHODS,
-    ablations_of,
-    methods_of,
-    sized_for_search,
-)
+from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of, sized_for_search
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.runner import all_jobs, path_of, run_job, run_of
 from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.records import Job, read_record
 from coalora_lib.search import STRATEGIES
-from coalora_lib.tasks import checkpoint_checksum, data_checksum
+from coalora_lib.tasks import TASKS, checkpoint_checksum, data_checksum
 from coalora_lib.testbed.comparison import ALLOCATION, FIRST_SEED, PLAN, compare_on_landscape
 
 COMPARED = methods_of("main", "ablation")
@@ -45,6 +30,17 @@ ARMS = methods_of("search")
 SLOW = "search-local-search"
 #: What `coalora landscape` compares.
 SEARCHES = [*STRATEGIES, ALLOCATION]
+
+
+def several(allowed: Collection[str], otherwise: str) -> Any:
+    """An option that takes many of these, given many times."""
+    return one_of(allowed, f"Of {', '.join(allowed)}. {otherwise} if none is named.")
+
+
+ProfileName = Annotated[str, one_of(PROFILES, "Size of the run.")]
+DatasetName = Annotated[str, one_of(["embedded", *TASKS], "Data of the experiments.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]
+Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 
 
 def experiments(
@@ -184,8 +180,7 @@ def landscape(
 
 def scale(
     profiles: Annotated[
-        list[str],
-        typer.Argument(help=f"Of {', '.join(FULL_SIZES)}.", callback=among(FULL_SIZES)),
+        list[str], typer.Argument(help=f"Of {', '.join(FULL_SIZES)}.", callback=among(FULL_SIZES))
     ],
     results: Results = BUILD / "results",
 ) -> None:

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from coalora_lib.experiments import PROFILES
 from coalora_lib.experiments.methods import METHODS
 from coalora_lib.records import Record, accuracy_table
-from coalora_lib.tasks import TASKS
 
 #: Where commands write unless told otherwise.
 BUILD = Path("_build")
@@ -34,17 +32,8 @@ def one_of(allowed: Collection[str], help: str) -> Any:
     return typer.Option(help=help, callback=among(allowed))
 
 
-def several(allowed: Collection[str], otherwise: str) -> Any:
-    """An option that takes many of these, given many times."""
-    return one_of(allowed, f"Of {', '.join(allowed)}. {otherwise} if none is named.")
-
-
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
-ProfileName = Annotated[str, one_of(PROFILES, "Size of the run.")]
-DatasetName = Annotated[str, one_of(["embedded", *TASKS], "Data of the experiments.")]
-Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
-Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]
 
 
 def summary(records: Sequence[Record]) -> str:

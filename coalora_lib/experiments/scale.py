@@ -5,13 +5,13 @@ Neither time nor memory depends on what the weights are; accuracy would, and non
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.benchmark import timer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -96,16 +96,15 @@ def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     base = random_model(name, "cuda" if gpu else "cpu")
-    names = adaptable_layers(base)
-    weights = {layer: base.get_submodule(layer).weight.detach() for layer in names}
-    blocks = base.config.num_hidden_layers
-    block = dict(list(weights.items())[: len(names) // blocks])
+    weights = {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
+    layers, blocks = len(weights), base.config.num_hidden_layers
+    block = dict(list(weights.items())[: layers // blocks])
     seconds = {"error table": blocks * _median(lambda: error_table(block), repeats=1)}
     parameters = sum(parameter.numel() for parameter in base.parameters())
     model = CoaLora.attach(base, profile.rank, profile.alpha)
     generator = torch.Generator().manual_seed(0)
     seconds["switch"] = _median(
-        lambda: model.set_configuration(random_configuration(len(names), generator))
+        lambda: model.set_configuration(random_configuration(layers, generator))
     )
     batch_size, seconds["step"] = _largest_step(model, profile)
     record = ScaleRecord(
@@ -115,7 +114,7 @@ def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
         versions=versions(),
         parameters=parameters,
         adapted=sum(weight.numel() for weight in weights.values()),
-        layers=len(names),
+        layers=layers,
         rank=profile.rank,
         trained=sum(parameter.numel() for parameter in trained_parameters(model).values()),
         batch_size=batch_size,
@@ -172,17 +171,10 @@ def _step_seconds(model: CoaLora, profile: Profile, batch_size: int) -> float:
 
 
 def _median(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Seconds of a call, after one that is not counted."""
+    """Seconds of a call, after one that is not counted; a GPU is waited for."""
     times = []
     for _ in range(repeats + 1):
-        _wait()
-        began = time.perf_counter()
+        began = timer()
         call()
-        _wait()
-        times.append(time.perf_counter() - began)
+        times.append(timer() - began)
     return median(times[1:])
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -35,12 +35,11 @@ from coalora_lib.training.evaluation import Examples
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
-#: Training examples that the layers' mean inputs are measured on; a mean over their thousands of
-#: tokens has a standard error of a few percent of a feature's spread.
+#: Training examples that mean inputs are measured on; a mean over their thousands of tokens has a
+#: standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
-#: Added to a run's seed where twins and arbitrary configurations are drawn, so that they are drawn
-#: apart from the training set, whose generator has the seed itself, and from each other: seeds of
-#: runs are small.
+#: Added to a run's seed where twins and arbitrary configurations are drawn, apart from the training
+#: set, whose generator has the seed itself, and from each other: seeds of runs are small.
 TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
 
 

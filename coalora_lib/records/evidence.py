@@ -113,8 +113,7 @@ class Evidence:
     def hypervolume(self, method: str, rank: int, budgets: Sequence[float]) -> float:
         """Share of the plane of error and bits that a method dominates, mean over seeds.
 
-        The plane reaches from no error at :data:`FEWEST_BITS` to the error of guessing at
-        :data:`MOST_BITS`. 1 would be no error at the fewest bits.
+        From no error at :data:`FEWEST_BITS` to the error of guessing at :data:`MOST_BITS`.
         """
         seeds = self.seeds(method, rank)
         return float(self._volumes(method, rank, budgets, seeds).mean())

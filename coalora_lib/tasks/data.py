@@ -19,11 +19,7 @@ from coalora_lib.tasks.embedded import review_phrases
 
 
 class HubTask(NamedTuple):
-    """Where the hub keeps a task, and what its columns are called there.
-
-    ``labels`` is None where texts are to be continued, not classified; ``files`` are those of each
-    split to take, where a data set is too large to take whole.
-    """
+    """Where the hub keeps a task, its columns and files there; no labels: texts to continue."""
 
     path: str
     name: str | None
@@ -42,8 +38,7 @@ _C4_FILES = {
     "train": "en/c4-train.00000-of-01024.json.gz",
     "validation": "en/c4-validation.00000-of-00008.json.gz",
 }
-#: The tasks of the paper's experiments. A pair of texts keeps its second one in the column
-#: "second". Of C4 the first of the English files.
+#: The tasks of the paper's experiments. Of C4 the first of the English files.
 TASKS: dict[str, HubTask] = {
     "sst2": HubTask("stanfordnlp/sst2", None, ("sentence",), "validation", 2),
     "qnli": HubTask("nyu-mll/glue", "qnli", ("question", "sentence"), "validation", 2),
@@ -113,13 +108,11 @@ def data_checksum(splits: TaskSplits) -> str:
 
 
 def hold_out(train: Dataset, count: int = HELD_OUT) -> TaskSplits:
-    """Whole texts held out of a split, and what shares no words with them by descent.
+    """``count`` texts of :data:`HELD_OUT_WORDS` words or more held out, or all if there are fewer.
 
     SST-2's training split holds sentences and their phrases. Phrases held out at random have
     relatives that are trained on, and what memorises looks good on them. So the texts held out are
     contained in no other text, and the texts contained in them are not trained on.
-
-    Held out are ``count`` texts of :data:`HELD_OUT_WORDS` words or more; fewer if there are fewer.
     """
     words = [tuple(text.split()) for text in train["sentence"]]
     texts = set(words)

@@ -55,11 +55,7 @@ def load_classifier(
 
 
 def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """Load a pre-trained causal language model from the hub or a local folder.
-
-    Raises:
-        OSError: neither a folder nor a model on the hub, or no safetensors weights there.
-    """
+    """Load a pre-trained causal language model; as :func:`load_classifier`."""
     return _load(AutoModelForCausalLM, name, dtype)
 
 
@@ -75,11 +71,7 @@ def _load(kind: Any, name: str, dtype: torch.dtype, **options) -> Pretrained:
 
 
 def checkpoint_checksum(name: str = MINILM) -> str:
-    """sha256 of a checkpoint's safetensors file, or of its shards' digests in order.
-
-    Raises:
-        OSError: the checkpoint has no safetensors weights, or cannot be reached.
-    """
+    """sha256 of a checkpoint's safetensors file, or of its shards' digests in order."""
     folder = _locate(name)
     single = cached_file(folder, "model.safetensors", _raise_exceptions_for_missing_entries=False)
     if single is not None:
@@ -105,10 +97,10 @@ def _locate(name: str) -> str:
 
 
 def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """An untrained LLaMA of four blocks, 64 wide, with one token for each word of some texts.
+    """An untrained LLaMA of four blocks, 64 wide, with a token for each word in column sentence.
 
     It stands in for a pre-trained language model where no hub is at hand; its perplexities say
-    nothing about real text. ``texts`` has a column sentence.
+    nothing about real text.
     """
     words = sorted({word for text in texts["sentence"] for word in text.split()})
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
