@@ -32,11 +32,7 @@ def listed(root: Path) -> list[Path]:
 
 
 def chapters(root: Path) -> list[Path]:
-    """The notebooks of the book, as :func:`listed`; all of them exist.
-
-    Raises:
-        FileNotFoundError: a notebook is missing.
-    """
+    """The notebooks of the book, as :func:`listed`; a FileNotFoundError if one is missing."""
     found = listed(root)
     for chapter in found:
         if not (root / chapter).is_file():
@@ -51,8 +47,7 @@ def wanted_chapters(root: Path, only: Sequence[str] = ()) -> list[Path]:
 
     Raises:
         FileNotFoundError: a wanted chapter has no .md.
-        ValueError: no chapter begins so; a .md that does, and is not in ``_toc.yml``, is named
-            with the line to add.
+        ValueError: no chapter begins so, or only a .md that is not in ``_toc.yml``.
     """
     contents = listed(root)
     for name in only:
@@ -81,13 +76,10 @@ def parameters_of(notebook: Path) -> list[str]:
 def run_chapter(
     notebook: Path, output: Path, parameters: Mapping[str, Any], line: int = 0
 ) -> float:
-    """Execute one chapter, in its own folder, and write it to ``output``; the seconds it took.
+    """Execute a chapter in its own folder and write it to ``output``; the seconds it took.
 
-    A chapter that fails is written too, up to the cell that failed. ``line`` is the terminal's that
-    the progress bar takes.
-
-    Raises:
-        papermill.PapermillExecutionError: a cell raised.
+    One that fails is written up to the cell that failed, and papermill.PapermillExecutionError
+    raised. ``line`` is the terminal's for the progress bar.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -197,11 +189,8 @@ def copy_sources(root: Path, target: Path) -> None:
 def render(source: Path, output: Path, strict: bool) -> Path:
     """Build the HTML from clean into ``_build/html`` under ``output``; the first page.
 
-    Nothing is executed. ``source`` is what :func:`copy_sources` made; with ``strict`` a warning of
-    Sphinx is an error.
-
-    Raises:
-        subprocess.CalledProcessError: the build failed; its output is on the terminal.
+    ``source`` is what :func:`copy_sources` made. If the build fails, with ``strict`` at a warning
+    of Sphinx, subprocess.CalledProcessError is raised.
     """
     shutil.rmtree(output / "_build" / "html", ignore_errors=True)
     shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)

@@ -66,10 +66,7 @@ class Run:
 
     @property
     def published(self) -> bool:
-        """Whether the parameters are those of the stored outputs, which the text speaks of.
-
-        An assert that holds a sentence about a number asks for this first.
-        """
+        """Whether the parameters are those of the stored outputs, which the text speaks of."""
         given = {"profile": self.profile.name, "seed": self.seed, "dataset": self.dataset}
         return given == PUBLISHED
 

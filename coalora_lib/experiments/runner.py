@@ -28,17 +28,12 @@ from coalora_lib.tasks import checkpoint_checksum, data_checksum
 from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.evaluation import evaluate_each
 
-#: Examples that an evaluation takes at a time. No result depends on it but by rounding; 256
-#: sentences of 128 tokens fill a GPU, and a few hundred MB.
+#: Examples that an evaluation takes at a time: 256 sentences of 128 tokens fill a GPU.
 EVALUATION_BATCH = 256
 
 
 def job_for(slug: str, rank: int, seed: int, budget: float | None = None) -> Job:
-    """A run of a method: no rank where it has none, and configurations from its space.
-
-    Raises:
-        ValueError: the method is not known, needs a budget or takes none.
-    """
+    """A run of a method; a ValueError if it is not known, needs a budget or takes none."""
     method = _known(slug)
     if (method.trains_on == "budget") != (budget is not None):
         needs = "needs a budget" if budget is None else "takes no budget"
@@ -67,11 +62,7 @@ def all_jobs(
 
 
 def run_of(record: Record) -> Run:
-    """Profile, seed and data set to make a record again with.
-
-    Raises:
-        ValueError: its method is not known, or its parameters are no profile's.
-    """
+    """To make a record again; a ValueError if it has no known method or no profile's parameters."""
     job = record.job
     if job.method not in METHODS:
         raise ValueError(f"{record.file_name}: method {job.method!r} is not known")

@@ -85,9 +85,7 @@ class ScaleRecord(Strict):
 def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
     """Measure a profile of :data:`FULL_SIZES` and write scale-<profile>.json into the folder.
 
-    Raises:
-        ValueError: the profile has no full size here.
-        torch.OutOfMemoryError: not even one example fits.
+    Raises torch.OutOfMemoryError if not even one example fits.
     """
     if name not in FULL_SIZES:
         raise ValueError(f"profile={name!r} is not known; allowed: {', '.join(FULL_SIZES)}")

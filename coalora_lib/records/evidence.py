@@ -33,8 +33,7 @@ class Evidence:
             error of the hypervolume's reference point.
 
     Raises:
-        ValueError: a record's method has no label; or later, a seed has no result that is asked
-            for.
+        ValueError: a record's method has no label; or later, a result that is asked for is missing.
     """
 
     def __init__(

@@ -49,11 +49,7 @@ class Interval:
 
 
 def student_interval(values: Sequence[float]) -> Interval:
-    """Mean of a few independent values, with Student's interval.
-
-    Raises:
-        ValueError: there are fewer than two values.
-    """
+    """Mean of a few independent values, two or more, with Student's interval."""
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, got {len(values)}")
     half = scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)

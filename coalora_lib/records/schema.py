@@ -84,8 +84,8 @@ class Result(Strict):
     """A run's model under one configuration.
 
     Attributes:
-        budget: mean bits per parameter asked for, None for an arbitrary configuration; bits: what
-            the configuration stores, :data:`UNQUANTIZED` without one.
+        budget: mean bits per parameter asked for, None if arbitrary; bits: what the configuration
+            stores, :data:`UNQUANTIZED` without one.
         accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
         seconds: wall time of the whole training, search included.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
@@ -192,8 +192,7 @@ class Record(Strict):
         created: ISO 8601.
         parameters: of the profile, but for the rank, which is the job's.
         peak_memory: bytes that torch held on the GPU at most; None on a processor.
-        stored: numbers that the run adds to the pre-trained weights: factors, networks and mean
-            inputs, not heads; all weights for full fine-tuning.
+        stored: numbers beside the pre-trained weights, but for heads; all of a full fine-tuning.
     """
 
     protocol: Slug

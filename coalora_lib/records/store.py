@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,6 +11,8 @@ from coalora_lib.records.schema import Record, Strict, describe
 
 #: The longest file that is read, in bytes: some hundred times the longest record of the book.
 MOST_BYTES = 2**25
+#: What records of one table agree in; jobs may differ, and where a record came from.
+SAME = ("protocol", "dataset", "data_checksum", "model", "model_checksum", "profile", "parameters")
 
 
 def write_json(content: Strict, path: Path, indent: int = 2) -> Path:
@@ -32,12 +33,7 @@ def write_record(record: Record, folder: str | Path) -> Path:
 
 
 def read_record(path: str | Path) -> Record:
-    """Read a record.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a record; the file and the field at fault are named.
-    """
+    """Read a record; a ValueError if it is none, which names the file and the field at fault."""
     path = Path(path)
     size = path.stat().st_size
     if size > MOST_BYTES:
@@ -59,18 +55,12 @@ def read_records(folder: str | Path) -> list[Record]:
     if not paths:
         raise ValueError(f"{folder} holds no records")
     records = [read_record(path) for path in paths]
-    _check_same_ground(records, folder)
-    return records
-
-
-def _check_same_ground(records: Sequence[Record], folder: str | Path) -> None:
-    """Jobs may differ, and where a record came from."""
-    names = ("protocol", "dataset", "data_checksum", "model", "model_checksum", "profile")
     first = records[0]
     for record in records:
-        for name in (*names, "parameters"):
+        for name in SAME:
             if getattr(record, name) != getattr(first, name):
                 what = name.removesuffix("_checksum").replace("dataset", "data")
                 raise ValueError(
                     f"{folder}: records differ in {what}: {first.file_name} and {record.file_name}"
                 )
+    return records

@@ -20,8 +20,8 @@ from coalora_lib.testbed.landscape import CHANCE, Landscape
 
 #: The reference point of the hypervolumes: the loss of a guess, and more bits than the front has.
 REFERENCE = (CHANCE, 8.5)
-#: Budgets of the allocated configurations that the search starts from: as many as in the training
-#: set of the standard profile, over nearly the whole range of bits (2.03 to 8.63).
+#: Budgets of the allocated configurations that the search starts from: as many as the standard
+#: profile's, over nearly the whole range of bits (2.03 to 8.63).
 START = spread(2.1, 7.6, 25)
 #: Budgets at which the front is computed, every 0.05 bits.
 FRONT = spread(2.1, 7.6, 111)
@@ -29,8 +29,7 @@ FRONT = spread(2.1, 7.6, 111)
 ALLOCATION = "allocation"
 #: Seed of the first landscape that is reported on; the search was tuned on seeds below.
 FIRST_SEED = 100
-#: The hypervolume is recorded each time so many more configurations are scored, as many as the
-#: search proposes at a time.
+#: Configurations that are proposed at a time, after which the hypervolume is recorded.
 EVERY = 5
 #: The sizes of the search; its longest walk is the standard profile's.
 PLAN = SearchPlan(rounds=1, restarts=EVERY, max_steps=30)

@@ -66,10 +66,7 @@ class Landscape:
         return self._saturated(total)
 
     def allocated(self, budgets: Sequence[float]) -> Tensor:
-        """The configuration of least error within each budget: (budgets, 5 * layers) int64.
-
-        The sensitivities are not used.
-        """
+        """The configuration of least error within each budget: (budgets, 5 * layers) int64."""
         errors = self.energy[:, None] * self._relative
         found = [allocate(errors, self.sizes, budget).configs for budget in budgets]
         return NORMAL_FLOAT.to_flat(found)
