@@ -20,6 +20,8 @@ from coalora_lib.quantization.codebooks import (
     thresholds,
 )
 
+CPU = torch.device("cpu")
+
 
 def test_four_bits_are_bitsandbytes_nf4():
     published = get_4bit_type("nf4", device="cpu")
