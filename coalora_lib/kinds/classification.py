@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from coalora_lib.kinds.kind import (
     Examples,
     Scored,
     TaskKind,
+    Values,
     as_examples,
     precise,
     require_columns,
@@ -50,9 +51,7 @@ class SingleLabel(TaskKind):
         total = F.cross_entropy(logits, labels, reduction="sum").item()
         return Scored(total, len(labels), logits.argmax(-1).cpu(), labels.cpu())
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Accuracy, F1 averaged over the classes, and Matthews' correlation."""
         guessed, true = torch.stack(list(predicted)), torch.stack(list(expected))
         return {
@@ -76,9 +75,7 @@ class SeveralLabels(SingleLabel):
             each.mean(-1).sum().item(), len(labels), (logits > 0).cpu(), (labels > 0.5).cpu()
         )
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """F1 over all decisions and averaged over classes; the share of examples all right."""
         guessed, true = torch.stack(list(predicted)), torch.stack(list(expected))
         return {
@@ -101,9 +98,7 @@ class Regression(SingleLabel):
         squares = (predicted - labels).square().reshape(len(labels), -1)
         return Scored(squares.mean(-1).sum().item(), len(labels), predicted.cpu(), labels.cpu())
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Mean squared error, Pearson's and Spearman's correlation, averaged over the targets."""
         guessed, true = (
             torch.stack(list(values)).double().reshape(len(values), -1).T.numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from coalora_lib.kinds.kind import Examples, Scored, TaskKind, as_examples, precise, require_columns
+from coalora_lib.kinds.kind import (
+    Examples,
+    Scored,
+    TaskKind,
+    Values,
+    as_examples,
+    precise,
+    require_columns,
+)
 
 
 def mean_pooled(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
@@ -52,9 +60,7 @@ class Embedding(TaskKind):
         total = (1 - cosines).sum().item()
         return Scored(total, len(cosines), cosines.cpu(), torch.ones(len(cosines)))
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """The mean cosine."""
         return {"cosine": torch.stack(list(predicted)).double().mean().item()}
 

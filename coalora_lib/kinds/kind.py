@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -18,19 +19,24 @@ Examples = list[dict[str, Tensor]]
 IGNORED = -100
 
 
-class Scored(NamedTuple):
+#: One tensor for each example, stacked if all are of one shape.
+Values = Sequence[Tensor] | Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
     """What is kept of a batch.
 
     Attributes:
         loss: summed over ``count`` predictions.
         count: how many: examples, or tokens.
-        predicted, expected: one tensor for each example, of one shape in the two.
+        predicted, expected: of each example, of one shape in the two.
     """
 
     loss: float
     count: int
-    predicted: Sequence[Tensor]
-    expected: Sequence[Tensor]
+    predicted: Values
+    expected: Values
 
 
 class TaskKind(ABC):
@@ -87,9 +93,7 @@ class TaskKind(ABC):
         """Loss and predictions of a batch, of an output without the targets seen."""
 
     @abstractmethod
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Metrics by name over all examples; ``loss`` is their mean loss."""
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from datasets import Dataset
@@ -11,7 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from coalora_lib.kinds.kind import IGNORED, Examples, Scored, TaskKind, as_examples, require_columns
+from coalora_lib.kinds.kind import (
+    IGNORED,
+    Examples,
+    Scored,
+    TaskKind,
+    Values,
+    as_examples,
+    require_columns,
+)
 from coalora_lib.kinds.tokens import counted_tokens, share_of_tokens
 
 #: Of the tokens of a masked language model's examples, those to be predicted, and of these the
@@ -50,9 +58,7 @@ class CausalLanguageModel(TaskKind):
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         return counted_tokens(output.logits[:, :-1], batch["labels"][:, 1:])
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Perplexity, and the share of tokens predicted first."""
         return {
             "perplexity": perplexity(loss),
@@ -129,9 +135,7 @@ class SequenceToSequence(TaskKind):
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         return counted_tokens(output.logits, batch["labels"])
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Perplexity; the share of tokens predicted first, and of targets all of whose tokens are:
         those that greedy decoding gives, since each is predicted from the true ones before it."""
         exact = [torch.equal(p, e) for p, e in zip(predicted, expected, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from coalora_lib.kinds.kind import (
     Examples,
     Scored,
     TaskKind,
+    Values,
     as_examples,
     precise,
     require_columns,
@@ -38,7 +39,7 @@ def counted_tokens(logits: Tensor, labels: Tensor) -> Scored:
     return Scored(total, len(labels), guessed.split(per_row), true.split(per_row))
 
 
-def share_of_tokens(predicted: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def share_of_tokens(predicted: Values, expected: Values) -> float:
     """How many of all tokens are right, 0 to 1."""
     return (torch.cat(list(predicted)) == torch.cat(list(expected))).double().mean().item()
 
@@ -78,9 +79,7 @@ class Tokens(TaskKind):
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         return counted_tokens(output.logits, batch["labels"])
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """The share of words with the right tag, and F1 averaged over the tags."""
         true, guessed = torch.cat(list(expected)), torch.cat(list(predicted))
         return {
@@ -143,9 +142,7 @@ class Spans(TaskKind):
         guessed = torch.stack([best // starts.shape[1], best % starts.shape[1]], dim=1)
         return Scored(float(total) / 2, len(true), guessed.cpu(), true.cpu())
 
-    def metrics(
-        self, predicted: Sequence[Tensor], expected: Sequence[Tensor], loss: float
-    ) -> dict[str, float]:
+    def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Both ends right, and F1 of the answers' tokens, averaged over the examples."""
         guessed, true = torch.stack(list(predicted)), torch.stack(list(expected))
         first, last = torch.maximum(guessed, true)[:, 0], torch.minimum(guessed, true)[:, 1]
