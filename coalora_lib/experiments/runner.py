@@ -181,7 +181,7 @@ def _evaluate_into(
             seconds=round(seconds, 2),
             steps=plan.steps,
             passes=plan.steps * plan.configurations_per_step,
-            correct=None if evaluation.of_tokens else pack(evaluation.correct),
+            correct=None if evaluation.objective.of_tokens else pack(evaluation.correct),
         )
         for (budget, one), evaluation in zip(wanted, found, strict=True)
     ]

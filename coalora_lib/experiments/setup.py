@@ -14,6 +14,7 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table, spread
 from coalora_lib.experiments.profiles import Run
+from coalora_lib.kinds import Examples, get_kind
 from coalora_lib.spaces import (
     NORMAL_FLOAT,
     Configuration,
@@ -29,8 +30,7 @@ from coalora_lib.tasks import (
     load_language_model,
     load_task,
 )
-from coalora_lib.training import TrainingPlan, mean_inputs, tokenize, tokenize_blocks
-from coalora_lib.training.evaluation import Examples
+from coalora_lib.training import TrainingPlan, mean_inputs
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
@@ -194,13 +194,13 @@ def _examples(
     train, validation = splits.train.shuffle(seed=run.seed), splits.validation
     first, wanted = profile.scoring_examples, profile.train_examples
     last = None if wanted is None else first + wanted
-    to_examples = tokenize if classes_of(run.dataset) else tokenize_blocks
+    kind = get_kind("single-label" if classes_of(run.dataset) else "causal-lm")
     for split, rows in (
         (train, range(len(train))[first:last]),
         (train, range(first)),
         (validation, range(len(validation))[: profile.validation_examples]),
     ):
-        yield to_examples(split.select(rows), tokenizer, profile.max_length)
+        yield kind.examples(split.select(rows), tokenizer, profile.max_length)
 
 
 def classes_of(dataset: str) -> int | None:

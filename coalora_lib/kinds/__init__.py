@@ -2,9 +2,10 @@
 
 from coalora_lib.kinds.classification import Regression, SeveralLabels, SingleLabel
 from coalora_lib.kinds.embedding import Embedding
-from coalora_lib.kinds.kind import IGNORED, Examples, Scored, TaskKind
+from coalora_lib.kinds.kind import IGNORED, Examples, Scored, TaskKind, Values
 from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
-from coalora_lib.kinds.registry import get_kind, kind_of, kinds, register_kind
+from coalora_lib.kinds.own import Loss, OwnLoss
+from coalora_lib.kinds.registry import get_kind, kind_of, kinds, objective_of, register_kind
 from coalora_lib.kinds.tokens import Spans, Tokens
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "CausalLanguageModel",
     "Embedding",
     "Examples",
+    "Loss",
     "MaskedLanguageModel",
+    "OwnLoss",
     "Regression",
     "Scored",
     "SequenceToSequence",
@@ -21,8 +24,10 @@ __all__ = [
     "Spans",
     "TaskKind",
     "Tokens",
+    "Values",
     "get_kind",
     "kind_of",
     "kinds",
+    "objective_of",
     "register_kind",
 ]

@@ -24,14 +24,12 @@ from coalora_lib.kinds.kind import (
 )
 
 
-class SingleLabel(TaskKind):
-    """One of several classes; labels are () int64."""
+class LabelledTexts(TaskKind):
+    """Texts, or pairs of them, and what is said of each."""
 
-    name = "single-label"
     auto_class = "AutoModelForSequenceClassification"
     columns = ("sentence", "label")
-    primary = "accuracy"
-    label_dtype: torch.dtype | None = None
+    label_dtype: torch.dtype
 
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -46,10 +44,24 @@ class SingleLabel(TaskKind):
             example["labels"] = torch.tensor(label, dtype=self.label_dtype)
         return examples
 
+
+class SingleLabel(LabelledTexts):
+    """One of several classes; labels are () int64."""
+
+    name = "single-label"
+    primary = "accuracy"
+    label_dtype = torch.int64
+
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         logits, labels = precise(output.logits), batch["labels"]
         total = F.cross_entropy(logits, labels, reduction="sum").item()
         return Scored(total, len(labels), logits.argmax(-1).cpu(), labels.cpu())
+
+    def right(self, predicted: Values, expected: Values) -> Tensor:
+        return torch.stack(list(predicted)) == torch.stack(list(expected))
+
+    def distributions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        return logits
 
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Accuracy, F1 averaged over the classes, and Matthews' correlation."""
@@ -61,7 +73,7 @@ class SingleLabel(TaskKind):
         }
 
 
-class SeveralLabels(SingleLabel):
+class SeveralLabels(LabelledTexts):
     """Any number of classes at once; labels are (classes,) float32 of zeros and ones."""
 
     name = "several-labels"
@@ -85,7 +97,7 @@ class SeveralLabels(SingleLabel):
         }
 
 
-class Regression(SingleLabel):
+class Regression(LabelledTexts):
     """One number, or several; labels are () or (targets,) float32."""
 
     name = "regression"

@@ -51,6 +51,9 @@ class Embedding(TaskKind):
             example["labels"] = torch.tensor(vector)
         return examples
 
+    def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.inputs(batch)
+
     def loss(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         """1 - cosine, averaged over the batch."""
         return 1 - self._cosines(output, batch).mean()

@@ -50,6 +50,7 @@ class TaskKind(ABC):
             :attr:`LOWER`.
         targets: names of an example's entries that are to be predicted.
         gives_targets: whether the model is to see them: to make a decoder's inputs.
+        of_tokens: predictions are of tokens, not of examples.
     """
 
     #: Metrics of which less is better.
@@ -61,6 +62,7 @@ class TaskKind(ABC):
     primary: ClassVar[str]
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     gives_targets: ClassVar[bool] = False
+    of_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def examples(
@@ -95,6 +97,22 @@ class TaskKind(ABC):
     @abstractmethod
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Metrics by name over all examples; ``loss`` is their mean loss."""
+
+    def right(self, predicted: Values, expected: Values) -> Tensor | None:
+        """Which predictions are right, bool, in order; None where that means nothing."""
+        return None
+
+    def distributions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits whose distributions distillation compares: (predictions, classes).
+
+        Raises:
+            ValueError: the kind predicts no distributions over classes.
+        """
+        raise ValueError(f"distillation is not for tasks of kind {self.name!r}")
+
+    def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a model that is trained is given of a batch: all, for its own loss."""
+        return dict(batch)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a model that is measured is given of a batch."""

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
 
 from coalora_lib.kinds.kind import (
     IGNORED,
     Examples,
-    Scored,
-    TaskKind,
     Values,
     as_examples,
     require_columns,
 )
-from coalora_lib.kinds.tokens import counted_tokens, share_of_tokens
+from coalora_lib.kinds.tokens import CountedTokens
 
 #: Of the tokens of a masked language model's examples, those to be predicted, and of these the
 #: shares that become the mask and another token (BERT, arXiv 1810.04805, section 3.1).
 MASKED, BECOME_MASK, BECOME_OTHER = 0.15, 0.8, 0.1
 
 
-class CausalLanguageModel(TaskKind):
+class CausalLanguageModel(CountedTokens):
     """The next token; labels are (length,) int64, the tokens themselves."""
 
     name = "causal-lm"
     auto_class = "AutoModelForCausalLM"
     columns = ("sentence",)
     primary = "perplexity"
+    next_token = True
 
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -55,14 +51,11 @@ class CausalLanguageModel(TaskKind):
             for block in tokens[: len(tokens) // max_length * max_length].split(max_length)
         ]
 
-    def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
-        return counted_tokens(output.logits[:, :-1], batch["labels"][:, 1:])
-
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Perplexity, and the share of tokens predicted first."""
         return {
             "perplexity": perplexity(loss),
-            "token_accuracy": share_of_tokens(predicted, expected),
+            "token_accuracy": self.share_right(predicted, expected),
         }
 
 
@@ -71,6 +64,7 @@ class MaskedLanguageModel(CausalLanguageModel):
 
     name = "masked-lm"
     auto_class = "AutoModelForMaskedLM"
+    next_token = False
 
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -107,11 +101,8 @@ class MaskedLanguageModel(CausalLanguageModel):
             tokens[other] = torch.randint(len(tokenizer), (len(other),), generator=generator)
         return examples
 
-    def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
-        return counted_tokens(output.logits, batch["labels"])
 
-
-class SequenceToSequence(TaskKind):
+class SequenceToSequence(CountedTokens):
     """Another text; labels are (target length,) int64."""
 
     name = "seq2seq"
@@ -132,16 +123,13 @@ class SequenceToSequence(TaskKind):
             example["labels"] = torch.tensor(target)
         return examples
 
-    def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
-        return counted_tokens(output.logits, batch["labels"])
-
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Perplexity; the share of tokens predicted first, and of targets all of whose tokens are:
         those that greedy decoding gives, since each is predicted from the true ones before it."""
         exact = [torch.equal(p, e) for p, e in zip(predicted, expected, strict=True)]
         return {
             "perplexity": perplexity(loss),
-            "token_accuracy": share_of_tokens(predicted, expected),
+            "token_accuracy": self.share_right(predicted, expected),
             "exact_match": sum(exact) / len(exact),
         }
 

@@ -12,6 +12,7 @@ from coalora_lib.kinds.classification import Regression, SeveralLabels, SingleLa
 from coalora_lib.kinds.embedding import Embedding
 from coalora_lib.kinds.kind import TaskKind
 from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
+from coalora_lib.kinds.own import Loss, OwnLoss
 from coalora_lib.kinds.tokens import Spans, Tokens
 
 _KINDS: dict[str, TaskKind] = {}
@@ -81,6 +82,32 @@ _OF_PROBLEMS = {
     "multi_label_classification": SeveralLabels.name,
     "regression": Regression.name,
 }
+
+
+def objective_of(
+    model: nn.Module, kind: str | TaskKind | None = None, loss: Loss | None = None
+) -> TaskKind:
+    """What a model is trained for and measured by.
+
+    Args:
+        model: a transformers model.
+        kind: by default that of the model's class, see :func:`kind_of`; of a class that says
+            nothing, the model's own loss.
+        loss: a loss of one's own instead.
+
+    Raises:
+        ValueError: both are given, or the kind is not known.
+    """
+    if loss is not None:
+        if kind is not None:
+            raise ValueError(f"kind={kind!r} and loss= are both given; allowed: one of them")
+        return OwnLoss(model, loss)
+    if kind is not None:
+        return get_kind(kind)
+    try:
+        return kind_of(model)
+    except ValueError:
+        return OwnLoss(model)
 
 
 def kind_of(model: nn.Module) -> TaskKind:

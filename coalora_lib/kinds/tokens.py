@@ -39,12 +39,34 @@ def counted_tokens(logits: Tensor, labels: Tensor) -> Scored:
     return Scored(total, len(labels), guessed.split(per_row), true.split(per_row))
 
 
-def share_of_tokens(predicted: Values, expected: Values) -> float:
-    """How many of all tokens are right, 0 to 1."""
-    return (torch.cat(list(predicted)) == torch.cat(list(expected))).double().mean().item()
+class CountedTokens(TaskKind):
+    """Predictions at some tokens of a text, each of one class."""
+
+    of_tokens = True
+    #: Labels stand one token behind the logits that predict them.
+    next_token = False
+
+    def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
+        return counted_tokens(*self._aligned(output.logits, batch["labels"]))
+
+    def right(self, predicted: Values, expected: Values) -> Tensor:
+        """Of all tokens in a row."""
+        return torch.cat(list(predicted)) == torch.cat(list(expected))
+
+    def share_right(self, predicted: Values, expected: Values) -> float:
+        """How many of all tokens are right, 0 to 1."""
+        return self.right(predicted, expected).double().mean().item()
+
+    def distributions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """At the tokens that have a label."""
+        logits, labels = self._aligned(logits, batch["labels"])
+        return logits[labels != IGNORED]
+
+    def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return (logits[:, :-1], labels[:, 1:]) if self.next_token else (logits, labels)
 
 
-class Tokens(TaskKind):
+class Tokens(CountedTokens):
     """A tag for each word (tagging, named entities); labels are (length,) int64."""
 
     name = "tokens"
@@ -76,14 +98,11 @@ class Tokens(TaskKind):
             example["labels"] = torch.tensor(labels)
         return examples
 
-    def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
-        return counted_tokens(output.logits, batch["labels"])
-
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """The share of words with the right tag, and F1 averaged over the tags."""
         true, guessed = torch.cat(list(expected)), torch.cat(list(predicted))
         return {
-            "token_accuracy": share_of_tokens(predicted, expected),
+            "token_accuracy": self.share_right(predicted, expected),
             "f1": float(f1_score(true, guessed, average="macro", zero_division=0)),
         }
 
@@ -141,6 +160,9 @@ class Spans(TaskKind):
         best = both.flatten(1).argmax(1)
         guessed = torch.stack([best // starts.shape[1], best % starts.shape[1]], dim=1)
         return Scored(float(total) / 2, len(true), guessed.cpu(), true.cpu())
+
+    def right(self, predicted: Values, expected: Values) -> Tensor:
+        return (torch.stack(list(predicted)) == torch.stack(list(expected))).all(1)
 
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
         """Both ends right, and F1 of the answers' tokens, averaged over the examples."""

@@ -1,6 +1,5 @@
 """Training over a set of configurations with the search between, baselines, evaluation."""
 
-from coalora_lib.training.batches import tokenize, tokenize_blocks
 from coalora_lib.training.evaluation import Evaluation, evaluate
 from coalora_lib.training.loop import train
 from coalora_lib.training.measures import fisher_importance, mean_inputs
@@ -13,7 +12,5 @@ __all__ = [
     "evaluate",
     "fisher_importance",
     "mean_inputs",
-    "tokenize",
-    "tokenize_blocks",
     "train",
 ]

@@ -8,9 +8,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coalora_lib.adapter import CoaLora, describe_layers
+from coalora_lib.kinds import Examples, TaskKind
 from coalora_lib.search import Round, ScoredSet, SearchPlan, search_round
 from coalora_lib.spaces import ConfigurationSpace, mean_bits_cost
-from coalora_lib.training.evaluation import Examples, evaluate_each
+from coalora_lib.training.evaluation import evaluate_each
 
 #: Examples in a forward pass while scoring: as many as the standard profile scores on, so that each
 #: configuration takes one pass.
@@ -18,7 +19,12 @@ SCORING_BATCH = 512
 
 
 def search_model(
-    model: CoaLora, configurations: Tensor, plan: SearchPlan, scoring: Examples, seed: int
+    model: CoaLora,
+    configurations: Tensor,
+    plan: SearchPlan,
+    scoring: Examples,
+    seed: int,
+    kind: TaskKind | None = None,
 ) -> Round:
     """Score a set, (n, layers * fields) int64, with the current adapters and search from it.
 
@@ -26,12 +32,12 @@ def search_model(
     """
     scored = ScoredSet(
         configurations,
-        score(model, configurations, scoring),
+        score(model, configurations, scoring, kind),
         mean_bits_cost(model.space, model.shapes),
         model.space.cardinalities * len(model.layer_names),
         length_scale_groups(model.layer_names, model.space),
     )
-    return search_round(scored, partial(score, model, scoring=scoring), plan, seed)
+    return search_round(scored, partial(score, model, scoring=scoring, kind=kind), plan, seed)
 
 
 def length_scale_groups(layer_names: Sequence[str], space: ConfigurationSpace) -> Tensor:
@@ -45,9 +51,11 @@ def length_scale_groups(layer_names: Sequence[str], space: ConfigurationSpace) -
     return (kinds[:, None] * fields + torch.arange(fields)).flatten()
 
 
-def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
+def score(
+    model: CoaLora, configurations: Tensor, scoring: Examples, kind: TaskKind | None = None
+) -> Tensor:
     """f1 of (n, layers * fields) configurations: (n,) float64, losses on fixed examples."""
     bar = tqdm(configurations, "scoring", disable=None, leave=False)
     each = (model.space.from_indices(row) for row in bar)
-    found = evaluate_each(model, scoring, each, batch_size=SCORING_BATCH)
+    found = evaluate_each(model, scoring, each, batch_size=SCORING_BATCH, kind=kind)
     return torch.tensor([evaluation.loss for evaluation in found], dtype=torch.float64)

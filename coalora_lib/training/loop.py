@@ -14,12 +14,13 @@ from tqdm import tqdm
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.saving import load_parameters, trained_parameters
+from coalora_lib.kinds import Examples, Loss, TaskKind, objective_of
 from coalora_lib.search import Round, SearchPlan
 from coalora_lib.training.alternation import search_model
 from coalora_lib.training.batches import ShuffledBatches
 from coalora_lib.training.capture import PADDING, CapturedPass, ready_for_capture
 from coalora_lib.training.checkpoint import CheckpointFolder, State
-from coalora_lib.training.evaluation import Examples, new_accelerator, pad_token_of
+from coalora_lib.training.evaluation import new_accelerator, pad_token_of, transformers_model
 from coalora_lib.training.plan import History, TrainingPlan
 from coalora_lib.training.state import (
     data_digest,
@@ -41,6 +42,8 @@ def train(
     search: SearchPlan | None = None,
     scoring: Examples | None = None,
     teacher: nn.Module | None = None,
+    kind: str | TaskKind | None = None,
+    loss: Loss | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 200,
 ) -> History:
@@ -54,13 +57,15 @@ def train(
 
     Args:
         model: trained in place.
-        examples: from :func:`~coalora_lib.training.tokenize` or ``tokenize_blocks``.
+        examples: as a :class:`~coalora_lib.kinds.TaskKind` makes them, or one's own.
         configurations: the training set, each what ``set_configuration`` takes; None for a model
             without configurations.
         plan: sizes, schedule, seed.
         search: improve the set between stretches of training, scored on the examples ``scoring``;
             results are to be reported on others.
         teacher: an unquantized model, where ``plan.teacher`` is "model".
+        kind, loss: what it is trained for, see :func:`~coalora_lib.kinds.objective_of`; by default
+            what the model's class says.
         checkpoints: folder to write checkpoints into every so many steps, and to go on from if it
             holds some of the same run: a run that was killed ends with the weights of one that was
             not, bit for bit on a CPU.
@@ -72,7 +77,8 @@ def train(
         FloatingPointError: a loss is not finite; step and configuration are named, and the
             weights are those before the step.
     """
-    trainer = Trainer(model, examples, configurations, plan, search, scoring, teacher)
+    objective = objective_of(transformers_model(model), kind, loss)
+    trainer = Trainer(model, examples, configurations, plan, search, scoring, teacher, objective)
     return trainer.run(checkpoints, checkpoint_every)
 
 
@@ -88,8 +94,10 @@ class Trainer:
         search: SearchPlan | None = None,
         scoring: Examples | None = None,
         teacher: nn.Module | None = None,
+        objective: TaskKind | None = None,
     ) -> None:
         self.accelerator = new_accelerator()
+        self.objective = objective or objective_of(transformers_model(model))
         self.plan, self.search, self.scoring = plan, search, scoring
         if search is not None and (configurations is None or not scoring):
             raise ValueError("a search needs a set of configurations and examples to score on")
@@ -104,7 +112,7 @@ class Trainer:
         self.search_seconds = 0.0
         self.model = model.to(self.accelerator.device)
         self.set = TrainingSet(model, configurations, plan.seed)
-        self.distillation = Distillation(plan, model, teacher, self.accelerator)
+        self.distillation = Distillation(plan, model, teacher, self.accelerator, self.objective)
         self.parameters = trained_parameters(model)
         self.optimizer, self.schedule = new_optimizer(self.parameters, plan)
         on_one_gpu = self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
@@ -118,7 +126,7 @@ class Trainer:
         self._parallel = model  # what a step calls: gradients are averaged over processes
         if self.accelerator.num_processes > 1:
             self._parallel = self.accelerator.prepare_model(model)
-        self._pass = forward_backward(self._parallel, plan, self.accelerator)
+        self._pass = forward_backward(self._parallel, plan, self.accelerator, self.objective)
 
     def run(self, checkpoints: str | Path | None = None, checkpoint_every: int = 200) -> History:
         """Train to the end of the plan, from the newest checkpoint if there is one."""
@@ -279,7 +287,8 @@ class Trainer:
         assert plan is not None and scoring is not None and current is not None  # noqa: PT018
         seed = self.plan.seed + len(self.rounds)
         found = on_main_process(
-            self.accelerator, lambda: search_model(self.model, current, plan, scoring, seed)
+            self.accelerator,
+            lambda: search_model(self.model, current, plan, scoring, seed, self.objective),
         )
         self.rounds.append(found)
         self.set.replace(found.configurations[found.kept])

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from coalora_lib.kinds import Examples
 from coalora_lib.training.batches import ordered_batches
-from coalora_lib.training.evaluation import Examples, pad_token_of
+from coalora_lib.training.evaluation import pad_token_of
 
 
 @torch.no_grad()

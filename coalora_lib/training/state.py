@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from coalora_lib.training.evaluation import Examples
+from coalora_lib.kinds import Examples
 from coalora_lib.training.plan import TrainingPlan
 
 Result = TypeVar("Result")
@@ -29,11 +29,12 @@ def new_optimizer(
 
 
 def data_digest(examples: Examples, flat: Tensor | None) -> str:
-    """sha256 over the tokens, their labels and the first training set, (n, fields * layers)."""
+    """sha256 over all that the examples hold and the first training set, (n, fields * layers)."""
     digest = hashlib.sha256()
-    for name in ("input_ids", "labels"):
+    for name in sorted(examples[0]):
         joined = torch.cat([example[name].reshape(-1) for example in examples])
-        digest.update(joined.numpy().data)
+        digest.update(f"{name} {joined.dtype}".encode())
+        digest.update(joined.contiguous().view(torch.uint8).numpy().data)
     if flat is not None:
         digest.update(flat.flatten().numpy().data)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.training.evaluation import next_token_logits
+from coalora_lib.kinds import TaskKind
 from coalora_lib.training.plan import TrainingPlan
 from coalora_lib.training.training_set import Drawn
 
@@ -27,7 +27,9 @@ class PassResult(NamedTuple):
 TrainingPass = Callable[[dict[str, Tensor], Tensor | None, bool], PassResult]
 
 
-def forward_backward(model: Callable, plan: TrainingPlan, accelerator: Accelerator) -> TrainingPass:
+def forward_backward(
+    model: Callable, plan: TrainingPlan, accelerator: Accelerator, objective: TaskKind
+) -> TrainingPass:
     """The pass of a model under whatever configuration it has:
 
         loss = (1 - a) task loss + a T^2 KL(target || logits)
@@ -38,11 +40,14 @@ def forward_backward(model: Callable, plan: TrainingPlan, accelerator: Accelerat
 
     def run(batch: dict[str, Tensor], target: Tensor | None, keep_logits: bool) -> PassResult:
         with accelerator.autocast():
-            output = model(**batch)
-        loss = output.loss
+            output = model(**objective.training_inputs(batch))
+        loss = objective.loss(output, batch)
         if target is not None:
             share = plan.distillation
-            soft = distillation_loss(output.logits, target, batch["labels"], plan.temperature)
+            student, teacher = (
+                objective.distributions(logits, batch) for logits in (output.logits, target)
+            )
+            soft = distillation_loss(student, teacher, plan.temperature)
             loss = (1 - share) * loss + share * soft
         (loss / plan.configurations_per_step).backward()
         return PassResult(loss.detach(), output.logits.detach() if keep_logits else None)
@@ -50,17 +55,11 @@ def forward_backward(model: Callable, plan: TrainingPlan, accelerator: Accelerat
     return run
 
 
-def distillation_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float
-) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) of the softened distributions (Hinton et al., arXiv 1503.02531).
 
-    Logits are (batch, classes), labels (batch,); or (batch, length, vocabulary) of a causal model,
-    labels (batch, length): then the mean is over the tokens that have a label.
+    Logits are (predictions, classes); the mean is over the predictions.
     """
-    if student.ndim == 3:
-        teacher, _ = next_token_logits(teacher, labels)
-        student, _ = next_token_logits(student, labels)
     soft_student = F.log_softmax(_at_least_float(student) / temperature, dim=-1)
     soft_teacher = F.log_softmax(_at_least_float(teacher) / temperature, dim=-1)
     divergence = F.kl_div(soft_student, soft_teacher, reduction="batchmean", log_target=True)
@@ -83,11 +82,12 @@ class Distillation:
         model: nn.Module,
         teacher: nn.Module | None,
         accelerator: Accelerator,
+        objective: TaskKind,
     ) -> None:
         if (teacher is not None) != (plan.teacher == "model"):
             needs = "has no use for a" if teacher is not None else "needs a"
             raise ValueError(f"teacher={plan.teacher!r} in the plan {needs} teacher model")
-        self._accelerator = accelerator
+        self._accelerator, self._objective = accelerator, objective
         self._teacher = None if teacher is None else teacher.to(accelerator.device).eval()
         self._finest = []
         if plan.teacher == "self":
@@ -109,7 +109,7 @@ class Distillation:
         if self._teacher is None:
             return None
         with self._accelerator.autocast():
-            return self._teacher(**{k: v for k, v in batch.items() if k != "labels"}).logits
+            return self._teacher(**self._objective.inputs(batch)).logits
 
     def teaches(self, position: int) -> bool:
         """Whether the passes behind the one at this position learn from its logits."""
