@@ -27,15 +27,17 @@ def describe_layers(names: Sequence[str]) -> LayerDescriptions:
     """Read block index and module type off module paths: the first integer, and what follows it.
 
     "bert.encoder.layer.3.attention.self.query" is "attention.self.query" in block 3, and
-    "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7. ValueError without an integer.
+    "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7. A model of several stacks, such as an
+    encoder and a decoder, has types of each: "encoder.block: layer.0.SelfAttention.q". A layer in
+    no block is a type of its own, in block 0.
     """
+    parts = [re.fullmatch(r"(?:(.*?)\.)??(\d+)\.(.+)", name) for name in names]
+    stacks = {part[1] for part in parts if part is not None}
     kinds, blocks = [], []
-    for name in names:
-        match = re.fullmatch(r"(?:.*?\.)??(\d+)\.(.+)", name)
-        if match is None:
-            raise ValueError(f"layer {name!r} is in no numbered block, as in 'layer.3.query'")
-        blocks.append(int(match[1]))
-        kinds.append(match[2])
+    for name, part in zip(names, parts, strict=True):
+        stack, block, kind = (None, 0, name) if part is None else part.groups()
+        blocks.append(int(block))
+        kinds.append(kind if len(stacks) < 2 or part is None else f"{stack}: {kind}")
     types = tuple(dict.fromkeys(kinds))
     index = torch.tensor([types.index(kind) for kind in kinds])
     return LayerDescriptions(types, index, torch.tensor(blocks))

@@ -1,5 +1,9 @@
 """PEFT's LoRA on the linear layers of a transformers model: what all methods here start from."""
 
+import difflib
+import re
+from collections.abc import Sequence
+
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -7,23 +11,77 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.adapter.heads import find_heads, is_inside
 from coalora_lib.adapter.linear import LoraLinear
+from coalora_lib.kinds import kind_of
 
-#: Parts outside the blocks that a classifier trains in full, where the model has them.
-HEADS = ("classifier", "score", "pooler")
+#: What chooses layers: their paths or the last parts of these; or a pattern for whole paths.
+TargetLayers = Sequence[str] | str
 
 
-def adaptable_layers(model: nn.Module) -> list[str]:
-    """Paths of the linear layers inside numbered blocks: not embeddings, pooler or head."""
-    return [
-        name
+def adaptable_layers(
+    model: nn.Module,
+    heads: Sequence[str] | None = None,
+    target_layers: TargetLayers | None = None,
+) -> list[str]:
+    """Paths of the linear layers to adapt: by default those inside numbered blocks.
+
+    Args:
+        model: a transformers model.
+        heads: parts that are trained in full, whose layers are left out; found by default, see
+            :func:`~coalora_lib.adapter.heads.find_heads`.
+        target_layers: a choice among all linear layers but the heads': names, as "q_proj" or whole
+            paths; or a regular expression for whole paths.
+
+    Raises:
+        ValueError: a name or the expression chooses nothing, or two layers share one weight.
+    """
+    heads = find_heads(model) if heads is None else heads
+    linears = {
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and any(p.isdigit() for p in name.split("."))
-    ]
+        if isinstance(module, nn.Linear | Conv1D) and not is_inside(name, heads)
+    }
+    if target_layers is None:
+        chosen = [name for name in linears if any(p.isdigit() for p in name.split("."))]
+    else:
+        chosen = _chosen(list(linears), target_layers)
+    first: dict[int, str] = {}
+    for name in chosen:
+        other = first.setdefault(id(linears[name].weight), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} share one weight, and each would get a configuration of its "
+                "own; allowed: target_layers= with one of them"
+            )
+    return chosen
 
 
-def check_base(base_model: PreTrainedModel) -> list[str]:
-    """The names of the layers that can be adapted.
+def _chosen(names: Sequence[str], target_layers: TargetLayers) -> list[str]:
+    whole = isinstance(target_layers, str)
+    found: set[str] = set()
+    for wanted in [target_layers] if isinstance(target_layers, str) else target_layers:
+        hits = [
+            name
+            for name in names
+            if (re.fullmatch(wanted, name) if whole else f".{name}".endswith(f".{wanted}"))
+        ]
+        if not hits:
+            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = difflib.get_close_matches(wanted, [*last, *names], 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"target_layers: no linear layer is {wanted!r}{hint}; the last parts of their "
+                f"paths are {', '.join(last)}"
+            )
+        found.update(hits)
+    return [name for name in names if name in found]
+
+
+def check_base(
+    base_model: PreTrainedModel, heads: Sequence[str], target_layers: TargetLayers | None
+) -> list[str]:
+    """The names of the layers to adapt, as :func:`adaptable_layers` finds them.
 
     Raises:
         ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or
@@ -39,47 +97,68 @@ def check_base(base_model: PreTrainedModel) -> list[str]:
         raise ValueError(
             f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
         )
-    names = adaptable_layers(base_model)
+    names = adaptable_layers(base_model, heads, target_layers)
     if not names:
-        raise ValueError(f"{kind} has no linear layer in numbered blocks")
+        raise ValueError(
+            f"{kind} has no linear layer in numbered blocks; name the layers in target_layers="
+        )
     if any(base_model.get_submodule(name).weight.is_meta for name in names):
         raise ValueError(f"the {kind} is on the meta device: it has no weights to quantize")
     return names
 
 
-def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
-    """PEFT's LoRA on every linear layer inside the blocks; a classifier's head is trained in full.
+def attach_lora(
+    base_model: PreTrainedModel,
+    rank: int,
+    alpha: float,
+    heads: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> PeftModel:
+    """PEFT's LoRA on some layers, and some parts trained in full; the model is changed.
 
-    The model is taken over and changed.
+    Heads and layers are found by default.
     """
-    names = adaptable_layers(base_model)
-    present = {name.rsplit(".", 1)[-1] for name, _ in base_model.named_modules()}
-    heads = [head for head in HEADS if head in present]
+    heads = find_heads(base_model) if heads is None else list(heads)
+    names = adaptable_layers(base_model, heads) if names is None else list(names)
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=names,
-        modules_to_save=heads,
-        task_type=_task_type(base_model),
+        target_modules=list(names),
+        modules_to_save=list(heads),
+        task_type=_task_type(base_model, heads),
         fan_in_fan_out=isinstance(base_model.get_submodule(names[0]), Conv1D),
     )
     if not getattr(base_model, "is_loaded_in_4bit", False):  # bitsandbytes' layers are PEFT's
         # PEFT's own way to hand in a layer class, not yet public.
         settings._register_custom_module({nn.Linear: LoraLinear, Conv1D: LoraLinear})  # noqa: SLF001
     model = get_peft_model(base_model, settings)
-    for name, module in base_model.named_modules():
-        if name.rsplit(".", 1)[-1] in heads:
-            _train_in_float32(module.modules_to_save["default"])
+    for head in heads:
+        _train_in_float32(base_model.get_submodule(head).modules_to_save["default"])
     return model
 
 
-def _task_type(model: PreTrainedModel) -> TaskType | None:
-    name = type(model).__name__
-    if name.endswith("ForSequenceClassification"):
-        return TaskType.SEQ_CLS
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return TaskType.CAUSAL_LM
-    return None
+#: PEFT's task types by the kind of task.
+_TASK_TYPES = {
+    "single-label": TaskType.SEQ_CLS,
+    "several-labels": TaskType.SEQ_CLS,
+    "regression": TaskType.SEQ_CLS,
+    "tokens": TaskType.TOKEN_CLS,
+    "spans": TaskType.QUESTION_ANS,
+    "causal-lm": TaskType.CAUSAL_LM,
+    "seq2seq": TaskType.SEQ_2_SEQ_LM,
+    "embedding": TaskType.FEATURE_EXTRACTION,
+}
+
+
+def _task_type(model: PreTrainedModel, heads: Sequence[str]) -> TaskType | None:
+    """For PEFT's auto classes. Those with a head train what is called one, so none without."""
+    try:
+        found = _TASK_TYPES.get(kind_of(model).name)
+    except ValueError:
+        return None
+    with_head = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
+    text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    return found if text and (heads or found not in with_head) else None
 
 
 def _train_in_float32(head: nn.Module) -> None:

@@ -13,9 +13,11 @@ from transformers.modeling_outputs import ModelOutput
 from coalora_lib.adapter import saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
 from coalora_lib.adapter.export import packed_tensors, write_adapter
+from coalora_lib.adapter.heads import find_heads, named_heads, warn_of_random_parts
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
 from coalora_lib.adapter.quantized import WeightCache
+from coalora_lib.adapter.report import Report, warn_of_unquantized
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
@@ -55,8 +57,10 @@ class CoaLora(nn.Module):
     ) -> None:
         super().__init__()
         # What may be refused is, before the base model is touched.
-        self.layer_names = check_base(base_model)
-        self.settings = settings
+        named = settings.heads
+        heads = find_heads(base_model) if named is None else named_heads(base_model, named)
+        self.layer_names = check_base(base_model, heads, settings.target_layers)
+        self.settings = settings.model_copy(update={"heads": tuple(heads)})
         self.space = get_space(settings.space)
         linears = {name: base_model.get_submodule(name) for name in self.layer_names}
         weights = {name: linear.weight.detach() for name, linear in linears.items()}
@@ -68,7 +72,9 @@ class CoaLora(nn.Module):
         if settings.start == "svd" and start_configuration is not None:
             reference = self._resolver(start_configuration, weights)
 
-        self.model = attach_lora(base_model, settings.rank, settings.alpha)
+        warn_of_random_parts(base_model, heads)
+        warn_of_unquantized(base_model, self.layer_names, heads)
+        self.model = attach_lora(base_model, settings.rank, settings.alpha, heads, self.layer_names)
         self.model.save_pretrained = MethodType(_refuse_inner_save, self.model)
         self.layers = AdaptedLayers(
             base_model,
@@ -105,7 +111,10 @@ class CoaLora(nn.Module):
         mean_inputs: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Self:
-        """Put LoRA on every linear layer inside the model's blocks.
+        """Put LoRA on linear layers: those inside the model's blocks, or ``target_layers``.
+
+        Heads, and what the model's checkpoint lacked, are trained in full; ``heads`` names other
+        parts.
 
         Args:
             base_model: a transformers model; it is taken over and changed, unless it is refused.
@@ -143,9 +152,14 @@ class CoaLora(nn.Module):
 
     @property
     def bits(self) -> float | None:
-        """Mean bits per parameter of the current configuration, scales included."""
+        """Mean bits per parameter of the adapted layers under the current configuration, scales
+        included; :meth:`report` says which share of the model they are."""
         current = self.layers.configuration
         return None if current is None else self.space.mean_bits(current, self.shapes)
+
+    def report(self) -> Report:
+        """How many weights are quantized, adapted, trained in full, and left as they are."""
+        return Report.of(self.model.get_base_model(), self.pretrained_weights, self.settings.heads)
 
     @property
     def errors(self) -> Tensor:

@@ -10,7 +10,7 @@ The base model's weights stay where they are: they are named, and recognised by 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from coalora_lib.adapter.lora import HEADS, adaptable_layers
+from coalora_lib.adapter.heads import is_inside
+from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
 from coalora_lib.quantization import QuantizedTensor, save_quantized
@@ -41,7 +42,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["coalora-2"]
+    format: Literal["coalora-3"]
     base_class: str
     base_name: str
     base_dtype: str
@@ -93,11 +94,11 @@ def write(
         save_file(tensors, partial / WEIGHTS)
         base.config.save_pretrained(partial)
         description = Description(
-            format="coalora-2",
+            format="coalora-3",
             base_class=type(base).__name__,
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),
-            base_checksum=base_checksum(base, weights),
+            base_checksum=base_checksum(base, weights, about["settings"].heads),
             layer_names=list(weights),
             config_sha256=sha256_of(partial / CONFIG),
             weights_sha256=sha256_of(partial / WEIGHTS),
@@ -165,14 +166,15 @@ def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTraine
             raise ValueError(
                 f"the base model's {what} is {given}; {saved.folder} was saved over {recorded}"
             )
-    names = adaptable_layers(base_model)
+    heads = about.settings.heads or ()
+    names = adaptable_layers(base_model, heads, about.settings.target_layers)
     if names != about.layer_names:
         differing = sorted(set(names) ^ set(about.layer_names)) or ["their order"]
         raise ValueError(
             f"the base model's layers are not those of {saved.folder}: {differing[0]} differs"
         )
     weights = {name: base_model.get_submodule(name).weight for name in names}
-    if base_checksum(base_model, weights) != about.base_checksum:
+    if base_checksum(base_model, weights, heads) != about.base_checksum:
         raise ValueError(
             f"the base model's weights are not those that {saved.folder} was trained over "
             f"({about.base_name}): the checksum differs"
@@ -205,13 +207,15 @@ def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) ->
         parameters[name].copy_(value)
 
 
-def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
+def base_checksum(
+    base: PreTrainedModel, weights: Mapping[str, Tensor], heads: Sequence[str]
+) -> str:
     """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
 
-    ``weights`` are the adapted layers' own. Heads that are trained in full are left out.
+    ``weights`` are the adapted layers' own. Heads, which are trained in full, are left out.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_pretrained(base, weights)):
+    for name, tensor in sorted(_pretrained(base, weights, heads)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous().flatten()
         digest.update(plain.view(torch.uint8).numpy().data)
@@ -219,13 +223,12 @@ def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
 
 
 def _pretrained(
-    base: PreTrainedModel, weights: Mapping[str, Tensor]
+    base: PreTrainedModel, weights: Mapping[str, Tensor], heads: Sequence[str]
 ) -> Iterator[tuple[str, Tensor]]:
     for layer, weight in weights.items():
         yield f"{layer}.weight", weight
     for name, parameter in base.named_parameters():
-        parts = name.split(".")
-        if any(part in HEADS or part.startswith("lora_") for part in parts):
+        if is_inside(name, heads) or ".lora_" in name:
             continue
         layer, _, part = name.replace(".base_layer.", ".").rpartition(".")
         if layer not in weights or part != "weight":

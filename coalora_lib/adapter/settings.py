@@ -57,6 +57,11 @@ class AdapterSettings(BaseModel):
             raise ValueError(f"start={self.start!r} is not for adjuster='bank'; allowed: 'zero'")
         return self
 
+    #: Parts trained in full by path; None for those that are found.
+    heads: tuple[str, ...] | None = None
+    #: Which layers to adapt, see :func:`~coalora_lib.adapter.adaptable_layers`.
+    target_layers: tuple[str, ...] | str | None = None
+
     @property
     def frozen_rank(self) -> int:
         """Rank of the frozen term: 0 unless the start is "residual"."""

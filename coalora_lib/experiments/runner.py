@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.adapter.lora import HEADS
+from coalora_lib.adapter.heads import find_heads, is_inside
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.experiments.methods import METHODS, TEACHER, Method
 from coalora_lib.experiments.profiles import Profile, Run
@@ -26,7 +26,7 @@ from coalora_lib.records.schema import UNQUANTIZED, Phase, as_text, describe, pa
 from coalora_lib.spaces import Configuration
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
 from coalora_lib.training import TrainingPlan, train
-from coalora_lib.training.evaluation import evaluate_each
+from coalora_lib.training.evaluation import evaluate_each, transformers_model
 
 #: Examples that an evaluation takes at a time: 256 sentences of 128 tokens fill a GPU.
 EVALUATION_BATCH = 256
@@ -224,10 +224,9 @@ def _as_text(setup: Setup, configurations: Sequence[Configuration]) -> list[str]
 
 def _stored_numbers(model: nn.Module) -> int:
     """What a run trained but for heads, which all train, and the mean inputs that it keeps."""
-    trained = sum(
-        parameter.numel()
-        for name, parameter in trained_parameters(model).items()
-        if not any(part in HEADS for part in name.split("."))
-    )
+    base = transformers_model(model)
+    heads = find_heads(base)
+    of_heads = {id(p) for name, p in base.named_parameters() if is_inside(name, heads)}
+    trained = sum(p.numel() for p in trained_parameters(model).values() if id(p) not in of_heads)
     means = model.mean_inputs.values() if isinstance(model, CoaLora) else ()
     return trained + sum(mean.numel() for mean in means)
