@@ -23,6 +23,8 @@ from coalora_lib.files import atomic_file
 
 #: Notebook metadata that machines write and readers do not need.
 EXECUTION_METADATA = ("execution", "papermill")
+#: Names the folder of the data, see :mod:`coalora_lib.tasks`; repeated, since that loads torch.
+DATA_VARIABLE = "COALORA_DATA_DIR"
 
 
 def listed(root: Path) -> list[Path]:
@@ -102,6 +104,8 @@ def run_chapter(
         papermill.PapermillExecutionError: a cell raised.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    if data := os.environ.get(DATA_VARIABLE):  # the kernel has another working folder
+        os.environ[DATA_VARIABLE] = os.path.abspath(os.path.expanduser(data))
     started = time.perf_counter()
     papermill.execute_notebook(
         str(notebook),
