@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ import datasets
 from datasets import Dataset
 
 from coalora_lib.tasks.embedded import review_phrases
+from coalora_lib.tasks.glue import LAYOUTS, find_folder, read_glue
+from coalora_lib.tasks.table import from_table
 
 
 class HubTask(NamedTuple):
@@ -76,11 +77,11 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
 
     Args:
         name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
-        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's train.tsv
-            and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have no label,
-            train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
-            ``datasets``. By default: embedded for that name, the directory if the variable is set,
-            else the hub.
+        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's files under
+            ``$COALORA_DATA_DIR/<name>/`` (or GLUE's spelling, SST-2): train.tsv and dev.tsv,
+            MNLI's dev_matched.tsv, or, where texts have no label, train.jsonl and
+            validation.jsonl with a field "text"; "hub" downloads through ``datasets``. By default:
+            embedded for that name, the directory if the variable is set, else the hub.
         seed: of the generated phrases; the other sources do not use it.
 
     Raises:
@@ -156,81 +157,18 @@ def _dataset(sentences, labels) -> Dataset:
 
 
 def _from_directory(name: str) -> TaskSplits:
-    if len(TASKS[name].columns) > 1:
-        single = ", ".join(task for task, spec in TASKS.items() if len(spec.columns) == 1)
-        raise ValueError(f"task {name!r} has text pairs; a directory may hold: {single}")
     root = os.environ.get(DIRECTORY_VARIABLE)
     if not root:
         raise FileNotFoundError(
             f"source 'directory' reads ${DIRECTORY_VARIABLE}/{name}/, and ${DIRECTORY_VARIABLE} "
             "is not set"
         )
-    folder = Path(root) / name
-    labels = TASKS[name].labels
-    if labels is None:
-        return TaskSplits(
-            *(read_jsonl(folder / file) for file in ("train.jsonl", "validation.jsonl"))
-        )
-    return TaskSplits(*(read_tsv(folder / file, labels) for file in ("train.tsv", "dev.tsv")))
-
-
-def read_tsv(path: Path, labels: int) -> Dataset:
-    """Read GLUE's single-sentence format: a header line, then sentence, tab, label.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a bad header, row or label, or no rows; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        lines = path.read_bytes().decode().split("\n")
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
-    if lines[0].rstrip("\r").split("\t") != ["sentence", "label"]:
-        raise ValueError(f"{path}, line 1: the header must be sentence<TAB>label, got {lines[0]!r}")
-    allowed = {str(label): label for label in range(labels)}
-    sentences, values = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        sentence, tab, label = line.rstrip("\r").rpartition("\t")
-        if not tab or not sentence.strip() or "\t" in sentence:
-            raise ValueError(f"{path}, line {number}: expected sentence<TAB>label, got {line!r}")
-        if label not in allowed:
-            raise ValueError(
-                f"{path}, line {number}: label {label!r} is not one of {', '.join(allowed)}"
-            )
-        sentences.append(sentence.strip())
-        values.append(allowed[label])
-    if not sentences:
-        raise ValueError(f"{path}, line 2: the file has a header and no rows")
-    return _dataset(sentences, values)
-
-
-def read_jsonl(path: Path) -> Dataset:
-    """Read texts without labels: a JSON object a line, of which the field "text" is taken.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no such object, or there are none; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    texts = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, TypeError, KeyError):
-                text = None
-            if not isinstance(text, str):
-                raise ValueError(f'{path}, line {number}: expected {{"text": "..."}}')
-            texts.append(text)
-    if not texts:
-        raise ValueError(f"{path}, line 1: the file has no rows")
-    return Dataset.from_dict({"sentence": texts})
+    folder = find_folder(Path(root), name)
+    if name not in LAYOUTS:
+        return TaskSplits(*(from_table(folder / f"{split}.jsonl") for split in TaskSplits._fields))
+    layout = LAYOUTS[name]
+    files = ("train.tsv", layout.validation)
+    return TaskSplits(*(read_glue(folder / file, layout) for file in files))
 
 
 def _from_hub(name: str) -> TaskSplits:
@@ -238,7 +176,8 @@ def _from_hub(name: str) -> TaskSplits:
     try:
         splits = datasets.load_dataset(spec.path, spec.name, data_files=spec.files)
     except (ConnectionError, FileNotFoundError) as error:
-        files = "train.tsv and dev.tsv" if spec.labels else "train.jsonl and validation.jsonl"
+        dev = LAYOUTS[name].validation if spec.labels else "validation.jsonl"
+        files = f"train.{dev.rpartition('.')[2]} and {dev}"
         raise ConnectionError(
             f"task {name!r} was not found on the hub ({spec.path}): {error}. Without a connection, "
             f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds {files}"
