@@ -23,6 +23,8 @@ from coalora_lib.files import atomic_file
 
 #: The README's picture: a chapter, the name of one of its figures, and where it is kept.
 README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
+#: Names the folder of the data, see :mod:`coalora_lib.tasks`; repeated, since that loads torch.
+DATA_VARIABLE = "COALORA_DATA_DIR"
 
 
 def listed(root: Path) -> list[Path]:
@@ -82,6 +84,8 @@ def run_chapter(
     raised. ``line`` is the terminal's for the progress bar.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    if data := os.environ.get(DATA_VARIABLE):  # the kernel has another working folder
+        os.environ[DATA_VARIABLE] = os.path.abspath(os.path.expanduser(data))
     started = time.perf_counter()
     papermill.execute_notebook(
         str(notebook),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 from collections.abc import Iterator
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +14,8 @@ import datasets
 from datasets import Dataset
 
 from coalora_lib.tasks.embedded import review_phrases
+from coalora_lib.tasks.glue import LAYOUTS, find_folder, read_glue
+from coalora_lib.tasks.table import from_table
 
 
 class HubTask(NamedTuple):
@@ -27,11 +27,6 @@ class HubTask(NamedTuple):
     validation: str
     labels: int | None
     files: dict[str, str] | None = None
-
-    @property
-    def own_files(self) -> tuple[str, str]:
-        """What a folder of one's own holds for the two splits."""
-        return ("train.tsv", "dev.tsv") if self.labels else ("train.jsonl", "validation.jsonl")
 
 
 _C4_FILES = {
@@ -68,12 +63,13 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
     """Load a task.
 
     Args:
-        name: "embedded", or one of :data:`TASKS`.
-        source: "embedded" generates synthetic review phrases from the seed; "directory" reads
-            GLUE's train.tsv and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have
-            no label, train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
-            ``datasets``. By default: embedded for that name, the directory if the variable is set,
-            else the hub.
+        name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
+        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's files under
+            ``$COALORA_DATA_DIR/<name>/`` (or GLUE's spelling, SST-2): train.tsv and dev.tsv,
+            MNLI's dev_matched.tsv, or, where texts have no label, train.jsonl and
+            validation.jsonl with a field "text"; "hub" downloads through ``datasets``. By default:
+            embedded for that name, the directory if the variable is set, else the hub.
+        seed: of the generated phrases; the other sources do not use it.
 
     Raises:
         ValueError: an unknown name or source, or a malformed file (file and line are named).
@@ -142,66 +138,18 @@ def _dataset(rows: list[tuple[str, int]]) -> Dataset:
 
 
 def _from_directory(name: str) -> TaskSplits:
-    task = TASKS[name]
-    if len(task.columns) > 1:
-        single = ", ".join(task for task, spec in TASKS.items() if len(spec.columns) == 1)
-        raise ValueError(f"task {name!r} has text pairs; a directory may hold: {single}")
     root = os.environ.get(DIRECTORY_VARIABLE)
     if not root:
         raise FileNotFoundError(
             f"source 'directory' reads ${DIRECTORY_VARIABLE}/{name}/, and ${DIRECTORY_VARIABLE} "
             "is not set"
         )
-    paths = [Path(root) / name / file for file in task.own_files]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-    read = partial(_read_tsv, labels=task.labels) if task.labels else _read_jsonl
-    return TaskSplits(*map(read, paths))
-
-
-def _read_tsv(path: Path, labels: int) -> Dataset:
-    """GLUE's single-sentence format: a header line, then sentence, tab, label."""
-    try:
-        lines = path.read_bytes().decode().split("\n")
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
-    if lines[0].rstrip("\r").split("\t") != ["sentence", "label"]:
-        raise ValueError(f"{path}, line 1: the header must be sentence<TAB>label, got {lines[0]!r}")
-    allowed = {str(label): label for label in range(labels)}
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        sentence, tab, label = line.rstrip("\r").rpartition("\t")
-        if not tab or not sentence.strip() or "\t" in sentence:
-            raise ValueError(f"{path}, line {number}: expected sentence<TAB>label, got {line!r}")
-        if label not in allowed:
-            raise ValueError(
-                f"{path}, line {number}: label {label!r} is not one of {', '.join(allowed)}"
-            )
-        rows.append((sentence.strip(), allowed[label]))
-    if not rows:
-        raise ValueError(f"{path}, line 2: the file has a header and no rows")
-    return _dataset(rows)
-
-
-def _read_jsonl(path: Path) -> Dataset:
-    """Texts without labels: a JSON object a line, of which the field "text" is taken."""
-    texts = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, TypeError, KeyError):
-                text = None
-            if not isinstance(text, str):
-                raise ValueError(f'{path}, line {number}: expected {{"text": "..."}}')
-            texts.append(text)
-    if not texts:
-        raise ValueError(f"{path}, line 1: the file has no rows")
-    return Dataset.from_dict({"sentence": texts})
+    folder = find_folder(Path(root), name)
+    if name not in LAYOUTS:
+        return TaskSplits(*(from_table(folder / f"{split}.jsonl") for split in TaskSplits._fields))
+    layout = LAYOUTS[name]
+    files = ("train.tsv", layout.validation)
+    return TaskSplits(*(read_glue(folder / file, layout) for file in files))
 
 
 def _from_hub(name: str) -> TaskSplits:
@@ -209,10 +157,11 @@ def _from_hub(name: str) -> TaskSplits:
     try:
         splits = datasets.load_dataset(spec.path, spec.name, data_files=spec.files)
     except (ConnectionError, FileNotFoundError) as error:
+        dev = LAYOUTS[name].validation if spec.labels else "validation.jsonl"
+        files = f"train.{dev.rpartition('.')[2]} and {dev}"
         raise ConnectionError(
             f"task {name!r} was not found on the hub ({spec.path}): {error}. Without a connection, "
-            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds "
-            f"{' and '.join(spec.own_files)}"
+            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds {files}"
         ) from error
     return TaskSplits(to_columns(splits["train"], spec), to_columns(splits[spec.validation], spec))
 

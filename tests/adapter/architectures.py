@@ -138,7 +138,7 @@ ARCHITECTURES = {
             "max_position_embeddings": 32,
         },
         classes,
-    ),  # fmt: skip
+    ),
     "ALBERT": Architecture(
         "AlbertForSequenceClassification",
         "AlbertConfig",
@@ -178,7 +178,7 @@ ARCHITECTURES = {
             "attn_pdrop": 0.0,
         },
         next_tokens,
-    ),  # fmt: skip
+    ),
     "GPT-NeoX": Architecture("GPTNeoXForCausalLM", "GPTNeoXConfig", DECODER, next_tokens),
     "OPT": Architecture(
         "OPTForCausalLM",
@@ -227,7 +227,7 @@ ARCHITECTURES = {
             "decoder_start_token_id": 0,
         },
         next_tokens,
-    ),  # fmt: skip
+    ),
     "BART": Architecture("BartForConditionalGeneration", "BartConfig", BART, next_tokens),
     "BART, classes": Architecture(
         "BartForSequenceClassification",
@@ -250,7 +250,7 @@ ARCHITECTURES = {
             "drop_path_rate": 0.0,
         },
         large_images,
-    ),  # fmt: skip
+    ),
     "CLIP": Architecture(
         "CLIPModel",
         "CLIPConfig",
@@ -260,7 +260,7 @@ ARCHITECTURES = {
             "projection_dim": 16,
         },
         pairs,
-    ),  # fmt: skip
+    ),
     "Whisper": Architecture(
         "WhisperForConditionalGeneration",
         "WhisperConfig",
@@ -275,7 +275,7 @@ ARCHITECTURES = {
             "decoder_start_token_id": 3,
         },
         speech,
-    ),  # fmt: skip
+    ),
     "Wav2Vec2": Architecture(
         "Wav2Vec2ForSequenceClassification",
         "Wav2Vec2Config",
@@ -300,5 +300,5 @@ ARCHITECTURES = {
             "final_dropout": 0.0,
         },
         waves,
-    ),  # fmt: skip
+    ),
 }

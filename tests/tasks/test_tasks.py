@@ -98,7 +98,6 @@ def test_missing_folder_file_and_variable(folder, monkeypatch):
         ("sst3", "hub", "task 'sst3' is not known for source 'hub'; allowed: sst2, qnli"),
         ("sst2", "disk", "source 'disk' is not known; allowed: embedded, directory, hub"),
         ("embedded", "hub", "task 'embedded' is not known"),
-        ("qnli", "directory", "text pairs"),
     ],
 )
 def test_unknown_names_list_what_is_allowed(folder, name, source, message):
