@@ -1,6 +1,7 @@
 """PEFT's LoRA on the linear layers of a transformers model: what all methods here start from."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Sequence
 
@@ -157,7 +158,7 @@ def _task_type(model: PreTrainedModel, heads: Sequence[str]) -> TaskType | None:
     except ValueError:
         return None
     with_head = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
-    text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    text = "inputs_embeds" in inspect.signature(model.forward).parameters  # which PEFT passes on
     return found if text and (heads or found not in with_head) else None
 
 

@@ -232,8 +232,8 @@ ARCHITECTURES = {
     "BART, classes": Architecture(
         "BartForSequenceClassification",
         "BartConfig",
-        BART | {"num_labels": 2, "eos_token_id": 25},
-        lambda: classes() | {"input_ids": tokens().index_fill(1, torch.tensor([9]), 25)},
+        BART | {"num_labels": 2, "eos_token_id": 1},
+        lambda: classes() | {"input_ids": tokens().index_fill(1, torch.tensor([9]), 1)},
     ),
     "ViT": Architecture("ViTForImageClassification", "ViTConfig", IMAGE, images),
     "Swin": Architecture(
