@@ -21,10 +21,14 @@ from transformers import PreTrainedModel
 from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import PackedWeight, QuantizedLinear
-from coalora_lib.files import atomic_folder
+from coalora_lib.files import atomic_folder, seal
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import Choice
 
+#: By which an export is known, and what it was made of.
+MARKER = "coalora_export.json"
+#: What else one holds.
+FILES = ("adapter_config.json", "adapter_model.safetensors", "quantized.safetensors", "base_model")
 #: What may be written beside the adapter.
 WEIGHTS = (None, "packed", "base_model")
 
@@ -74,14 +78,22 @@ def write_adapter(
     settings.lora_bias = any(name.endswith("lora_B.bias") for name in state)
     settings.inference_mode = True
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with atomic_folder(folder, "adapter_config.json") as partial:
+    base = model.get_base_model()
+    settings.base_model_name_or_path = base.name_or_path
+    if weights == "base_model":
+        settings.base_model_name_or_path = str(Path(folder).absolute() / "base_model")
+    space = next(iter(layers.quantized.values())).space
+    rows = dict(zip(layers.quantized, space.to_rows(configuration), strict=True))
+    about = {"base_model": base.name_or_path, "space": space.name, "configuration": rows}
+    with atomic_folder(folder, MARKER, FILES) as partial:
+        (partial / MARKER).write_text(seal(about))
         settings.save_pretrained(str(partial))
         save_file(state, partial / "adapter_model.safetensors", {"format": "pt"})
         if packed:
             save_quantized(partial / "quantized.safetensors", packed)
         elif weights == "base_model":
             restored = {f"{n}.weight": each.quantized.dequantize() for n, each in stored.items()}
-            _save_base(model.get_base_model(), partial / "base_model", restored)
+            _save_base(base, partial / "base_model", restored)
     return Path(folder)
 
 

@@ -26,6 +26,7 @@ from coalora_lib.adapter.heads import is_inside
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
+from coalora_lib.packaged import locate
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import get_space
 
@@ -90,7 +91,7 @@ def write(
         tensors[ERRORS] = content.errors
     tensors |= {f"{MEANS}{name}": mean for name, mean in content.mean_inputs.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_folder(folder, DESCRIPTION) as partial:
+    with atomic_folder(folder, DESCRIPTION, (CONFIG, WEIGHTS, QUANTIZED)) as partial:
         save_file(tensors, partial / WEIGHTS)
         base.config.save_pretrained(partial)
         description = Description(
@@ -243,7 +244,7 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     loader: Any = named
     try:
         return loader.from_pretrained(
-            about.base_name,
+            locate(about.base_name),
             config=AutoConfig.from_pretrained(saved.folder, trust_remote_code=False),
             dtype=getattr(torch, about.base_dtype),
             use_safetensors=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from coalora_lib.cli import models
 from coalora_lib.cli.chapters import book, outputs, render
 from coalora_lib.cli.runs import experiments, landscape, options, reproduce, scale, search_ablation
 
@@ -14,6 +15,18 @@ _ARMS = "--arm search-walk --arm search-frozen"
 _RECORD = "book/results/sst2/coa-lora-rank4-sst2-standard-seed0.json"
 #: Panel of the help, command, an example of its use.
 _COMMANDS = (
+    (
+        "A model of your own",
+        models.train,
+        "coalora train --data reviews.csv --text review --label stars --budgets 2.25-5 --out run",
+    ),
+    (
+        "A model of your own",
+        models.evaluate,
+        "coalora evaluate run --bits 2.5,3,4 --data test.csv",
+    ),
+    ("A model of your own", models.adapt, "coalora adapt run --bits 3.1 --out phone"),
+    ("A model of your own", models.report, "coalora report run --picture run.png"),
     ("The book", book, f"{_RUN} book {_SIZE}"),
     ("The book", outputs, "coalora outputs 04 && git diff book/"),
     ("The book", render, "coalora render --strict"),

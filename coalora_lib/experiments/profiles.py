@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from coalora_lib.allocation import spread
+from coalora_lib.packaged import MINILM
 from coalora_lib.search import SearchPlan
 from coalora_lib.tasks import TASKS
-from coalora_lib.tasks.models import MINILM
 
 #: The parameters that the stored outputs of the chapters were made with.
 PUBLISHED = {"profile": "quick", "seed": 0, "dataset": "embedded"}

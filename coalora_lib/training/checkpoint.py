@@ -107,7 +107,7 @@ class CheckpointFolder:
         path = self.path / name
         if path.exists():
             return
-        with atomic_folder(path, VALUES) as partial:
+        with atomic_folder(path, VALUES, (TENSORS,)) as partial:
             tensors = {n: t.detach().cpu().contiguous() for n, t in state.tensors.items()}
             save_file(tensors, partial / TENSORS)
             own = {"run": self._run, "tensors_sha256": sha256_of(partial / TENSORS)}

@@ -3,6 +3,7 @@ import torch
 from datasets import Dataset
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from coalora_lib.packaged import MINILM, MINILM_SHA256
 from coalora_lib.tasks import (
     TASKS,
     checkpoint_checksum,
@@ -14,7 +15,6 @@ from coalora_lib.tasks import (
 )
 from coalora_lib.tasks.data import hold_out, to_columns
 from coalora_lib.tasks.embedded import ADJECTIVES, review_phrases
-from coalora_lib.tasks.models import MINILM, MINILM_SHA256
 
 GOOD = "sentence\tlabel\na fine film \t1\ndull and long\t0\n"
 
