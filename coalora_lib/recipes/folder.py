@@ -100,7 +100,7 @@ class RunFolder:
 
     @classmethod
     def begin(cls, path: str | Path, settings: Settings) -> Self:
-        """The folder of a run that is asked for: made, or taken up where it stands.
+        """The folder of a run that is asked for, taken up where it stands; nothing is written.
 
         Raises:
             FileExistsError: the folder holds something else.
@@ -119,13 +119,11 @@ class RunFolder:
             return found
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{path} exists and holds no {ABOUT}; it is left as it is")
-        path.mkdir(parents=True, exist_ok=True)
-        made = cls(path, Described(settings=settings))
-        made.write()
-        return made
+        return cls(path, Described(settings=settings))
 
     def write(self) -> None:
-        """Write run.json."""
+        """Write run.json, the folder too if it is missing."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path / ABOUT) as partial:
             partial.write_text(seal(self.described.model_dump(mode="json")))
 

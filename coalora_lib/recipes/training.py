@@ -35,6 +35,8 @@ from coalora_lib.training import History, TrainingPlan, evaluate, mean_inputs, t
 MEASURED, SCORED = 512, 256
 #: Bits that the trained model is measured at: so many from the fewest to the most.
 MEASURED_BUDGETS = 4
+#: Steps between checkpoints.
+CHECKPOINT_EVERY = 50
 #: What a search proposes, and how far its walks go, as the book's standard profile has it.
 SEARCH: dict[str, Any] = {"restarts": 5, "max_steps": 30, "proposals": 20}
 
@@ -48,8 +50,7 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
         ValueError, OSError: settings, data and model do not fit, or the folder is another run's.
         FloatingPointError: a loss is not finite.
     """
-    with PartialState().main_process_first():
-        run = RunFolder.begin(path, settings)
+    run = RunFolder.begin(path, settings)
     if run.described.outcome is not None:
         return run
     began = time.perf_counter()
@@ -62,6 +63,8 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
         make(prepared(part, kind), tokenizer, settings.max_length) for part in (split, validation)
     )
     attached, configurations = _attach(model, settings, examples)
+    if PartialState().is_main_process:
+        run.write()  # only now: what was asked for can be done
     history = _train(run, attached, examples, configurations)
     budgets = spread(*settings.budgets, MEASURED_BUDGETS)
     metrics = []
@@ -206,5 +209,5 @@ def _train(
         search=search,
         scoring=scoring,
         checkpoints=run.path / CHECKPOINTS,
-        checkpoint_every=50,
+        checkpoint_every=CHECKPOINT_EVERY,
     )
