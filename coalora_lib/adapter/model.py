@@ -6,13 +6,14 @@ from types import MethodType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from coalora_lib.adapter import saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
+from coalora_lib.adapter.checkpointing import checkpointable, recompute_as_before
 from coalora_lib.adapter.export import packed_tensors, write_adapter
+from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
 from coalora_lib.adapter.quantized import WeightCache
@@ -26,7 +27,7 @@ CACHE_LIMIT = 4 * 2**30
 REFERENCE_BUDGET = 3.0
 
 
-class CoaLora(nn.Module):
+class CoaLora(TransformersInterface):
     """Standard PEFT LoRA layers, quantized weights behind them, and an adjuster between.
 
     For the current configuration C each adapted layer i computes
@@ -87,6 +88,8 @@ class CoaLora(nn.Module):
             self.layers.start_from_residual(reference, settings.rank)
         #: What is saved, whatever is done to ``requires_grad`` later.
         self._own_parameters = frozenset(saving.trained_parameters(self))
+        self.take_signature()
+        self._checkpointable = checkpointable(base_model)
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self.adapt)
 
@@ -125,16 +128,6 @@ class CoaLora(nn.Module):
         name = get_space(space).name
         settings = AdapterSettings(rank=rank, alpha=alpha, start=start, space=name, **options)
         return cls(base_model, settings, errors, cache_bytes, mean_inputs, start_configuration)
-
-    @property
-    def config(self):
-        """The transformers model's configuration (sizes, labels, special tokens)."""
-        return self.model.get_base_model().config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.get_base_model().device
 
     @property
     def configuration(self) -> list[Choice] | None:
@@ -204,9 +197,11 @@ class CoaLora(nn.Module):
 
     def adapt(self, *_: Any) -> None:
         """Give every LoRA layer the factors for the current configuration, before a forward."""
+        recompute_as_before(self._checkpointable)
         if self._indices is None or not self.adjuster.follows:
             return
-        self.layers.use(self.adjuster.adapted(self._indices, self.layers.factors()))
+        # A copy, since a backward may need them after the next configuration was written there.
+        self.layers.use(self.adjuster.adapted(self._indices.clone(), self.layers.factors()))
 
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
         """U and v of every layer under a configuration; ValueError without a hypernetwork."""
@@ -220,14 +215,6 @@ class CoaLora(nn.Module):
         """The LoRA factors of every layer under a configuration."""
         indices = self.space.to_indices(configuration).to(self.device)
         return self.adjuster.adapted(indices, self.layers.factors())
-
-    def forward(self, *arguments: Any, **batch: Any) -> ModelOutput:
-        """The transformers model's output under the current configuration."""
-        return self.model(*arguments, **batch)
-
-    def generate(self, *arguments: Any, **options: Any) -> Tensor:
-        """transformers' ``generate`` under the current configuration, for decoder models."""
-        return self.model.generate(*arguments, **options)
 
     @torch.no_grad()
     def export_peft_adapter(
