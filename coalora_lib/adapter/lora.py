@@ -2,11 +2,11 @@
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.adapter.bases import refuse_unfit, refuse_weights
 from coalora_lib.adapter.linear import LoraLinear
 
 #: Parts outside the blocks that a classifier trains in full, where the model has them.
@@ -26,24 +26,15 @@ def check_base(base_model: PreTrainedModel) -> list[str]:
     """The names of the layers that can be adapted.
 
     Raises:
-        ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or
-            has no linear layer in a numbered block.
+        TypeError: it is no transformers model.
+        ValueError: the model is unfit, see :mod:`.bases`, or has no linear layer in
+            a numbered block.
     """
-    kind = type(base_model).__name__
-    if any(getattr(base_model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
-        raise ValueError(
-            f"the {kind} is quantized by bitsandbytes already; load it unquantized: configurations "
-            "are made from the pre-trained weights"
-        )
-    if any(isinstance(module, BaseTunerLayer) for module in base_model.modules()):
-        raise ValueError(
-            f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
-        )
+    refuse_unfit(base_model)
     names = adaptable_layers(base_model)
     if not names:
-        raise ValueError(f"{kind} has no linear layer in numbered blocks")
-    if any(base_model.get_submodule(name).weight.is_meta for name in names):
-        raise ValueError(f"the {kind} is on the meta device: it has no weights to quantize")
+        raise ValueError(f"{type(base_model).__name__} has no linear layer in numbered blocks")
+    refuse_weights(base_model, names)
     return names
 
 

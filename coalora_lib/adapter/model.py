@@ -16,9 +16,11 @@ from coalora_lib.adapter.export import packed_tensors, write_adapter
 from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
+from coalora_lib.adapter.merging import merged
 from coalora_lib.adapter.quantized import WeightCache
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
+from coalora_lib.adapter.tied import keep_once
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
 #: Bytes that a model's weight cache may hold, unless told otherwise.
@@ -89,6 +91,7 @@ class CoaLora(TransformersInterface):
         #: What is saved, whatever is done to ``requires_grad`` later.
         self._own_parameters = frozenset(saving.trained_parameters(self))
         self.take_signature()
+        keep_once(self)
         self._checkpointable = checkpointable(base_model)
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self.adapt)
@@ -238,14 +241,36 @@ class CoaLora(TransformersInterface):
             ValueError: no configuration is given or set, or it or ``weights`` does not fit.
             FileExistsError: the folder holds something else.
         """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def merge(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
+        """A plain transformers model of its own memory, the adapter folded into its weights.
+
+        Its weights are de-quantized: outputs are those of one configuration, the size is not. It
+        is saved and loaded by transformers alone; this model is left as it is.
+
+        Args:
+            configuration: as for :meth:`set_configuration`; the current one by default.
+
+        Raises:
+            ValueError: no configuration is given or set, or it does not fit; or a layer needs a
+                bias, for a correction or a shift, and models of this class cannot have one there.
+        """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return merged(self.get_base_model(), self.layers, factors, resolved, self)
+
+    def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
             raise ValueError(
                 "no configuration is set, and none is given: there is nothing to export"
             )
-        resolved = self.resolve(configuration)
-        factors = self.adapted_factors(resolved)
-        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
+        return self.resolve(configuration)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
         """Write the whole method into one folder, see :mod:`.saving`; the model is left as it is.
