@@ -138,8 +138,7 @@ class LoraLinear(lora.Linear):
         if isinstance(self.base_layer, QuantizedLinear):
             raise RuntimeError(
                 "a configuration-aware adapter cannot be merged in place; for one configuration "
-                "call CoaLora.export_peft_adapter(folder, weights='base_model') and merge what "
-                "PEFT loads from there"
+                "call CoaLora.merge(configuration)"
             )
         super().merge(*args, **kwargs)
 

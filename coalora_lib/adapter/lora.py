@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from coalora_lib.adapter.heads import find_heads, is_inside
+from coalora_lib.adapter.bases import refuse_unfit, refuse_weights
+from coalora_lib.adapter.heads import find_heads, is_inside, named_heads
 from coalora_lib.adapter.linear import LoraLinear
 from coalora_lib.kinds import kind_of
 
@@ -80,32 +80,26 @@ def _chosen(names: Sequence[str], target_layers: TargetLayers) -> list[str]:
 
 
 def check_base(
-    base_model: PreTrainedModel, heads: Sequence[str], target_layers: TargetLayers | None
-) -> list[str]:
-    """The names of the layers to adapt, as :func:`adaptable_layers` finds them.
+    base_model: PreTrainedModel, heads: Sequence[str] | None, target_layers: TargetLayers | None
+) -> tuple[list[str], list[str]]:
+    """Paths of the heads, those with the given names or all that are found, and of the layers to
+    adapt, as :func:`adaptable_layers` chooses them.
 
     Raises:
-        ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or
-            has no linear layer in a numbered block.
+        TypeError: it is no transformers model.
+        ValueError: the model is unfit, see :mod:`.bases`, or has no linear layer in
+            a numbered block.
     """
-    kind = type(base_model).__name__
-    if any(getattr(base_model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
-        raise ValueError(
-            f"the {kind} is quantized by bitsandbytes already; load it unquantized: configurations "
-            "are made from the pre-trained weights"
-        )
-    if any(isinstance(module, BaseTunerLayer) for module in base_model.modules()):
-        raise ValueError(
-            f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
-        )
-    names = adaptable_layers(base_model, heads, target_layers)
+    refuse_unfit(base_model)
+    found = find_heads(base_model) if heads is None else named_heads(base_model, heads)
+    names = adaptable_layers(base_model, found, target_layers)
     if not names:
         raise ValueError(
-            f"{kind} has no linear layer in numbered blocks; name the layers in target_layers="
+            f"{type(base_model).__name__} has no linear layer in numbered blocks; name the layers "
+            "in target_layers="
         )
-    if any(base_model.get_submodule(name).weight.is_meta for name in names):
-        raise ValueError(f"the {kind} is on the meta device: it has no weights to quantize")
-    return names
+    refuse_weights(base_model, names)
+    return found, names
 
 
 def attach_lora(

@@ -6,20 +6,23 @@ from types import MethodType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from coalora_lib.adapter import saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
+from coalora_lib.adapter.checkpointing import checkpointable, recompute_as_before
 from coalora_lib.adapter.export import packed_tensors, write_adapter
-from coalora_lib.adapter.heads import find_heads, named_heads, warn_of_random_parts
+from coalora_lib.adapter.heads import warn_of_random_parts
+from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
+from coalora_lib.adapter.merging import merged
 from coalora_lib.adapter.quantized import WeightCache
 from coalora_lib.adapter.report import Report, warn_of_unquantized
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
+from coalora_lib.adapter.tied import keep_once
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
 #: Bytes that a model's weight cache may hold, unless told otherwise.
@@ -28,7 +31,7 @@ CACHE_LIMIT = 4 * 2**30
 REFERENCE_BUDGET = 3.0
 
 
-class CoaLora(nn.Module):
+class CoaLora(TransformersInterface):
     """Standard PEFT LoRA layers, quantized weights behind them, and an adjuster between.
 
     For the current configuration C each adapted layer i computes
@@ -57,9 +60,7 @@ class CoaLora(nn.Module):
     ) -> None:
         super().__init__()
         # What may be refused is, before the base model is touched.
-        named = settings.heads
-        heads = find_heads(base_model) if named is None else named_heads(base_model, named)
-        self.layer_names = check_base(base_model, heads, settings.target_layers)
+        heads, self.layer_names = check_base(base_model, settings.heads, settings.target_layers)
         self.settings = settings.model_copy(update={"heads": tuple(heads)})
         self.space = get_space(settings.space)
         linears = {name: base_model.get_submodule(name) for name in self.layer_names}
@@ -93,6 +94,9 @@ class CoaLora(nn.Module):
             self.layers.start_from_residual(reference, settings.rank)
         #: What is saved, whatever is done to ``requires_grad`` later.
         self._own_parameters = frozenset(saving.trained_parameters(self))
+        self.take_signature()
+        keep_once(self)
+        self._checkpointable = checkpointable(base_model)
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self.adapt)
 
@@ -134,16 +138,6 @@ class CoaLora(nn.Module):
         name = get_space(space).name
         settings = AdapterSettings(rank=rank, alpha=alpha, start=start, space=name, **options)
         return cls(base_model, settings, errors, cache_bytes, mean_inputs, start_configuration)
-
-    @property
-    def config(self):
-        """The transformers model's configuration (sizes, labels, special tokens)."""
-        return self.model.get_base_model().config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.get_base_model().device
 
     @property
     def configuration(self) -> list[Choice] | None:
@@ -218,9 +212,11 @@ class CoaLora(nn.Module):
 
     def adapt(self, *_: Any) -> None:
         """Give every LoRA layer the factors for the current configuration, before a forward."""
+        recompute_as_before(self._checkpointable)
         if self._indices is None or not self.adjuster.follows:
             return
-        self.layers.use(self.adjuster.adapted(self._indices, self.layers.factors()))
+        # A copy, since a backward may need them after the next configuration was written there.
+        self.layers.use(self.adjuster.adapted(self._indices.clone(), self.layers.factors()))
 
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
         """U and v of every layer under a configuration; ValueError without a hypernetwork."""
@@ -234,14 +230,6 @@ class CoaLora(nn.Module):
         """The LoRA factors of every layer under a configuration."""
         indices = self.space.to_indices(configuration).to(self.device)
         return self.adjuster.adapted(indices, self.layers.factors())
-
-    def forward(self, *arguments: Any, **batch: Any) -> ModelOutput:
-        """The transformers model's output under the current configuration."""
-        return self.model(*arguments, **batch)
-
-    def generate(self, *arguments: Any, **options: Any) -> Tensor:
-        """transformers' ``generate`` under the current configuration, for decoder models."""
-        return self.model.generate(*arguments, **options)
 
     @torch.no_grad()
     def export_peft_adapter(
@@ -265,14 +253,36 @@ class CoaLora(nn.Module):
             ValueError: no configuration is given or set, or it or ``weights`` does not fit.
             FileExistsError: the folder holds something else.
         """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def merge(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
+        """A plain transformers model of its own memory, the adapter folded into its weights.
+
+        Its weights are de-quantized: outputs are those of one configuration, the size is not. It
+        is saved and loaded by transformers alone; this model is left as it is.
+
+        Args:
+            configuration: as for :meth:`set_configuration`; the current one by default.
+
+        Raises:
+            ValueError: no configuration is given or set, or it does not fit; or a layer needs a
+                bias, for a correction or a shift, and models of this class cannot have one there.
+        """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return merged(self.get_base_model(), self.layers, factors, resolved, self)
+
+    def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
             raise ValueError(
                 "no configuration is set, and none is given: there is nothing to export"
             )
-        resolved = self.resolve(configuration)
-        factors = self.adapted_factors(resolved)
-        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
+        return self.resolve(configuration)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
         """Write the whole method into one folder, see :mod:`.saving`; the model is left as it is.

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -37,7 +37,7 @@ class PackedWeight:
 
 
 @dataclass
-class _Current:
+class Current:
     """What a layer computes with now. Apart from the module, whose attributes are slow to set."""
 
     weight: Tensor
@@ -124,7 +124,7 @@ class QuantizedLinear(nn.Module):
         self.space, self.residual_rank = space, residual_rank
         self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)
         self._cache = cache
-        self._current = _Current(self.pretrained)
+        self._current = Current(self.pretrained)
         # An output's worth each, small beside the weights, so all are kept.
         self._corrections: dict[Choice, Tensor] = {}
 
@@ -165,6 +165,15 @@ class QuantizedLinear(nn.Module):
         now = self._current
         now.weight, now.correction = self.under(choice)
         now.choice = choice
+
+    def snapshot(self) -> Current:
+        """What the layer computes with now, for :meth:`swap` to put back."""
+        return replace(self._current)
+
+    def swap(self, current: Current) -> Current:
+        """Compute with this from now on; returns what the layer computed with."""
+        before, self._current = self._current, current
+        return before
 
     def under(
         self, choice: Choice | None, dtype: torch.dtype | None = None
