@@ -28,6 +28,9 @@ def train(
     model: Annotated[
         str, typer.Option(help="Name on the hub, a folder, or the packaged model.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
+    dtype: Annotated[
+        str, typer.Option(help="Of the model's weights: float32, bfloat16 or float64.")
+    ] = "float32",
     task: Annotated[
         str | None, typer.Option(help="Kind of task, as causal-lm; by default what labels say.")
     ] = None,
@@ -56,6 +59,7 @@ def train(
 
     settings = Settings(
         model=model,
+        dtype=dtype,
         data=_absolute(data),
         text=text,
         label=label,

@@ -27,6 +27,7 @@ class Settings(BaseModel):
     model_config = _STRICT
 
     model: str = MINILM  #: a name on the hub, a folder, or the packaged model
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of the pre-trained weights
     data: str  #: path of the table with the texts
     text: str = "text"  #: its column with the texts
     label: str | None = None  #: its column with the labels

@@ -138,7 +138,8 @@ def _load(settings: Settings, kind: str, split: Dataset) -> Pretrained:
         options["problem_type"] = "multi_label_classification"
     elif kind == "regression":
         options["problem_type"] = "regression"
-    return load_pretrained(settings.model, kind, **options)
+    dtype = getattr(torch, settings.dtype)
+    return load_pretrained(settings.model, kind, dtype, **options)
 
 
 def _attach(

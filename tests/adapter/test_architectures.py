@@ -1,6 +1,9 @@
 """The whole way, from attaching to plain PEFT, on many architectures."""
 
+import json
+import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +40,7 @@ def own_loss(output, batch):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_whole_way(name, tmp_path):
+def test_the_whole_way(name, tmp_path, record):
     made = ARCHITECTURES[name]
     torch.manual_seed(0)
     batch = made.batch()
@@ -76,10 +79,37 @@ def test_the_whole_way(name, tmp_path):
         weight = base.get_submodule(layer).weight
         weight.data = quantize(weight.data, choice).dequantize()
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter")
-    torch.testing.assert_close(first_output(plain, batch), expected, **TOLERANCE)
+    theirs = first_output(plain, batch)
+    torch.testing.assert_close(theirs, expected, **TOLERANCE)
+
+    mergeable = all(
+        layer.bias is not None or layer.mean_input is None
+        for layer in model.layers.quantized.values()
+    )
+    one = first_output(model.merge(drawn[1]), batch) if mergeable else None
+    if one is not None:
+        torch.testing.assert_close(one, expected, **TOLERANCE)
 
     model.save_pretrained(tmp_path / "whole")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "only .* % of the weights in blocks")
         again = CoaLora.from_pretrained(tmp_path / "whole", made.make())
     torch.testing.assert_close(first_output(again, batch), expected, **TOLERANCE)
+    record["models"][name] = {
+        "kind": kind.name,
+        "layers": len(model.layer_names),
+        "plain_peft": bound(theirs, expected),
+        "merged": None if one is None else bound(one, expected),
+    }
+
+
+def bound(one, other):
+    """The power of ten above the largest difference: another processor rounds otherwise."""
+    return 10.0 ** math.ceil(math.log10(max((one - other).abs().max().item(), 1e-9)))
+
+
+def test_the_chapters_record_is_of_these_architectures():
+    stored = json.loads((Path(__file__).parents[2] / "book/results/architectures.json").read_text())
+    assert list(stored["models"]) == list(ARCHITECTURES)
+    worst = max(each["plain_peft"] for each in stored["models"].values())
+    assert worst <= TOLERANCE["atol"]
