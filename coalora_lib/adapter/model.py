@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MethodType
 from typing import Any, Self
 
 import torch
@@ -72,7 +71,7 @@ class CoaLora(TransformersInterface):
             reference = self._resolver(start_configuration, weights)
 
         self.model = attach_lora(base_model, settings.rank, settings.alpha)
-        self.model.save_pretrained = MethodType(_refuse_inner_save, self.model)
+        self.model.save_pretrained = _refuse_inner_save
         self.layers = AdaptedLayers(
             base_model,
             self.layer_names,
