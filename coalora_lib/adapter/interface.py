@@ -82,7 +82,13 @@ class TransformersInterface(nn.Module):
     def take_signature(self) -> None:
         """Give ``forward`` the transformers model's signature, by which a Trainer picks columns."""
         # A bound method, so that a copy of the model gets one of its own.
-        self.forward = MethodType(_forward_like(self.get_base_model()), self)
+        self.__dict__["forward"] = MethodType(_forward_like(self.get_base_model()), self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Pickle names a bound method, and so has brought back the class's own.
+        if getattr(self.forward, "__func__", None) is TransformersInterface.forward:
+            self.take_signature()
 
     def generate(self, *arguments: Any, **options: Any) -> Any:
         """transformers' ``generate`` under the current configuration."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MethodType
 from typing import Any, Self
 
 import torch
@@ -13,13 +12,12 @@ from coalora_lib.adapter import saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
 from coalora_lib.adapter.checkpointing import checkpointable, recompute_as_before
 from coalora_lib.adapter.export import packed_tensors, write_adapter
-from coalora_lib.adapter.heads import warn_of_random_parts
 from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
 from coalora_lib.adapter.merging import merged
 from coalora_lib.adapter.quantized import WeightCache
-from coalora_lib.adapter.report import Report, warn_of_unquantized
+from coalora_lib.adapter.report import Report, warn_of_what_is_left
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
 from coalora_lib.adapter.tied import keep_once
@@ -73,10 +71,9 @@ class CoaLora(TransformersInterface):
         if settings.start == "svd" and start_configuration is not None:
             reference = self._resolver(start_configuration, weights)
 
-        warn_of_random_parts(base_model, heads)
-        warn_of_unquantized(base_model, self.layer_names, heads)
+        warn_of_what_is_left(base_model, self.layer_names, heads)
         self.model = attach_lora(base_model, settings.rank, settings.alpha, heads, self.layer_names)
-        self.model.save_pretrained = MethodType(_refuse_inner_save, self.model)
+        self.model.save_pretrained = _refuse_inner_save
         self.layers = AdaptedLayers(
             base_model,
             self.layer_names,

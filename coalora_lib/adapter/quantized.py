@@ -51,7 +51,7 @@ class WeightCache:
     Switching a layer to a choice seen before is a look-up while its restored weight is held, and a
     de-quantization while only its packed form is. When more bytes than the limit are held, the
     restored weights used longest ago go first, then the packed ones; a limit of 0 holds nothing. A
-    copy of a cache begins empty.
+    copy of a cache begins empty, since its keys are the identities of layers.
     """
 
     #: In the order in which they are given up.
@@ -86,8 +86,8 @@ class WeightCache:
             kind: OrderedDict() for kind in self.KINDS
         }
 
-    def __deepcopy__(self, memo: dict) -> Self:
-        return type(self)(self.limit)
+    def __reduce__(self) -> tuple[type[Self], tuple[int]]:  # for copies and pickles
+        return type(self), (self.limit,)
 
 
 class QuantizedLinear(nn.Module):

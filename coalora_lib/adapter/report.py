@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from coalora_lib.adapter.heads import is_inside
+from coalora_lib.adapter.heads import is_inside, warn_of_random_parts
 
 #: A warning is given where less than this share of the weights in blocks is quantized.
 MOSTLY = 0.5
@@ -54,19 +55,19 @@ class Report:
         )
 
 
-def warn_of_unquantized(base: nn.Module, names: Sequence[str], heads: Sequence[str]) -> None:
-    """Warn where most weights of the blocks are in no layer that can be quantized.
+def warn_of_what_is_left(base: PreTrainedModel, names: Sequence[str], heads: Sequence[str]) -> None:
+    """Warn of parts that stay random, and where most weights of the blocks cannot be quantized.
 
     Such as the experts of a mixture that are stored as one tensor.
     """
-    weights = {name: base.get_submodule(name).weight for name in names}
-    report = Report.of(base, weights, heads)
+    warn_of_random_parts(base, heads)
+    report = Report.of(base, {name: base.get_submodule(name).weight for name in names}, heads)
     blocks = {n: c for n, c in report.left.items() if any(p.isdigit() for p in n.split("."))}
-    inside = sum(blocks.values())
-    if inside and report.quantized / (report.quantized + inside) < MOSTLY:
-        share = 100 * report.quantized / (report.quantized + inside)
+    share = report.quantized / (report.quantized + sum(blocks.values()))
+    if share < MOSTLY:
         warnings.warn(
-            f"only {share:.0f} % of the weights in blocks are in layers that are quantized; the "
-            f"others, such as {next(iter(blocks))}, stay as they are, and bits do not count them",
+            f"only {100 * share:.0f} % of the weights in blocks are in layers that are quantized; "
+            f"the others, such as {next(iter(blocks))}, stay as they are, and bits do not count "
+            "them",
             stacklevel=4,
         )

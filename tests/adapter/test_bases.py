@@ -123,9 +123,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"), REFUSED, ids=lambda each: getattr(each, "__name__", None)
-)
+def named(each):
+    return getattr(each, "__name__", None)
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED, ids=named)
 def test_a_base_without_plain_weights_is_refused(change, words):
     base = tiny("bert")
     base = change(base) or base

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTForImageClassification
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.quantization import BlockwiseChoice
@@ -242,6 +242,35 @@ def test_inputs_that_are_no_tokens(reentrant):
         for choice in (COARSE, FINE):
             each.set_configuration([choice] * len(each.layer_names))
             losses.append(each(pixel_values=pixels, labels=torch.tensor([0, 1])).loss)
+        sum(losses).backward()
+
+    assert same_gradients(model, plain, backward)
+
+
+@each_way
+def test_an_encoder_and_a_decoder(reentrant):
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=64,
+        d_model=32,
+        d_kv=16,
+        d_ff=48,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    plain = CoaLora.attach(T5ForConditionalGeneration(config).double(), rank=4).train()
+    fill_lora(plain)
+    nn.init.normal_(plain.adjuster.output.weight, std=0.3)
+    model = copy.deepcopy(plain)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+
+    def backward(each):
+        losses = []
+        for choice in (COARSE, FINE):
+            each.set_configuration([choice] * len(each.layer_names))
+            losses.append(each(input_ids=IDS, labels=IDS).loss)
         sum(losses).backward()
 
     assert same_gradients(model, plain, backward)

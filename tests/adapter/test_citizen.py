@@ -77,6 +77,21 @@ def test_the_signature_is_the_transformers_models_in_copies_too(kind):
     assert logits(twin).abs().max() < logits(model).abs().max()
 
 
+@each_kind
+def test_a_model_saved_by_pickle_is_the_same_model(kind, tmp_path):
+    model = attached(kind)
+    model.set_configuration(mixed(model))
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert inspect.signature(again.forward) == inspect.signature(model.forward)
+    assert torch.equal(logits(again), logits(model))
+    for each in (again, model):
+        each.set_configuration([COARSE] * len(model.layer_names))
+    assert torch.equal(logits(again), logits(model))
+    with pytest.raises(RuntimeError, match=r"call CoaLora\.save_pretrained"):
+        again.model.save_pretrained(tmp_path / "inner")
+
+
 def test_attributes_are_the_transformers_models():
     model, base = attached("llama"), tiny("llama")
     assert model.dtype == torch.float32
@@ -167,9 +182,8 @@ def test_without_the_adapter_corrections_stay_and_what_is_frozen_stays_frozen():
     assert not any(own.l1.requires_grad for own in bank.layers.factors())
 
 
-@each_kind
-def test_compiled_it_follows_the_configuration(kind):
-    model = attached(kind)
+def test_compiled_it_follows_the_configuration():
+    model = attached("bert")
     compiled = torch.compile(model, backend="aot_eager")
     for choice in (COARSE, FINE, COARSE):
         model.set_configuration([choice] * len(model.layer_names))
