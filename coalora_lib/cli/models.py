@@ -57,7 +57,7 @@ def train(
     """
     from coalora_lib.recipes import Settings, train_run
 
-    settings = Settings(
+    settings = Settings.of(
         model=model,
         dtype=dtype,
         data=_absolute(data),

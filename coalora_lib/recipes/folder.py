@@ -16,6 +16,7 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.files import atomic_file, seal, unseal
 from coalora_lib.kinds import TaskKind, get_kind
 from coalora_lib.packaged import MINILM
+from coalora_lib.records.schema import describe
 
 ABOUT, TOKENIZER, CHECKPOINTS, MODEL = "run.json", "tokenizer", "checkpoints", "model"
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +46,18 @@ class Settings(BaseModel):
     max_length: int = Field(128, ge=2)  #: in tokens
     searches: int = Field(0, ge=0)  #: between stretches of training
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Settings of these values.
+
+        Raises:
+            ValueError: a name is not known, or a value is not allowed; one line says which.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ValueError(describe(error)) from None
 
 
 class Outcome(BaseModel):

@@ -128,12 +128,13 @@ def named(each):
 
 
 @pytest.mark.parametrize(("change", "words"), REFUSED, ids=named)
-def test_a_base_without_plain_weights_is_refused(change, words):
+def test_a_base_without_plain_weights_is_refused(change, words, record):
     base = tiny("bert")
     base = change(base) or base
     modules = [(name, type(module)) for name, module in base.named_modules()]
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         CoaLora.attach(base, rank=4)
+    record["refused"][named(change).replace("_", " ")] = str(refused.value)
     assert [(name, type(module)) for name, module in base.named_modules()] == modules
 
 
