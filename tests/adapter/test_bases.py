@@ -20,6 +20,7 @@ def with_settings(method):
     def change(base):
         base.config.quantization_config = {"quant_method": method, "bits": 4}
 
+    change.__name__ = f"loaded_with_{method}"
     return change
 
 
@@ -34,6 +35,7 @@ def of_foreign_layers(package):
         layer = type("WQLinear", (nn.Module,), {"__module__": f"{package}.modules.linear"})
         base.bert.encoder.layer[0].output.dense = layer()
 
+    change.__name__ = f"layers_of_{package}"
     return change
 
 
