@@ -17,7 +17,7 @@ from coalora_lib.adapter.linear import LoraFactor
 from coalora_lib.adapter.quantized import Current, QuantizedLinear
 
 
-def checkpointable(model: nn.Module) -> list[nn.Module]:
+def checkpointable_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that transformers' gradient checkpointing can be switched on for."""
     return [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
 

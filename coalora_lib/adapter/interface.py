@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from coalora_lib.adapter.checkpointing import checkpointable_modules
 from coalora_lib.adapter.layers import AdaptedLayers
+from coalora_lib.adapter.tied import keep_once
 
 #: What transformers' Trainer, pipelines and ``generate`` read of a model beside what is defined
 #: below; of the transformers model inside, as far as that has it.
@@ -37,10 +39,12 @@ class TransformersInterface(nn.Module):
     Attributes:
         model: the PEFT model.
         layers: its adapted layers.
+        checkpointable: its modules that gradient checkpointing can be switched on for.
     """
 
     model: PeftModel
     layers: AdaptedLayers
+    checkpointable: list[nn.Module]
 
     def get_base_model(self) -> PreTrainedModel:
         """The transformers model, with the LoRA layers in it."""
@@ -79,7 +83,13 @@ class TransformersInterface(nn.Module):
             batch["labels"] = labels
         return self.get_base_model()(*arguments, **batch)
 
-    def take_signature(self) -> None:
+    def join_transformers(self) -> None:
+        """Take on what transformers' tools rely on, once the model is whole."""
+        self._take_signature()
+        keep_once(self)
+        self.checkpointable = checkpointable_modules(self.get_base_model())
+
+    def _take_signature(self) -> None:
         """Give ``forward`` the transformers model's signature, by which a Trainer picks columns."""
         # A bound method, so that a copy of the model gets one of its own.
         self.__dict__["forward"] = MethodType(_forward_like(self.get_base_model()), self)
@@ -88,7 +98,7 @@ class TransformersInterface(nn.Module):
         super().__setstate__(state)
         # Pickle names a bound method, and so has brought back the class's own.
         if getattr(self.forward, "__func__", None) is TransformersInterface.forward:
-            self.take_signature()
+            self._take_signature()
 
     def generate(self, *arguments: Any, **options: Any) -> Any:
         """transformers' ``generate`` under the current configuration."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from coalora_lib.adapter import saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
-from coalora_lib.adapter.checkpointing import checkpointable, recompute_as_before
+from coalora_lib.adapter.checkpointing import recompute_as_before
 from coalora_lib.adapter.export import packed_tensors, write_adapter
 from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.layers import AdaptedLayers
@@ -20,7 +20,6 @@ from coalora_lib.adapter.quantized import WeightCache
 from coalora_lib.adapter.report import Report, warn_of_what_is_left
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
-from coalora_lib.adapter.tied import keep_once
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
 #: Bytes that a model's weight cache may hold, unless told otherwise.
@@ -91,9 +90,7 @@ class CoaLora(TransformersInterface):
             self.layers.start_from_residual(reference, settings.rank)
         #: What is saved, whatever is done to ``requires_grad`` later.
         self._own_parameters = frozenset(saving.trained_parameters(self))
-        self.take_signature()
-        keep_once(self)
-        self._checkpointable = checkpointable(base_model)
+        self.join_transformers()
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self.adapt)
 
@@ -209,7 +206,7 @@ class CoaLora(TransformersInterface):
 
     def adapt(self, *_: Any) -> None:
         """Give every LoRA layer the factors for the current configuration, before a forward."""
-        recompute_as_before(self._checkpointable)
+        recompute_as_before(self.checkpointable)
         if self._indices is None or not self.adjuster.follows:
             return
         # A copy, since a backward may need them after the next configuration was written there.
