@@ -224,9 +224,12 @@ def _as_text(setup: Setup, configurations: Sequence[Configuration]) -> list[str]
 
 def _stored_numbers(model: nn.Module) -> int:
     """What a run trained but for heads, which all train, and the mean inputs that it keeps."""
-    base = transformers_model(model)
-    heads = find_heads(base)
-    of_heads = {id(p) for name, p in base.named_parameters() if is_inside(name, heads)}
-    trained = sum(p.numel() for p in trained_parameters(model).values() if id(p) not in of_heads)
+    plain = transformers_model(model) is model
+    heads = find_heads(model) if plain else ()
+    trained = sum(
+        parameter.numel()
+        for name, parameter in trained_parameters(model).items()
+        if ".modules_to_save." not in name and not is_inside(name, heads)
+    )
     means = model.mean_inputs.values() if isinstance(model, CoaLora) else ()
     return trained + sum(mean.numel() for mean in means)
