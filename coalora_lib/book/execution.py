@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import shutil
 import subprocess
@@ -10,16 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
 import papermill
 import yaml
+from papermill.exceptions import PapermillExecutionError
 
-from coalora_lib.files import atomic_file
+from coalora_lib.book.pairs import read_notebook, settle, synchronise
+from coalora_lib.files import atomic_file, atomic_folder
 
 #: The README's picture: a chapter, the name of one of its figures, and where it is kept.
 README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
@@ -28,19 +30,40 @@ DATA_VARIABLE = "COALORA_DATA_DIR"
 
 
 def listed(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` names, in its order, relative to the root."""
-    toc = yaml.safe_load((root / "_toc.yml").read_text())
-    return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
+    """The notebooks that ``_toc.yml`` names, in its order, relative to the root.
+
+    Raises:
+        FileNotFoundError: there is no ``_toc.yml``.
+        ValueError: it is no table of contents.
+    """
+    contents = root / "_toc.yml"
+    if not contents.is_file():
+        raise FileNotFoundError(
+            f"{root.resolve()} is not the project's folder, it has no _toc.yml; --root names one"
+        )
+    try:
+        toc = yaml.safe_load(contents.read_text())
+        return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{contents} must name a root, and chapters with a file each: {error!r}"
+        ) from None
 
 
 def chapters(root: Path) -> list[Path]:
-    """The notebooks of the book, as :func:`listed`; a FileNotFoundError if one is missing."""
+    """The notebooks of the book, as :func:`listed`.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: one is not a notebook.
+    """
     found = listed(root)
     for chapter in found:
         if not (root / chapter).is_file():
             text = (root / chapter).with_suffix(".md")
             how = f"; `coalora outputs {chapter.stem}` makes it" if text.is_file() else ""
             raise FileNotFoundError(f"_toc.yml names {chapter}, which does not exist{how}")
+        read_notebook(root / chapter)
     return found
 
 
@@ -80,23 +103,51 @@ def run_chapter(
 ) -> float:
     """Execute a chapter in its own folder and write it to ``output``; the seconds it took.
 
-    One that fails is written up to the cell that failed, and papermill.PapermillExecutionError
-    raised. ``line`` is the terminal's for the progress bar.
+    ``line`` is the terminal's for the progress bar.
+
+    Raises:
+        RuntimeError: it failed, or its kernel died: chapter, cell, error, in one line. ``output``
+            holds it up to there.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     if data := os.environ.get(DATA_VARIABLE):  # the kernel has another working folder
         os.environ[DATA_VARIABLE] = os.path.abspath(os.path.expanduser(data))
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # errors are raised as well
     started = time.perf_counter()
-    papermill.execute_notebook(
-        str(notebook),
-        str(output),
-        parameters=dict(parameters),
-        cwd=str(notebook.parent),
-        kernel_name="python3",
-        extra_arguments=["--log-level=40"],  # errors only: a warning at each start says nothing
-        progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "position": line},
-    )
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=dict(parameters),
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            extra_arguments=["--log-level=40"],  # errors only: a warning at each start says nothing
+            progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "position": line},
+        )
+    except Exception as error:  # of papermill, nbclient, the kernel: none names the chapter
+        raise RuntimeError(f"{notebook}{_failure(output, error)}") from error
     return time.perf_counter() - started
+
+
+def _failure(output: Path, error: Exception) -> str:
+    """Which cell failed and how, in one line."""
+    said = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else error
+    text = " ".join(str(said).split()) or type(error).__name__
+    try:
+        cells = nbformat.read(output, as_version=4).cells
+    except (OSError, ValueError):  # it was never begun
+        return f": {text}"
+    begun = [
+        cell
+        for cell in cells
+        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")
+    ]
+    if not begun:
+        return f": {text}"
+    last = begun[-1]
+    number = "" if last.execution_count is None else f" [{last.execution_count}]"
+    line = last.source.strip().partition("\n")[0]
+    return f", cell{number} {line!r}: {text}; executed up to there: {output}"
 
 
 def execute_book(
@@ -110,8 +161,10 @@ def execute_book(
 
     Each chapter gets those of the parameters that it has, and its part of the processor's threads.
 
+    Interrupted, it ends the chapters that run too.
+
     Raises:
-        papermill.PapermillExecutionError: a chapter failed; those not begun are left out.
+        RuntimeError: a chapter failed, as of :func:`run_chapter`; those not begun are left out.
     """
     copy_sources(root, target)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -132,6 +185,11 @@ def execute_book(
         except Exception:
             pool.shutdown(cancel_futures=True)
             raise
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():  # and a kernel ends with what started it
+                process.terminate()
+            raise
 
 
 def _limit_threads(count: int) -> None:
@@ -140,21 +198,27 @@ def _limit_threads(count: int) -> None:
 
 
 def refresh_outputs(
-    root: Path, report: Callable[[str], None] = print, only: Sequence[str] = ()
+    root: Path,
+    report: Callable[[str], None] = print,
+    only: Sequence[str] = (),
+    take: str | None = None,
 ) -> None:
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
     This is how the committed outputs are made; a new chapter's notebook is made from its .md, once
-    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those it has. ``only`` and
-    errors are as of :func:`wanted_chapters`, and :func:`run_chapter`'s.
+    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those it has. ``only``,
+    ``take`` and errors are as of :func:`wanted_chapters`, :func:`~coalora_lib.book.pairs.settle`
+    (before any is executed) and :func:`run_chapter`.
     """
-    for chapter in wanted_chapters(root, only):
+    wanted = wanted_chapters(root, only)
+    for chapter in wanted:
+        settle(root / chapter, take)
+    for chapter in wanted:
         notebook = root / chapter
-        _synchronise(notebook)
-        with TemporaryDirectory() as folder:
-            executed = Path(folder) / notebook.name
-            seconds = run_chapter(notebook, executed, {})
-            stored = nbformat.read(executed, as_version=4)
+        synchronise(notebook)
+        executed = root / "_build" / "outputs" / notebook.name
+        seconds = run_chapter(notebook, executed, {})
+        stored = nbformat.read(executed, as_version=4)
         for part in (stored, *stored.cells):  # what machines write and readers do not need
             for name in ("execution", "papermill"):
                 part.metadata.pop(name, None)
@@ -166,12 +230,6 @@ def refresh_outputs(
         report(f"{chapter.stem:<32}{seconds:6.0f} s")
 
 
-def _synchronise(notebook: Path) -> None:
-    """Bring a notebook's cells up to its .md, or make it; unchanged cells keep outputs and ids."""
-    command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--update"]
-    subprocess.run([*command, notebook.with_suffix(".md")], check=True, capture_output=True)
-
-
 def _picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
     """The PNG of a captioned figure."""
     for cell in notebook.cells:
@@ -181,7 +239,11 @@ def _picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
 
 
 def copy_sources(root: Path, target: Path) -> None:
-    """Copy what jupyter-book reads: configuration, contents, chapters, figures."""
+    """Copy what jupyter-book reads: configuration, contents, chapters, figures.
+
+    It would leave out a chapter that is missing or broken: errors are as of :func:`chapters`.
+    """
+    chapters(root)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
@@ -193,13 +255,18 @@ def copy_sources(root: Path, target: Path) -> None:
 def render(source: Path, output: Path, strict: bool) -> Path:
     """Build the HTML from clean into ``_build/html`` under ``output``; the first page.
 
-    ``source`` is what :func:`copy_sources` made. If the build fails, with ``strict`` at a warning
-    of Sphinx, subprocess.CalledProcessError is raised.
+    Raises:
+        RuntimeError: the build failed, with ``strict`` at a warning of Sphinx; the former page is
+            as it was.
     """
-    shutil.rmtree(output / "_build" / "html", ignore_errors=True)
-    shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
+    page, made = output / "_build" / "html", output / "_build" / "new"
+    shutil.rmtree(made, ignore_errors=True)
     program = Path(sys.executable).with_name("jupyter-book")
-    command = [str(path) for path in (program, "build", source, "--path-output", output)]
+    command = [str(path) for path in (program, "build", source, "--path-output", made)]
     flags = ["-W", "--keep-going"] if strict else ["--quiet"]
-    subprocess.run([*command, *flags], check=True)
-    return output / "_build" / "html" / "index.html"
+    if status := subprocess.run([*command, *flags], check=False).returncode:
+        raise RuntimeError(f"jupyter-book ended with status {status}; {page} is as it was")
+    with atomic_folder(page, "index.html") as folder:
+        shutil.copytree(made / "_build" / "html", folder, dirs_exist_ok=True)
+    shutil.rmtree(made)
+    return page / "index.html"

@@ -1,11 +1,19 @@
-"""The command line: ``coalora --help``."""
+"""The command line: ``coalora --help``.
+
+Nothing heavy is imported before a command runs: torch and transformers take ten seconds and more,
+and help needs none of them. So a command imports its work in its own body, and what its options
+allow is looked up when one is checked (:mod:`coalora_lib.cli.names`).
+"""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from coalora_lib.cli import models
 from coalora_lib.cli.chapters import book, outputs, render
+from coalora_lib.cli.errors import TRACEBACK, TRACEBACK_VARIABLE, Commands
 from coalora_lib.cli.runs import experiments, landscape, options, reproduce, scale, search_ablation
 
 __all__ = ["app"]
@@ -13,7 +21,7 @@ __all__ = ["app"]
 _RUN, _SIZE = "COALORA_DATA_DIR=~/glue coalora", "--dataset sst2 --profile standard"
 _ARMS = "--arm search-walk --arm search-frozen"
 _RECORD = "book/results/sst2/coa-lora-rank4-sst2-standard-seed0.json"
-#: Panel of the help, command, an example of its use.
+#: Panel of the help, command, an example of its use; panels and commands stand in this order.
 _COMMANDS = (
     (
         "A model of your own",
@@ -39,11 +47,25 @@ _COMMANDS = (
 )
 
 app = typer.Typer(
+    cls=Commands,
     help="Run and render the CoA-LoRA book.",
-    epilog="Examples:\n\n" + "\n\n".join(example for _, _, example in _COMMANDS),
-    no_args_is_help=True,
+    epilog="\b\nExamples:\n" + "\n".join(f"  {example}" for _, _, example in _COMMANDS),
     add_completion=False,
-    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,  # importing rich takes as long as all else
 )
 for _panel, _command, _example in _COMMANDS:
-    app.command(rich_help_panel=_panel, epilog=f"Example: {_example}")(_command)
+    app.command(rich_help_panel=_panel, epilog=f"\b\nExample:\n  {_example}")(_command)
+
+
+@app.callback()
+def _shared(
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            TRACEBACK,
+            envvar=TRACEBACK_VARIABLE,
+            help="Show the whole of an error, not one line; also after a command's name.",
+        ),
+    ] = False,
+) -> None:
+    """Options of every command; :class:`Commands` reads them."""

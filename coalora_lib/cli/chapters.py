@@ -1,43 +1,35 @@
-"""Commands that make the book.
-
-What executes and renders chapters is imported where it is used: the processes that run experiments
-import this module too, and need neither papermill nor plots.
-"""
+"""Commands that make the book."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coalora_lib.cli.names import chapter_datasets, chapter_profiles
 from coalora_lib.cli.shared import BUILD, Root, Seed, one_of, summary
-from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES
-from coalora_lib.records import read_records
 
 
 def book(
-    profile: Annotated[str, one_of(CHAPTER_PROFILES, "Size of the run.")] = "quick",
-    dataset: Annotated[str, one_of(CHAPTER_DATASETS, "Data of the experiments.")] = "embedded",
+    profile: Annotated[
+        str, one_of(chapter_profiles, "Size of the run: quick, standard or paper.")
+    ] = "quick",
+    dataset: Annotated[
+        str, one_of(chapter_datasets, "Data of the experiments: embedded, sst2, ...")
+    ] = "embedded",
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)] = 2,
     root: Root = Path(),
 ) -> None:
     """Execute every chapter with papermill, render the HTML, print the results."""
-    from papermill import PapermillExecutionError
-
     from coalora_lib.book.execution import execute_book
+    from coalora_lib.records import read_records
 
     source = root / BUILD / "source"
     parameters = {"profile": profile, "dataset": dataset, "seed": seed}
-    try:
-        execute_book(root, source, parameters, jobs, typer.echo)
-    except PapermillExecutionError as error:
-        typer.echo(
-            f"{error}\nThe chapter up to the cell that failed is under {source}/book/.", err=True
-        )
-        raise typer.Exit(1) from None
+    _warn_of_old_text(root)
+    execute_book(root, source, parameters, jobs, typer.echo)
     _render(source, root, strict=False)
     made = root / BUILD / "results" / f"comparison-{dataset}-{profile}-seed{seed}"
     if made.is_dir():
@@ -49,15 +41,20 @@ def outputs(
     only: Annotated[
         list[str] | None, typer.Argument(help="How the wanted chapters' names begin; all if none.")
     ] = None,
+    take: Annotated[
+        str | None,
+        one_of(
+            lambda: ("text", "notebook"),
+            "What counts where an .ipynb was edited by hand: text, its .md, which drops that edit; "
+            "or notebook, from which the .md is written. Refused unless given.",
+        ),
+    ] = None,
     root: Root = Path(),
 ) -> None:
     """Execute every chapter in place: bring the committed notebooks up to their .md."""
     from coalora_lib.book.execution import refresh_outputs
 
-    try:
-        refresh_outputs(root, typer.echo, only or ())
-    except (FileNotFoundError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
+    refresh_outputs(root, typer.echo, only or (), take)
 
 
 def render(strict: bool = False, root: Root = Path()) -> None:
@@ -65,6 +62,7 @@ def render(strict: bool = False, root: Root = Path()) -> None:
     from coalora_lib.book.execution import copy_sources
 
     source = root / BUILD / "committed"
+    _warn_of_old_text(root)
     copy_sources(root, source)
     _render(source, root, strict)
 
@@ -72,8 +70,13 @@ def render(strict: bool = False, root: Root = Path()) -> None:
 def _render(source: Path, root: Path, strict: bool) -> None:
     from coalora_lib.book.execution import render as render_html
 
-    try:
-        page = render_html(source, root, strict)
-    except subprocess.CalledProcessError as error:
-        raise typer.Exit(error.returncode) from None
-    typer.echo(f"The book: {page.resolve()}")
+    typer.echo(f"The book: {render_html(source, root, strict).resolve()}")
+
+
+def _warn_of_old_text(root: Path) -> None:
+    from coalora_lib.book.execution import chapters
+    from coalora_lib.book.pairs import difference
+
+    for chapter in chapters(root):
+        if found := difference(root / chapter):
+            typer.echo(f"warning: {found}; `coalora outputs {chapter.stem}` settles it", err=True)

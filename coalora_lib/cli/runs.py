@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
+from coalora_lib.cli.names import (
+    SLOW_ARM,
+    arms,
+    compared,
+    datasets,
+    full_sizes,
+    profiles,
+    strategies,
+)
 from coalora_lib.cli.shared import BUILD, Seed, among, one_of, summary
-from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of, sized_for_search
-from coalora_lib.experiments.pool import run_all
-from coalora_lib.experiments.runner import all_jobs, path_of, run_job, run_of
-from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
-from coalora_lib.records import Job, read_record
-from coalora_lib.search import STRATEGIES
-from coalora_lib.tasks import TASKS, checkpoint_checksum, data_checksum
-from coalora_lib.testbed.comparison import ALLOCATION, FIRST_SEED, PLAN, compare_on_landscape
 
-COMPARED = methods_of("main", "ablation")
+if TYPE_CHECKING:
+    from coalora_lib.experiments import Run
+    from coalora_lib.records import Job
+
 #: The ranks of chapter 5.
 RANKS = (4, 8, 16)
-ARMS = methods_of("search")
-#: Left out if no arm is named, since it is slow.
-SLOW = "search-local-search"
-#: What `coalora landscape` compares.
-SEARCHES = [*STRATEGIES, ALLOCATION]
 
-
-def several(allowed: Collection[str], otherwise: str) -> Any:
-    """An option that takes many of these, given many times."""
-    return one_of(allowed, f"Of {', '.join(allowed)}. {otherwise} if none is named.")
-
-
-ProfileName = Annotated[str, one_of(PROFILES, "Size of the run.")]
-DatasetName = Annotated[str, one_of(["embedded", *TASKS], "Data of the experiments.")]
+ProfileName = Annotated[str, one_of(profiles, "Size of the run: quick, standard, paper, ...")]
+DatasetName = Annotated[str, one_of(datasets, "Data of the experiments: embedded, sst2, ...")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]
 Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 
@@ -50,7 +41,10 @@ def experiments(
     rank: Annotated[
         list[int] | None, typer.Option(help="Ranks of LoRA; 4, 8 and 16 if none is named.", min=1)
     ] = None,
-    method: Annotated[list[str] | None, several(COMPARED, "All but the ablations")] = None,
+    method: Annotated[
+        list[str] | None,
+        one_of(compared, "Such as coa-lora or lq-lora; all but the ablations if none is named."),
+    ] = None,
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     learning_rate: Annotated[
         float | None, typer.Option(help="Instead of the profile's; for tuning.", min=0)
@@ -59,6 +53,10 @@ def experiments(
     results: Results = BUILD / "results",
 ) -> None:
     """Run the comparison of chapter 5; a run whose record is in the folder is not made again."""
+    from coalora_lib.experiments import PROFILES, Run
+    from coalora_lib.experiments.methods import ablations_of, methods_of
+    from coalora_lib.experiments.runner import all_jobs
+
     run = Run(PROFILES[profile], 0, dataset)
     if learning_rate is not None:
         run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
@@ -78,6 +76,11 @@ def options(
 
     An option whose record is in the folder is not trained again.
     """
+    from coalora_lib.experiments import PROFILES, Run
+    from coalora_lib.experiments.methods import methods_of
+    from coalora_lib.experiments.runner import all_jobs, path_of
+    from coalora_lib.records import read_record
+
     run = Run(replace(PROFILES[profile], epochs=epochs), seed, dataset)
     jobs = all_jobs(run.profile, [rank], [seed], list(methods_of("option")))
     _run_missing(jobs, run, results)
@@ -90,20 +93,32 @@ def search_ablation(
     seed: Seed = 0,
     rank: Annotated[int, typer.Option(help="Rank of every run.", min=1)] = 4,
     epochs: Epochs = 2.0,
-    arm: Annotated[list[str] | None, several(ARMS, f"All but {SLOW}")] = None,
+    arm: Annotated[
+        list[str] | None,
+        one_of(arms, f"Such as search-walk; all but {SLOW_ARM} if none is named."),
+    ] = None,
     results: Results = BUILD / "results",
 ) -> None:
     """Train one model for each way to extend the training set; chapter 4 shows the records.
 
     An arm whose record is in the folder is not trained again.
     """
-    named = arm or [slug for slug in ARMS if slug != SLOW]
+    from coalora_lib.experiments import PROFILES, Run
+    from coalora_lib.experiments.methods import sized_for_search
+    from coalora_lib.experiments.runner import all_jobs
+
+    named = arm or [slug for slug in arms() if slug != SLOW_ARM]
     run = Run(sized_for_search(PROFILES[profile], epochs), seed, dataset)
     _run_missing(all_jobs(run.profile, [rank], [seed], named), run, results)
 
 
 def _run_missing(jobs: Sequence[Job], run: Run, results: Path, processes: int = 1) -> None:
     """Make the records that are not in the folder, and say where they are."""
+    from tqdm import tqdm
+
+    from coalora_lib.experiments.pool import run_all
+    from coalora_lib.experiments.runner import path_of
+
     there = sum(path_of(job, run, results).exists() for job in jobs)
     typer.echo(f"{len(jobs)} runs, {there} of them are there")
     with tqdm(total=len(jobs), initial=there, desc="runs", disable=None) as bar:
@@ -121,11 +136,14 @@ def reproduce(
     On a processor they are the same; on a GPU they differ as two runs of one seed do. A record of
     an older protocol is made again by today's, and a warning says so.
     """
-    try:
-        stored = read_record(path)
-        run = run_of(stored)
-    except (FileNotFoundError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
+    from coalora_lib.experiments import prepare
+    from coalora_lib.experiments.methods import METHODS
+    from coalora_lib.experiments.runner import run_job, run_of
+    from coalora_lib.records import read_record
+    from coalora_lib.tasks import checkpoint_checksum, data_checksum
+
+    stored = read_record(path)
+    run = run_of(stored)
     job = stored.job
     today = METHODS[job.method].experiment.protocol
     if stored.protocol != today:
@@ -140,7 +158,7 @@ def reproduce(
         ("model", checkpoint_checksum(run.profile.model)),
     ):
         if value != getattr(stored, f"{name}_checksum"):
-            raise typer.BadParameter(f"the {name} is not what {path} was made from")
+            raise ValueError(f"the {name} is not what {path} was made from")
     made = read_record(run_job(setup, job, results))
     typer.echo(f"{job.name}, seed {job.seed}: stored, now, in percent")
     for before, after in zip(stored.results, made.results, strict=True):
@@ -153,10 +171,11 @@ def reproduce(
 
 def landscape(
     layers: Annotated[int, typer.Option(help="Of the made-up model; an even number.", min=2)] = 36,
-    landscapes: Annotated[int, typer.Option(help=f"Seeds {FIRST_SEED} and up.", min=1)] = 20,
+    landscapes: Annotated[int, typer.Option(help="How many, each with its seed.", min=1)] = 20,
     proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
     strategy: Annotated[
-        list[str] | None, several(SEARCHES, "All but the slow local search")
+        list[str] | None,
+        one_of(strategies, "Such as walk or nsga2; all but the slow local search if none."),
     ] = None,
     results: Results = BUILD / "results",
 ) -> None:
@@ -164,14 +183,13 @@ def landscape(
 
     Landscapes that the record holds are not searched again.
     """
-    named = strategy or [name for name in SEARCHES if name != "local search"]
+    from coalora_lib.testbed.comparison import FIRST_SEED, PLAN, compare_on_landscape
+
+    named = strategy or [name for name in strategies() if name != "local search"]
     plan = replace(PLAN, proposals=proposals)
     path = results / f"synthetic-{layers}.json"
     seeds = range(FIRST_SEED, FIRST_SEED + landscapes)
-    try:
-        record = compare_on_landscape(layers, seeds, plan, named, path)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    record = compare_on_landscape(layers, seeds, plan, named, path)
     for name in named:
         shares = [100 * run.closed(name)[-1] for run in record.runs]
         typer.echo(f"{name.ljust(14)}{mean(shares):6.1f} % of the gap closed")
@@ -180,11 +198,16 @@ def landscape(
 
 def scale(
     profiles: Annotated[
-        list[str], typer.Argument(help=f"Of {', '.join(FULL_SIZES)}.", callback=among(FULL_SIZES))
+        list[str],
+        typer.Argument(
+            help="Sizes of the paper: paper, paper-llama-2-7b, ...", callback=among(full_sizes)
+        ),
     ],
     results: Results = BUILD / "results",
 ) -> None:
     """Measure time and memory of the paper's models at full size, with random weights."""
+    from coalora_lib.experiments.scale import measure_scale
+
     for name in profiles:
         record = measure_scale(name, results)
         spent = ", ".join(f"{what} {seconds:.3g} s" for what, seconds in record.seconds.items())

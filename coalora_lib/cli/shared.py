@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coalora_lib.experiments.methods import METHODS
-from coalora_lib.records import Record, accuracy_table
+if TYPE_CHECKING:
+    from coalora_lib.records import Record
 
 #: Where commands write unless told otherwise.
 BUILD = Path("_build")
+#: Gives what an option allows, when it is asked: see :mod:`coalora_lib.cli.names`.
+Names = Callable[[], Collection[str]]
 
 
-def among(allowed: Collection[str]) -> Callable[[Any], Any]:
+def among(names: Names) -> Callable[[Any], Any]:
     """A check of one value or of several that refuses what is not allowed, and lists what is."""
 
     def check(given: str | list[str] | None) -> str | list[str] | None:
         for value in [given] if isinstance(given, str) else given or ():
+            allowed = names()
             if value not in allowed:
-                raise typer.BadParameter(f"{value!r} is not known; allowed: {', '.join(allowed)}")
+                near = get_close_matches(value, allowed, n=1)
+                meant = f"; did you mean {near[0]}?" if near else ";"
+                raise typer.BadParameter(
+                    f"{value!r} is not known{meant} allowed: {', '.join(allowed)}"
+                )
         return given
 
     return check
 
 
-def one_of(allowed: Collection[str], help: str) -> Any:
-    """An option that takes one of these."""
-    return typer.Option(help=help, callback=among(allowed))
+def one_of(names: Names, help: str) -> Any:
+    """An option that takes one of these, or many given many times; its help names some."""
+    return typer.Option(help=help, callback=among(names))
 
 
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
@@ -38,6 +46,9 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max
 
 def summary(records: Sequence[Record]) -> str:
     """Accuracies of records of one seed: a row per method, a column per budget."""
+    from coalora_lib.experiments.methods import METHODS
+    from coalora_lib.records import accuracy_table
+
     first, labels = records[0], {slug: method.label for slug, method in METHODS.items()}
     columns, rows = accuracy_table(records, labels)
     data = f"{first.dataset} (synthetic)" if first.synthetic else first.dataset

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from coalora_lib.book.execution import chapters
+from coalora_lib.book.pairs import STAMP, digest
 from coalora_lib.experiments.profiles import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,7 @@ def test_pair_has_the_same_cells(chapter):
     notebook = stored(chapter)
     assert comparable(text) == comparable(notebook), "run `make outputs` after an edit of a .md"
     assert notebook.metadata.jupytext.formats == "ipynb,md:myst"
+    assert notebook.metadata[STAMP] == digest(notebook), "run `coalora outputs` of this chapter"
 
 
 @each_chapter

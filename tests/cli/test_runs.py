@@ -1,6 +1,5 @@
 """The commands that train, on the smallest runs."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -15,23 +14,6 @@ from coalora_lib.records import read_record, write_record
 
 def invoke(*words):
     return CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(word) for word in words])
-
-
-def test_help_lists_every_command_with_an_example():
-    found = invoke("--help")
-    assert found.exit_code == 0
-    for name in [
-        "book",
-        "outputs",
-        "render",
-        "experiments",
-        "options",
-        "search-ablation",
-        "reproduce",
-    ]:
-        assert re.search(rf"coalora\s+{name}\b", found.output), name
-    for name in ("landscape", "scale"):
-        assert re.search(rf"coalora\s+{name}\b", found.output), name
 
 
 @pytest.mark.parametrize("protocol", [None, "comparison-0"])
