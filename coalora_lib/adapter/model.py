@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ class CoaLora(nn.Module):
         self.space = get_space(settings.space)
         linears = [base_model.get_submodule(name) for name in self.layer_names]
         weights = {n: m.weight.detach() for n, m in zip(self.layer_names, linears, strict=True)}
-        self._resolver = ConfigurationResolver(weights, self.space, errors)
+        estimate = settings.errors == "estimated"
+        self._resolver = ConfigurationResolver(weights, self.space, errors, estimate)
         self.shapes = self._resolver.shapes
         self.sizes = [parameters(shape) for shape in self.shapes]
         check_means(settings, self.layer_names, linears, mean_inputs)
@@ -109,7 +110,7 @@ class CoaLora(nn.Module):
         start: Start = "zero",
         *,
         space: str | ConfigurationSpace = "nf",
-        errors: Tensor | None = None,
+        errors: Literal["estimated", "exact"] | Tensor = "estimated",
         start_configuration: ConfigurationLike = REFERENCE_BUDGET,
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
@@ -121,8 +122,9 @@ class CoaLora(nn.Module):
             base_model: a transformers model; it is taken over and changed, unless it is refused.
             rank, alpha, start: see :class:`~coalora_lib.adapter.AdapterSettings`.
             space: what layers may be quantized to; the name of a registered space, or that space.
-            errors: the model's (layers, choices) error table where the caller has it; otherwise it
-                is measured when a budget is first asked for.
+            errors: how the error table is measured when a budget is first asked for, "estimated"
+                from a sample or "exact" (see :func:`~coalora_lib.allocation.error_table`); or the
+                model's (layers, choices) table where the caller has it.
             start_configuration: whose residual the start "svd" begins from.
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
@@ -133,9 +135,15 @@ class CoaLora(nn.Module):
             ValueError: the model has no linear layer in a numbered block, is quantized or adapted
                 already, or a setting is not known or out of range.
         """
+        table = errors if isinstance(errors, Tensor) else None
+        if table is None and errors not in ("estimated", "exact"):
+            raise ValueError(f"errors={errors!r}; allowed: 'estimated', 'exact' or the table")
         name = get_space(space).name
-        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, space=name, **options)
-        return cls(base_model, settings, errors, cache_bytes, mean_inputs, start_configuration)
+        source = errors if table is None else "given"
+        settings = AdapterSettings(
+            rank=rank, alpha=alpha, start=start, space=name, errors=source, **options
+        )
+        return cls(base_model, settings, table, cache_bytes, mean_inputs, start_configuration)
 
     @property
     def config(self):
@@ -160,7 +168,10 @@ class CoaLora(nn.Module):
 
     @property
     def errors(self) -> Tensor:
-        """The (layers, choices) table of squared quantization errors, measured at first use."""
+        """The (layers, choices) table of squared quantization errors, measured at first use.
+
+        ``settings.errors`` says whether it is estimated, exact or given.
+        """
         return self._resolver.measured_errors(self.pretrained_weights)
 
     @property
@@ -176,7 +187,7 @@ class CoaLora(nn.Module):
     def resolve(self, configuration: ConfigurationLike) -> list[Choice]:
         """The choice of every layer that :meth:`set_configuration` would set.
 
-        The first budget measures the error table: every layer quantized to every choice.
+        The first budget measures the error table, see :attr:`errors`.
 
         Raises:
             ValueError, TypeError: as :meth:`set_configuration`.

@@ -22,10 +22,15 @@ class ConfigurationResolver:
         space: of the choices.
         errors: the (layers, choices) error table where the caller has it; otherwise it is measured
             when a budget is first asked for.
+        estimate: measure it on a sample of the weights, not on all.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], space: ConfigurationSpace, errors: Tensor | None = None
+        self,
+        weights: Mapping[str, Tensor],
+        space: ConfigurationSpace,
+        errors: Tensor | None = None,
+        estimate: bool = True,
     ) -> None:
         self.names = list(weights)
         self.shapes = [tuple(weight.shape) for weight in weights.values()]
@@ -35,6 +40,7 @@ class ConfigurationResolver:
             frozenset((~space.mask(shape)).nonzero()[:, 0].tolist()) for shape in self.shapes
         ]
         self.errors = errors
+        self.estimate = estimate
         expected = len(self.names), len(space.choices)
         if errors is not None and tuple(errors.shape) != expected:
             raise ValueError(
@@ -44,7 +50,7 @@ class ConfigurationResolver:
     def measured_errors(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The error table, measured now if that was not done before."""
         if self.errors is None:
-            self.errors = error_table(weights, self.space)
+            self.errors = error_table(weights, self.space, sample=self.estimate)
         return self.errors
 
     def __call__(

@@ -1,7 +1,8 @@
 """The whole method in one folder, and back.
 
-    coalora.json            base model (class, name, checksum, dtype), settings, layers, current
-                            configuration, training set, checksum of the weights
+    coalora.json            base model (class, name, checksum, dtype), settings (they say whether
+                            the error table is estimated), layers, current configuration, training
+                            set, checksum of the weights
     config.json             the base model's configuration
     coalora.safetensors     LoRA factors, hypernetwork, head; the error table and the layers' mean
                             inputs if they were measured
@@ -45,7 +46,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["coalora-2"]
+    format: Literal["coalora-3"]
     base_class: str
     base_name: str
     base_dtype: str
@@ -122,7 +123,7 @@ def write(
         save_file(tensors, partial / WEIGHTS)
         base.config.save_pretrained(partial)
         description = Description(
-            format="coalora-2",
+            format="coalora-3",
             base_class=type(base).__name__,
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),

@@ -3,6 +3,8 @@
 Work is shared wherever choices agree. Block maxima depend on B0 alone and scales not on b0; and
 one look-up finds every b0's level for a weight, because the thresholds of all code books together
 cut the line into intervals in which no code changes.
+
+An estimate takes every block's scale, which costs little, and the codes of a sample of blocks.
 """
 
 from __future__ import annotations
@@ -26,18 +28,25 @@ from coalora_lib.quantization.blocks import (
 from coalora_lib.quantization.choices import FIELDS, SCALE_DTYPES
 from coalora_lib.quantization.codebooks import code_levels, thresholds
 from coalora_lib.quantization.nearest import LevelGrid, level_grid
+from coalora_lib.quantization.sampling import BLOCK, Sample, draw, sample_size
 from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
 
 #: Weights in a piece: whole second-level groups for every B0 and B1.
 PIECE = max(FIELDS["block_size"]) * max(FIELDS["scale_block_size"])
 #: Pieces handled together: on a processor they stay in one core's cache, a GPU wants many.
 CPU_PIECES, GPU_PIECES = 16, 256
+#: Numbers handled at once where a part is small: a core's cache holds a few times as many.
+CPU_NUMBERS = 3 * 2**16
 #: How many values each field has, in order: the shape of a table of all choices.
 SHAPE = tuple(len(values) for values in FIELDS.values())
 
 
 def error_parts(
-    weight: Tensor, code_book: str, importance: Tensor | None = None, pieces: int | None = None
+    weight: Tensor,
+    code_book: str,
+    importance: Tensor | None = None,
+    pieces: int | None = None,
+    sample: float | None = None,
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """The squared errors of a weight in parts that may be computed in any order, and added.
 
@@ -47,20 +56,33 @@ def error_parts(
         importance: of the weight's shape, not negative: factors of the squared errors.
         pieces: look at this many evenly spaced pieces of 16,384 weights only, and scale the sums
             up to the whole weight.
+        sample: look at this share of the blocks only, drawn as :mod:`.sampling` says.
 
     Yields:
         Weights that the part stands for, and () to (432,) float64 on the weight's device.
 
     Raises:
         TypeError, ValueError: as :func:`~coalora_lib.quantization.quantize`; or the importance has
-            another shape, or is negative or not finite.
+            another shape, or is negative or not finite; or pieces and a sample are asked for.
     """
+    if sample is not None and pieces is not None:
+        raise ValueError(f"pieces={pieces} and a sample exclude each other")
     check_kind(weight)
     maxima = [block_scales(to_blocks(weight, size)) for size in FIELDS["block_size"]]
     check_finite(maxima[0].max(), weight)
     offsets = [scales.min() for scales in maxima]
+    root = None if importance is None else _root(importance, weight)
+    count = len(maxima[-1])
+    if sample is not None and (wanted := sample_size(count, sample)) < count:
+        blocks = to_blocks(weight, BLOCK)
+        roots = None if root is None else to_blocks(root, BLOCK)
+        chosen, drawn = draw(wanted, blocks, roots, maxima, offsets)
+        some = None if roots is None else roots[chosen]
+        compute = partial(_part_errors, blocks[chosen], offsets, some, code_book, sample=drawn)
+        yield weight.numel(), compute
+        return
     whole = to_blocks(weight, PIECE)
-    roots = None if importance is None else to_blocks(_root(importance, weight), PIECE)
+    roots = None if root is None else to_blocks(root, PIECE)
     count = len(whole)
     if pieces is not None and pieces < count:
         chosen = torch.linspace(0, count - 1, pieces, device=whole.device).round().long()
@@ -70,9 +92,9 @@ def error_parts(
     together = GPU_PIECES if weight.is_cuda else CPU_PIECES
     for start in range(0, len(whole), together):
         taken = slice(start, start + together)
-        root = None if roots is None else roots[taken]
+        some = None if roots is None else roots[taken]
         stands_for = round(whole[taken].numel() * factor)
-        yield stands_for, partial(_part_errors, whole[taken], offsets, root, code_book, factor)
+        yield stands_for, partial(_part_errors, whole[taken], offsets, some, code_book, factor)
 
 
 def _root(importance: Tensor, weight: Tensor) -> Tensor:
@@ -112,20 +134,31 @@ def _shared_levels(code_book: str, device: torch.device) -> _SharedLevels:
 
 
 def _part_errors(
-    weights: Tensor, offsets: list[Tensor], roots: Tensor | None, code_book: str, factor: float
+    weights: Tensor,
+    offsets: list[Tensor],
+    roots: Tensor | None,
+    code_book: str,
+    factor: float = 1.0,
+    sample: Sample | None = None,
 ) -> Tensor:
-    """Squared errors of some pieces under every choice: (432,) float64.
+    """Squared errors of some pieces, or blocks of a sample, under every choice: (432,) float64.
 
     Args:
-        weights: (pieces, PIECE) float32.
+        weights: (pieces, PIECE) or (blocks, BLOCK) float32.
         offsets: m of the whole weight for every B0, scalars.
         roots: square roots of the importance, as the weights; or None.
         code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
         factor: what the sums are multiplied by.
+        sample: what a sample's blocks bring with them; pieces hold whole groups.
     """
     device = weights.device
     shared = _shared_levels(code_book, device)
     b0s, b1s, b2s, *_ = SHAPE
+    # On a processor as many rows at once as its cache holds; on a GPU all of them, since a kernel's
+    # launch costs more than its work.
+    together = 1 if sample is None else max(1, CPU_NUMBERS // weights.numel())
+    if device.type == "cuda":
+        together = b1s * b2s
     # Rows (b1, b2) are neighbours in each of the (b0, B0, B1) slices.
     errors = torch.empty(b0s, b1s * b2s, *SHAPE[3:], dtype=torch.float64, device=device)
     for place, (block_size, offset) in enumerate(zip(FIELDS["block_size"], offsets, strict=True)):
@@ -133,12 +166,17 @@ def _part_errors(
         importance = None if roots is None else roots.reshape(-1, block_size)
         # Padding has a scale of zero, below m; it counts as the smallest block.
         excess = block_scales(blocks).sub_(offset).clamp_(min=0)
-        for scale_place, rows, scales in _restored_scales(excess, offset):
+        peaks = None if sample is None else sample.peaks[place]
+        for scale_place, rows, scales in _restored_scales(excess, offset, peaks, together):
             scales = scales[..., None]  # (choices of b1 and b2, blocks, 1)
             interval = shared.grid.codes(blocks / nonzero(scales)).flatten()
+            target = blocks
+            if sample is not None:
+                root = sample.roots.repeat_interleave(BLOCK // block_size)[:, None]
+                scales, target = scales * root, blocks * root
             for b0, levels in enumerate(shared.levels):
                 residual = levels.index_select(0, interval).view(len(scales), *blocks.shape)
-                residual.mul_(scales).sub_(blocks)
+                residual.mul_(scales).sub_(target)
                 if importance is not None:
                     residual.mul_(importance)
                 distances = torch.linalg.vector_norm(residual.flatten(1), dim=1)
@@ -146,26 +184,28 @@ def _part_errors(
     return errors.flatten() * factor
 
 
-def _restored_scales(excess: Tensor, offset: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+def _restored_scales(
+    excess: Tensor, offset: Tensor, peaks: list[Tensor] | None, together: int
+) -> Iterator[tuple[int, slice, Tensor]]:
     """s^ of every block under every choice of b1, b2 and B1.
 
     Args:
-        excess: (blocks,) float32, s - m; whole second-level blocks.
+        excess: (blocks,) float32, s - m; whole second-level groups unless there are peaks.
         offset: scalar float32, m.
+        peaks: the largest s - m in each block's group, for every B1 (blocks,).
+        together: how many rows to yield at once.
 
     Yields:
-        The index of B1, rows of the choices (b1, b2), and (rows, blocks) float32: one row at a
-        time on a processor, whose cache holds no more, all of them on a GPU, where a kernel's
-        launch costs more than its work.
+        The index of B1, rows of the choices (b1, b2), and (rows, blocks) float32.
     """
     count = math.prod(SHAPE[1:3])
-    together = count if excess.is_cuda else 1
     tops = [float(2**bits - 1) for bits in FIELDS["scale_bits"]]
     top = torch.tensor(tops, device=excess.device)[:, None, None, None]
     dtypes = [SCALE_DTYPES[name] for name in FIELDS["scale_dtype"]]
     for place, scale_block in enumerate(FIELDS["scale_block_size"]):
-        groups = excess.view(-1, scale_block)
-        stored = torch.stack([group_scales(groups, dtype).float() for dtype in dtypes])
+        groups = excess.view(-1, scale_block if peaks is None else 1)
+        largest = groups if peaks is None else peaks[place][:, None]
+        stored = torch.stack([group_scales(largest, dtype).float() for dtype in dtypes])
         stored = stored[None, :, :, None]
         codes = scale_codes(groups, stored, top)  # (b1, b2, groups, B1)
         restored = restored_scales(codes, stored, offset, top).view(count, -1)

@@ -89,13 +89,18 @@ class ConfigurationSpace(ABC):
         return torch.stack(found)
 
     def error_parts(
-        self, weight: Tensor, importance: Tensor | None = None, pieces: int | None = None
+        self,
+        weight: Tensor,
+        importance: Tensor | None = None,
+        pieces: int | None = None,
+        sample: float | None = None,
     ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """:meth:`errors` in parts to be computed in any order, and added: one by default.
 
         Args:
             weight, importance: as :meth:`errors` takes them.
-            pieces: a space may estimate the errors from so many pieces; this one does not.
+            pieces, sample: a space that knows how its weights are cut may estimate the errors from
+                so many pieces, or from a share of the weights; this one looks at all.
 
         Yields:
             Weights that the part stands for, and () to (choices,) float64.
