@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ class CoaLora(TransformersInterface):
         self.space = get_space(settings.space)
         linears = {name: base_model.get_submodule(name) for name in self.layer_names}
         weights = {name: linear.weight.detach() for name, linear in linears.items()}
-        self._resolver = ConfigurationResolver(weights, self.space, errors)
+        estimate = settings.errors == "estimated"
+        self._resolver = ConfigurationResolver(weights, self.space, errors, estimate)
         self.shapes = self._resolver.shapes
         self.sizes = [parameters(shape) for shape in self.shapes]
         settings.check(linears, mean_inputs)
@@ -103,7 +104,7 @@ class CoaLora(TransformersInterface):
         start: Start = "zero",
         *,
         space: str | ConfigurationSpace = "nf",
-        errors: Tensor | None = None,
+        errors: Literal["estimated", "exact"] | Tensor = "estimated",
         start_configuration: ConfigurationLike = REFERENCE_BUDGET,
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
@@ -118,8 +119,9 @@ class CoaLora(TransformersInterface):
             base_model: a transformers model; it is taken over and changed, unless it is refused.
             rank, alpha, start, options: see :class:`~coalora_lib.adapter.AdapterSettings`.
             space: what layers may be quantized to; the name of a registered space, or that space.
-            errors: the model's (layers, choices) error table where the caller has it; otherwise it
-                is measured when a budget is first asked for.
+            errors: how the error table is measured when a budget is first asked for, "estimated"
+                from a sample or "exact" (see :func:`~coalora_lib.allocation.error_table`); or the
+                model's (layers, choices) table where the caller has it.
             start_configuration: whose residual the start "svd" begins from.
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
@@ -129,9 +131,15 @@ class CoaLora(TransformersInterface):
             ValueError: the model has no linear layer in a numbered block, is quantized or adapted
                 already, or a setting is not known or out of range.
         """
+        table = errors if isinstance(errors, Tensor) else None
+        if table is None and errors not in ("estimated", "exact"):
+            raise ValueError(f"errors={errors!r}; allowed: 'estimated', 'exact' or the table")
         name = get_space(space).name
-        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, space=name, **options)
-        return cls(base_model, settings, errors, cache_bytes, mean_inputs, start_configuration)
+        source: Any = errors if table is None else "given"
+        settings = AdapterSettings(
+            rank=rank, alpha=alpha, start=start, space=name, errors=source, **options
+        )
+        return cls(base_model, settings, table, cache_bytes, mean_inputs, start_configuration)
 
     @property
     def configuration(self) -> list[Choice] | None:
@@ -151,7 +159,10 @@ class CoaLora(TransformersInterface):
 
     @property
     def errors(self) -> Tensor:
-        """The (layers, choices) table of squared quantization errors, measured at first use."""
+        """The (layers, choices) table of squared quantization errors, measured at first use.
+
+        ``settings.errors`` says whether it is estimated, exact or given.
+        """
         return self._resolver.measured_errors(self.pretrained_weights)
 
     @property
@@ -167,7 +178,7 @@ class CoaLora(TransformersInterface):
     def resolve(self, configuration: ConfigurationLike) -> list[Choice]:
         """The choice of every layer that :meth:`set_configuration` would set, with its errors.
 
-        The first budget measures the error table: every layer quantized to every choice.
+        The first budget measures the error table, see :attr:`errors`.
         """
         return self._resolver(configuration, self.pretrained_weights)
 

@@ -15,12 +15,16 @@ ConfigurationLike = Sequence[Choice] | Mapping[str, Choice] | Constraints | floa
 class ConfigurationResolver:
     """Turns budgets, constraints and names into one choice for each layer.
 
-    ``errors`` are the (layers, choices) error table where the caller has it. It is measured else,
-    when a budget is first asked for.
+    ``errors`` are the (layers, choices) error table where the caller has it. Else it is measured
+    when a budget is first asked for: on a sample of the weights with ``estimate``.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], space: ConfigurationSpace, errors: Tensor | None = None
+        self,
+        weights: Mapping[str, Tensor],
+        space: ConfigurationSpace,
+        errors: Tensor | None = None,
+        estimate: bool = True,
     ) -> None:
         self.names = list(weights)
         self.shapes = [tuple(weight.shape) for weight in weights.values()]
@@ -30,6 +34,7 @@ class ConfigurationResolver:
             frozenset((~space.mask(shape)).nonzero()[:, 0].tolist()) for shape in self.shapes
         ]
         self.errors = errors
+        self.estimate = estimate
         expected = len(self.names), len(space.choices)
         if errors is not None and tuple(errors.shape) != expected:
             raise ValueError(
@@ -39,7 +44,7 @@ class ConfigurationResolver:
     def measured_errors(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The error table, measured now if that was not done before."""
         if self.errors is None:
-            self.errors = error_table(weights, self.space)
+            self.errors = error_table(weights, self.space, sample=self.estimate)
         return self.errors
 
     def __call__(

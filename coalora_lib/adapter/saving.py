@@ -1,7 +1,8 @@
 """The whole method in one folder, and back.
 
-    coalora.json            base model (class, name, checksum, dtype), settings, layers, current
-                            configuration, training set, checksum of the weights
+    coalora.json            base model (class, name, checksum, dtype), settings (they say whether
+                            the error table is estimated), layers, current configuration, training
+                            set, checksum of the weights
     config.json             the base model's configuration
     coalora.safetensors     LoRA factors, hypernetwork, head; errors and mean inputs if measured
     quantized.safetensors   packed weights under the current configuration, if asked for

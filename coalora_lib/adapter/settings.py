@@ -27,6 +27,9 @@ class AdapterSettings(BaseModel):
             factors for each bit width (:class:`~coalora_lib.adapter.FactorBank`). "none": the same
             LoRA for every configuration (Shared-LoRA), or QLoRA when it is trained on one.
         space: name of the space of the configurations.
+        errors: where the error table is from, which is measured when it is first asked for.
+            "estimated": from a sample, see :func:`~coalora_lib.allocation.error_table` for how
+            good it is. "exact": from all weights. "given": the caller brought it.
         error_features: the encoding also holds the layer's log relative error and the bits of
             layer and model (:class:`~coalora_lib.adapter.encoding.ContinuousMeasures`).
         bias_correction: every layer's output gets back what quantization takes from its mean,
@@ -44,6 +47,7 @@ class AdapterSettings(BaseModel):
     residual_rank: int | None = Field(None, ge=1)
     adjuster: Literal["hypernetwork", "bank", "none"] = "hypernetwork"
     space: str = "nf"
+    errors: Literal["estimated", "exact", "given"] = "estimated"
     error_features: bool = False
     bias_correction: bool = False
     learned_scale: bool = False

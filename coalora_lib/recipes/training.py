@@ -149,7 +149,7 @@ def _attach(
     space = get_space(settings.space)
     layers = adaptable_layers(base)
     weights = {name: base.get_submodule(name).weight.detach() for name in layers}
-    errors = error_table(weights, space)
+    errors = error_table(weights, space, sample=True)
     shapes = [tuple(weight.shape) for weight in weights.values()]
     fewest = min(min(shape) for shape in shapes)
     means = mean_inputs(base, layers, examples[:MEASURED])

@@ -42,10 +42,14 @@ class BlockwiseSpace(ConfigurationSpace):
         return torch.stack(parts).sum(0)
 
     def error_parts(
-        self, weight: Tensor, importance: Tensor | None = None, pieces: int | None = None
+        self,
+        weight: Tensor,
+        importance: Tensor | None = None,
+        pieces: int | None = None,
+        sample: float | None = None,
     ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """See :func:`coalora_lib.quantization.errors.error_parts`."""
-        return error_parts(weight, self.name, importance, pieces)
+        return error_parts(weight, self.name, importance, pieces, sample)
 
 
 NORMAL_FLOAT = register_space(BlockwiseSpace("nf"))

@@ -80,11 +80,16 @@ class ConfigurationSpace(ABC):
         return torch.stack(found)
 
     def error_parts(
-        self, weight: Tensor, importance: Tensor | None = None, pieces: int | None = None
+        self,
+        weight: Tensor,
+        importance: Tensor | None = None,
+        pieces: int | None = None,
+        sample: float | None = None,
     ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """:meth:`errors` in parts to be computed in any order, and added: one by default.
 
-        A space may estimate the errors from so many ``pieces``; this one does not.
+        A space that knows how its weights are cut may estimate the errors from so many ``pieces``,
+        or from the share ``sample`` of the weights; this one looks at all.
 
         Yields:
             Weights that the part stands for, and () to (choices,) float64.

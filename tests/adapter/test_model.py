@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from coalora_lib.adapter import CoaLora, describe_layers
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.quantized import QuantizedLinear, WeightCache
-from coalora_lib.allocation import Constraints
+from coalora_lib.allocation import Constraints, error_table
 from coalora_lib.quantization import BlockwiseChoice, quantize
 from coalora_lib.spaces import NORMAL_FLOAT as NF
 from coalora_lib.spaces import random_configuration
@@ -334,12 +335,31 @@ def test_names_that_do_not_fit_are_named(model):
         ({"start": "random"}, "start"),
         ({"space": "fp"}, "space"),
         ({"lora_dropout": 0.1}, "lora_dropout"),
+        ({"errors": "given"}, "errors='given'; allowed: 'estimated', 'exact' or the table"),
+        ({"errors": None}, "errors=None; allowed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_that_are_not_known_are_named(base_model, wrong, message):
     with pytest.raises(ValueError, match=message):
         CoaLora.attach(base_model, **wrong)
+
+
+def test_the_error_table_is_estimated_unless_all_weights_are_asked_for():
+    def attached(**options):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 4, "vocab_size": 8}
+        return CoaLora.attach(LlamaForCausalLM(LlamaConfig(**sizes, **heads)), **options)
+
+    model = attached()
+    estimated = error_table(model.pretrained_weights, sample=True)
+    assert torch.equal(model.errors, estimated)
+    exact = attached(errors="exact").errors
+    first = next(iter(model.pretrained_weights.values()))
+    torch.testing.assert_close(exact[0], NF.errors(first))
+    assert (estimated[0] != exact[0]).all()
+    assert attached(errors=exact).errors is exact
 
 
 def test_a_decoder_generates_under_the_current_configuration():

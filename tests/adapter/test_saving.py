@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.allocation import error_table
 from coalora_lib.files import seal, unseal
 from coalora_lib.quantization import load_quantized
 from coalora_lib.spaces import random_configuration
@@ -42,6 +45,25 @@ def test_settings_training_set_and_errors_come_back(saved):
     assert again.training_set == model.training_set
     assert torch.equal(again.errors, model.errors)
     assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("source", ["estimated", "exact", "given"])
+def test_a_folder_says_where_the_error_table_is_from(tmp_path, source):
+    errors = torch.rand(12, 432).double() if source == "given" else source
+    model = attached("bert", errors=errors)
+    model.set_configuration(3.0)
+    folder = model.save_pretrained(tmp_path / "saved")
+    assert json.loads((folder / "coalora.json").read_text())["settings"]["errors"] == source
+    again = CoaLora.from_pretrained(folder, tiny("bert"))
+    assert again.settings.errors == source
+    assert torch.equal(again.errors, model.errors)
+
+
+def test_a_table_that_was_not_measured_is_measured_as_it_would_have_been(tmp_path):
+    folder = attached("bert", errors="exact").save_pretrained(tmp_path / "saved")
+    again = CoaLora.from_pretrained(folder, tiny("bert"))
+    assert again.settings.errors == "exact"
+    assert torch.equal(again.errors, error_table(again.pretrained_weights))
 
 
 def test_the_base_model_is_found_by_its_name(tmp_path):
