@@ -28,13 +28,15 @@ KEPT = ("mystnb", "tags")
 _FORMAT = "md:myst"
 
 
-def read_pair(notebook: Path) -> tuple[NotebookNode, NotebookNode]:
-    """The cells of a chapter's .md, and its notebook; a ValueError names what cannot be read."""
-    text = notebook.with_suffix(".md")
+def read_text(path: Path) -> NotebookNode:
+    """The cells of a chapter's .md; a ValueError that names the file if they cannot be read."""
     try:
-        return jupytext.read(text, fmt=_FORMAT), read_notebook(notebook)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{text} is not UTF-8: {error}") from None
+        found = jupytext.read(path, fmt=_FORMAT)
+    except Exception as error:  # of YAML, jupytext, UTF-8: none names the file
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not _cells(found):
+        raise ValueError(f"{path} is empty")
+    return found
 
 
 def read_notebook(path: Path) -> NotebookNode:
@@ -52,8 +54,8 @@ def difference(notebook: Path) -> str | None:
     """Where a notebook's cells first differ from its .md's; None if they do not, or without .md."""
     if not notebook.with_suffix(".md").is_file():
         return None
-    text, made = map(_cells, read_pair(notebook))
-    for number, (wanted, found) in enumerate(zip_longest(text, made), 1):
+    text, made = read_text(notebook.with_suffix(".md")), read_notebook(notebook)
+    for number, (wanted, found) in enumerate(zip_longest(_cells(text), _cells(made)), 1):
         if wanted != found:
             line = (found or wanted)[1].partition("\n")[0]
             return f"{notebook} and its .md differ first at cell {number}, {line!r}"
@@ -71,9 +73,9 @@ def settle(notebook: Path, take: str | None = None) -> None:
     Raises:
         ValueError: the notebook was edited, or has no stamp and differs, and ``take`` is None.
     """
-    if take == "text" or not notebook.exists() or not (found := difference(notebook)):
+    if not notebook.exists() or not (found := difference(notebook)) or take == "text":
         return
-    text, made = read_pair(notebook)
+    text, made = read_text(notebook.with_suffix(".md")), read_notebook(notebook)
     if made.metadata.get(STAMP) == digest(made):
         return
     if take == "notebook":
@@ -91,11 +93,9 @@ def settle(notebook: Path, take: str | None = None) -> None:
 
 def synchronise(notebook: Path) -> None:
     """Bring a notebook's cells up to its .md, or make it; unchanged cells keep outputs and ids."""
-    text = notebook.with_suffix(".md")
+    made = read_text(notebook.with_suffix(".md"))
     if notebook.exists():
-        made = combine_inputs_with_outputs(*read_pair(notebook), _FORMAT)
-    else:
-        made = jupytext.read(text, fmt=_FORMAT)
+        made = combine_inputs_with_outputs(made, read_notebook(notebook), _FORMAT)
     made.metadata[STAMP] = digest(made)
     with atomic_file(notebook) as file:
         file.write_text(jupytext.writes(made, fmt="ipynb") + "\n")

@@ -151,7 +151,22 @@ def test_the_command_refuses_before_it_executes_anything(notebook):
     assert not (root / "_build").exists()
 
 
-def test_a_text_that_cannot_be_read_is_named(notebook):
-    notebook.with_suffix(".md").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"chapter\.md is not UTF-8"):
-        settle(notebook)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe", "cannot be read: 'utf-8' codec"),
+        (b"---\njupytext: [\n---\n\nText.\n", "cannot be read: while parsing"),
+        (b"```{code-cell}\n:tags: [x\n\n1\n```\n", "cannot be read: Code cell 0 at line 1"),
+        (b"", "is empty"),
+    ],
+    ids=["not UTF-8", "header", "tags", "empty"],
+)
+def test_a_text_that_cannot_be_read_is_named_and_replaces_nothing(text, message, notebook):
+    notebook.with_suffix(".md").write_bytes(text)
+    before = notebook.read_bytes()
+    for take in (None, "text"):
+        with pytest.raises(ValueError, match=rf"chapter\.md {message}"):
+            settle(notebook, take)
+    with pytest.raises(ValueError, match=rf"chapter\.md {message}"):
+        synchronise(notebook)
+    assert notebook.read_bytes() == before
