@@ -4,12 +4,10 @@ Alternate between the two parts, each the best answer to what the other leaves o
 
     L1 L2 = SVD_r(W - Q)        Q = quantize(W - L1 L2)
 
-Neither step looks at what the next one does, so the error may rise; the iterate with the smallest
-error is returned. With importance F the error is the two-sided form || D_row (.) D_col ||_F, D_row
-and D_col the roots of F's row and column means, for which the best L1 L2 is again a truncated SVD.
+The error may rise; the iterate with the smallest is returned. With importance F the error is the
+two-sided form || D_row (.) D_col ||_F, D_row and D_col the roots of F's row and column means, for
+which the best L1 L2 is again a truncated SVD.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -24,20 +22,12 @@ OVERSAMPLING, POWER_ITERATIONS = 10, 4
 
 @dataclass(frozen=True)
 class LowRankPlusQuantized:
-    """W ~ Q + L1 L2.
+    """W ~ Q + L1 L2, the parts of the smallest error."""
 
-    Attributes:
-        l1: (out, r), in PEFT ``lora_B``.
-        l2: (r, in), in PEFT ``lora_A``.
-        quantized: Q.
-        errors: the (weighted) Frobenius error after each iteration, in the order made; the parts
-            are those of the smallest.
-    """
-
-    l1: Tensor
-    l2: Tensor
-    quantized: QuantizedWeight
-    errors: tuple[float, ...]
+    l1: Tensor  #: (out, r), in PEFT ``lora_B``
+    l2: Tensor  #: (r, in), in PEFT ``lora_A``
+    quantized: QuantizedWeight  #: Q
+    errors: tuple[float, ...]  #: (weighted) Frobenius error after each iteration
 
     @property
     def error(self) -> float:
@@ -59,19 +49,15 @@ def lowrank_plus_quantized(
     max_iterations: int = 20,
     seed: int = 0,
 ) -> LowRankPlusQuantized:
-    """Split a weight matrix into a quantized and a low-rank part.
+    """Split an (out, in) weight into a quantized and a low-rank part.
 
     Iterations end when the error grows, or does not change.
 
     Args:
-        weight: (out, in), floating point.
-        choice: how Q is quantized.
+        choice: how Q is quantized, of the space.
         rank: r of the low-rank part, 1 to min(out, in).
-        space: that the choice is of; a name or a space.
         importance: (out, in), positive; see :func:`coalora_lib.training.fisher_importance`.
-        svd: "exact", or "randomized", which is faster for a small rank of a large matrix.
-        max_iterations: at most this many.
-        seed: of the randomized SVD.
+        svd: "exact", or "randomized" from the seed, faster for a small rank of a large matrix.
 
     Raises:
         ValueError: not a matrix, or rank, svd, max_iterations or importance is out of range.
@@ -125,16 +111,10 @@ def _two_sided(importance: Tensor | None, weight: Tensor) -> tuple[Tensor, Tenso
 def truncated_svd(
     matrix: Tensor, rank: int, svd: str = "randomized", seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The best rank-r approximation as two factors, the singular values' roots on both sides.
+    """The best rank-r approximation, (rows, r) and (r, columns); singular values' roots in both.
 
-    Args:
-        matrix: (rows, columns), float32 or float64.
-        rank: r, at most the shorter side.
-        svd: "exact" or "randomized".
-        seed: of the randomized SVD; torch's random state is left as it is.
-
-    Returns:
-        (rows, r) and (r, columns).
+    The matrix is float32 or float64; ``svd`` is "exact" or "randomized", from the seed: torch's
+    random state is left as it is.
     """
     if svd == "exact":
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

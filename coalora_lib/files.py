@@ -1,12 +1,10 @@
 """Files and folders written whole or not at all, and their checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
+        partial.chmod(_usual_mode(partial))
         _flush(partial)
         os.replace(partial, path)
     finally:
@@ -29,20 +28,25 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, marker: str) -> Iterator[Path]:
+def atomic_folder(path: str | Path, marker: str, others: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes ``path`` if the block ends well.
 
     Args:
-        path: missing, empty, or a folder that holds ``marker``, which is then replaced as a whole.
+        path: missing, empty, or a folder of this kind, which is then replaced as a whole.
         marker: a file by which one knows a folder of this kind.
+        others: what else one may hold, in it directly.
 
     Raises:
-        FileExistsError: ``path`` is a file, or a folder with other things in it.
+        FileExistsError: ``path`` is a file, or a folder with other things in it; one is named.
     """
     path = Path(path).absolute()
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not (path / marker).is_file():
         raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
+    if occupied and (foreign := {each.name for each in path.iterdir()} - {marker, *others}):
+        raise FileExistsError(
+            f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     former = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -51,6 +55,7 @@ def atomic_folder(path: str | Path, marker: str) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
+                file.chmod(_usual_mode(file))
                 _flush(file)
         if path.exists():
             os.replace(path, former)
@@ -63,6 +68,16 @@ def atomic_folder(path: str | Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _usual_mode(file: Path) -> int:
+    """The mode that a new file gets here; safetensors writes its own for the owner only."""
+    probe = file.with_name(f".{file.name}.mode")
+    try:
+        probe.touch()
+        return probe.stat().st_mode & 0o777
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -83,11 +98,7 @@ def seal(content: dict[str, Any]) -> str:
 
 
 def unseal(text: str) -> dict[str, Any]:
-    """The content of a text that :func:`seal` made.
-
-    Raises:
-        ValueError: it is no JSON object, or was altered since.
-    """
+    """The content of a text that :func:`seal` made; ValueError if it was altered since."""
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
         raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")

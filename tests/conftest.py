@@ -1,5 +1,6 @@
 """Shared fixtures: every test starts from one seed; the model is real, tiny and made here."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,26 @@ from transformers.pytorch_utils import Conv1D
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.files import atomic_file
+from coalora_lib.records.environment import versions
 from coalora_lib.tasks import small_decoder
 from coalora_lib.tasks.embedded import review_phrases
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--record", metavar="FILE", help="write what the tests of architectures and bases found"
+    )
+
+
+@pytest.fixture(scope="session")
+def record(request):
+    """What the tests of architectures found, and the words of refusals, for chapter 7."""
+    found = {"models": {}, "refused": {}}
+    yield found
+    if path := request.config.getoption("--record"):
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(found | {"versions": versions()}, indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True)

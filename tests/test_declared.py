@@ -19,7 +19,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = packages_distributions()
 #: The parts of coalora_lib that need an extra; all others need the dependencies alone.
 NEEDS = {
-    "records": "experiments",
     "testbed": "experiments",
     "experiments": "experiments",
     "book": "book",
@@ -94,7 +93,7 @@ def test_nothing_is_declared_that_is_never_imported():
     code += [path.read_text() for path in MODULES]
     used = {name for text in code for name, _ in imported(text)}
     used = set().union(*map(distributions_of, used))
-    started = {"jupyter-book", "ipykernel"}  # as programs
+    started = {"jupyter-book", "jupytext", "ipykernel"}  # as programs
     for extra in (None, *PROJECT["optional-dependencies"]):
         assert declared(extra) - started <= used
 

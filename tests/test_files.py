@@ -1,4 +1,8 @@
+import os
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from coalora_lib.files import atomic_file, atomic_folder, seal, sha256_of, unseal
 
@@ -18,7 +22,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "deep" / "folder"
     for content in ("one", "two"):
-        with atomic_folder(path, "mark") as partial:
+        with atomic_folder(path, "mark", ("one", "two")) as partial:
             (partial / "mark").write_text(content)
             (partial / content).touch()
     assert sorted(each.name for each in path.iterdir()) == ["mark", "two"]
@@ -26,6 +30,30 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
         raise RuntimeError("stop")
     assert (path / "mark").read_text() == "two"
     assert [each.name for each in path.parent.iterdir()] == ["folder"]
+
+
+def test_nothing_foreign_in_a_folder_is_deleted(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_folder(path, "mark") as partial:
+        (partial / "mark").touch()
+    (path / "thesis").write_text("mine")
+    with pytest.raises(FileExistsError, match="also holds thesis"), atomic_folder(path, "mark"):
+        pass
+    assert (path / "thesis").read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_asks_for(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "folder", "mark") as partial:
+            save_file({"a": torch.zeros(1)}, partial / "mark")
+        with atomic_file(tmp_path / "file") as partial:
+            save_file({"a": torch.zeros(1)}, partial)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "folder" / "mark", tmp_path / "file"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_folder_of_another_kind_is_left_alone(tmp_path):

@@ -1,10 +1,10 @@
 """The configuration-aware adapter: from a configuration to the LoRA it needs."""
 
-from coalora_lib.adapter.adjusters import Adjuster, FactorBank, Factors
+from coalora_lib.adapter.adjusters import Adjuster, Adjustment, FactorBank, Factors, HyperNetwork
 from coalora_lib.adapter.encoding import ConfigurationEncoder, describe_layers
-from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.model import CoaLora
+from coalora_lib.adapter.report import Report
 from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.settings import AdapterSettings
 
@@ -18,6 +18,7 @@ __all__ = [
     "FactorBank",
     "Factors",
     "HyperNetwork",
+    "Report",
     "adaptable_layers",
     "describe_layers",
 ]

@@ -1,11 +1,8 @@
 """The encoding Q_i = [z_i, m_i, b_i] of a layer and its configuration (paper, section 4.1).
 
-z_i embeds the fields of c_i, m_i the layer's module type, b_i the index of its block. An
-option adds three numbers that the fields only imply: how wrong the layer is under c_i, the bits it
-takes, and the bits of the whole model.
+z_i embeds the fields of c_i, m_i the layer's module type, b_i the index of its block. An option
+adds three numbers: how wrong the layer is under c_i, the bits it takes, and the model's bits.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,113 +16,39 @@ from coalora_lib.spaces import ConfigurationSpace
 
 @dataclass(frozen=True)
 class LayerDescriptions:
-    """Where each layer sits in its model.
+    """Where each layer sits in its model."""
 
-    Attributes:
-        types: the distinct module types, such as "attention.self.query".
-        type_index: (layers,) int64, each layer's position in ``types``.
-        block_index: (layers,) int64, each layer's block, counted from 0.
-    """
-
-    types: tuple[str, ...]
-    type_index: Tensor
-    block_index: Tensor
+    types: tuple[str, ...]  #: the distinct module types, such as "attention.self.query"
+    type_index: Tensor  #: (layers,) int64, each layer's position in ``types``
+    block_index: Tensor  #: (layers,) int64, counted from 0
 
 
 def describe_layers(names: Sequence[str]) -> LayerDescriptions:
-    """Read module type and block index off module paths.
+    """Read block index and module type off module paths: the first integer, and what follows it.
 
-    The first integer in a path is the block, what follows it the module type:
     "bert.encoder.layer.3.attention.self.query" is "attention.self.query" in block 3, and
-    "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7.
-
-    Raises:
-        ValueError: a path has no integer part, or nothing after it.
+    "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7. A model of several stacks, such as an
+    encoder and a decoder, has types of each: "encoder.block: layer.0.SelfAttention.q". A layer in
+    no block is a type of its own, in block 0.
     """
+    parts = [re.fullmatch(r"(?:(.*?)\.)??(\d+)\.(.+)", name) for name in names]
+    stacks = {part[1] for part in parts if part is not None}
     kinds, blocks = [], []
-    for name in names:
-        match = re.fullmatch(r"(?:.*?\.)??(\d+)\.(.+)", name)
-        if match is None:
-            raise ValueError(f"layer {name!r} is in no numbered block, as in 'layer.3.query'")
-        blocks.append(int(match[1]))
-        kinds.append(match[2])
+    for name, part in zip(names, parts, strict=True):
+        stack, block, kind = (None, 0, name) if part is None else part.groups()
+        blocks.append(int(block))
+        kinds.append(kind if len(stacks) < 2 or part is None else f"{stack}: {kind}")
     types = tuple(dict.fromkeys(kinds))
     index = torch.tensor([types.index(kind) for kind in kinds])
     return LayerDescriptions(types, index, torch.tensor(blocks))
-
-
-class ConfigurationEncoder(nn.Module):
-    """Embeds every layer of a configuration: (layers, fields) integers to (layers, features).
-
-    Args:
-        layers: the layers of the model, from :func:`describe_layers`.
-        space: of the configurations.
-        width: size of each embedding; 8 in the paper's code.
-        measures: adds :class:`ContinuousMeasures` to the embeddings.
-    """
-
-    offsets: Tensor
-    places: Tensor
-
-    def __init__(
-        self,
-        layers: LayerDescriptions,
-        space: ConfigurationSpace,
-        width: int = 8,
-        measures: ContinuousMeasures | None = None,
-    ) -> None:
-        super().__init__()
-        sizes = [*space.cardinalities, len(layers.types), int(layers.block_index.max()) + 1]
-        # All embeddings are rows of one table: one look-up, where seven and their
-        # concatenation would each wait for the GPU's launch.
-        self.table = nn.Embedding(sum(sizes), width)
-        starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-        fields = len(space.fields)
-        places = torch.stack([layers.type_index, layers.block_index], dim=-1) + starts[fields:]
-        self.register_buffer("offsets", starts[:fields], persistent=False)
-        self.register_buffer("places", places, persistent=False)
-        self.measures = measures
-        self.features = len(sizes) * width
-        if measures is not None:
-            self.features += ContinuousMeasures.COUNT
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of :attr:`table` that make z_i (one per field), m_i and b_i, in that order.
-
-        Args:
-            indices: (..., layers, fields) int64, from the space's ``to_indices``.
-
-        Returns:
-            (..., layers, fields + 2) int64.
-        """
-        places = self.places.expand(*indices.shape[:-1], -1)
-        return torch.cat([indices + self.offsets, places], dim=-1)
-
-    def forward(self, indices: Tensor) -> Tensor:
-        """Q for all layers of one configuration, or of several.
-
-        Args:
-            indices: as :meth:`rows` takes them.
-
-        Returns:
-            (..., layers, features).
-        """
-        encoding = self.table(self.rows(indices)).flatten(-2)
-        if self.measures is None:
-            return encoding
-        return torch.cat([encoding, self.measures(indices).to(encoding.dtype)], dim=-1)
 
 
 class ContinuousMeasures(nn.Module):
     """Numbers of a configuration: log relative error and bits of each layer, bits of the model.
 
     Errors and bits are standardized over the layers and choices, so that the three are of the
-    embeddings' size.
-
-    Args:
-        errors: (layers, choices) squared errors, from :func:`coalora_lib.allocation.error_table`.
-        weights: the pre-trained weight of each layer.
-        space: of the configurations.
+    embeddings' size. ``errors`` are (layers, choices), from
+    :func:`coalora_lib.allocation.error_table`; ``weights`` the pre-trained ones.
     """
 
     COUNT = 3
@@ -160,6 +83,53 @@ class ContinuousMeasures(nn.Module):
         bits = self.bits[layer, choice]
         model_bits = (bits * self.shares).sum(-1, keepdim=True).expand_as(bits)
         return torch.stack([self.log_errors[layer, choice], bits, model_bits], dim=-1)
+
+
+class ConfigurationEncoder(nn.Module):
+    """Embeds every layer of a configuration: (layers, fields) integers to (layers, features).
+
+    Each embedding is ``width`` wide, 8 in the paper's code; ``measures`` are added to them.
+    """
+
+    offsets: Tensor
+    places: Tensor
+
+    def __init__(
+        self,
+        layers: LayerDescriptions,
+        space: ConfigurationSpace,
+        width: int = 8,
+        measures: ContinuousMeasures | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [*space.cardinalities, len(layers.types), int(layers.block_index.max()) + 1]
+        # All embeddings are rows of one table: one look-up, where seven and their
+        # concatenation would each wait for the GPU's launch.
+        self.table = nn.Embedding(sum(sizes), width)
+        starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+        fields = len(space.fields)
+        places = torch.stack([layers.type_index, layers.block_index], dim=-1) + starts[fields:]
+        self.register_buffer("offsets", starts[:fields], persistent=False)
+        self.register_buffer("places", places, persistent=False)
+        self.measures = measures
+        self.features = len(sizes) * width
+        if measures is not None:
+            self.features += ContinuousMeasures.COUNT
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of :attr:`table` that make z_i (one per field), m_i and b_i, in that order.
+
+        (..., layers, fields) int64, from the space's ``to_indices``, to (..., layers, fields + 2).
+        """
+        places = self.places.expand(*indices.shape[:-1], -1)
+        return torch.cat([indices + self.offsets, places], dim=-1)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Q, (..., layers, features), for the indices that :meth:`rows` takes."""
+        encoding = self.table(self.rows(indices)).flatten(-2)
+        if self.measures is None:
+            return encoding
+        return torch.cat([encoding, self.measures(indices).to(encoding.dtype)], dim=-1)
 
 
 def _standardized(values: Tensor, over: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """The adapted layers of a model: LoRA over quantized weights, switched together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -19,19 +18,9 @@ from coalora_lib.spaces import Choice, ConfigurationSpace
 class AdaptedLayers:
     """LoRA layers whose frozen weights follow a configuration.
 
-    Args:
-        model: a transformers model with PEFT's LoRA on these layers; what is behind and inside
-            each LoRA is replaced.
-        names: paths of the layers, in the model's order.
-        space: of the configurations.
-        cache: of their weights.
-        residual_rank, mean_inputs: see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`;
-            mean inputs by name, or None.
-
-    Attributes:
-        quantized: the layer behind each LoRA by name.
-        cache: of their weights.
-        configuration: the current one; None while the weights are the pre-trained ones.
+    What is behind and inside each LoRA of the model is replaced. ``quantized`` has the layer behind
+    each by name; ``configuration`` is None while the weights are the pre-trained ones. Mean inputs
+    are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
     """
 
     def __init__(
@@ -87,8 +76,9 @@ class AdaptedLayers:
         choices = [None] * len(layers) if configuration is None else list(configuration)
         self.configuration = None if configuration is None else choices
         if not self._static:
-            for layer, choice in zip(layers, choices, strict=True):
-                layer.switch(choice)
+            made = self._side_by_side(choices)
+            for layer, choice, (weight, correction) in zip(layers, choices, made, strict=True):
+                layer.take(choice, weight, correction)
             return
         places, values = [], []
         for layer, choice in zip(layers, choices, strict=True):
@@ -100,6 +90,19 @@ class AdaptedLayers:
                 places.append(layer.correction)
                 values.append(correction)
         torch._foreach_copy_(places, values)
+
+    def _side_by_side(self, choices: Sequence[Choice | None]) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight and correction of each layer; on a processor each thread makes some layers'.
+
+        Operations on one layer are too small to spread over threads.
+        """
+        layers = self.quantized.values()
+        new = sum(not layer.holds(choice) for layer, choice in zip(layers, choices, strict=True))
+        threads = min(new, torch.get_num_threads())
+        if threads < 2 or self._loras[0].lora_A["default"].weight.is_cuda:
+            return [layer.under(choice) for layer, choice in zip(layers, choices, strict=True)]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(QuantizedLinear.under, layers, choices))
 
     @contextmanager
     def static_memory(self) -> Iterator[None]:
@@ -130,12 +133,6 @@ class AdaptedLayers:
         for lora, (l1, l2, shift) in zip(self._loras, factors, strict=True):
             lora.lora_B["default"].take(l1)
             lora.lora_A["default"].take(l2, shift)
-
-    def freeze_factors(self) -> None:
-        """Train LoRA's own factors no more."""
-        for l1, l2, _ in self.factors():
-            l1.requires_grad_(False)
-            l2.requires_grad_(False)
 
     @torch.no_grad()
     def start_from_residual(self, configuration: Sequence[Choice], rank: int) -> None:

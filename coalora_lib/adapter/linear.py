@@ -1,11 +1,9 @@
 """LoRA's linear layer under autocast, in less than half of the kernels that PEFT's needs.
 
-A small model trains as fast as its GPU can begin kernels. PEFT's forward casts the input for the
-frozen weight, casts it back for the factors, casts it again for each product, and scales and adds
-in kernels of their own. Here the input is cast once, and the products scale and add.
+PEFT's forward casts the input for the frozen weight, casts it back for the factors, casts it again
+for each product, and scales and adds in kernels of their own. Here the input is cast once, and the
+products scale and add.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,17 +19,10 @@ from coalora_lib.adapter.quantized import QuantizedLinear, autocast_dtype
 
 
 class LoraFactor(nn.Linear):
-    """A LoRA factor for which another one may stand in, with a bias.
+    """A LoRA factor for which another one may stand in: L2, PEFT's ``lora_A``, or L1, ``lora_B``.
 
-    It takes the place of PEFT's ``lora_A`` (the paper's L2) or ``lora_B`` (L1) and keeps its
-    parameter's name. Without a stand-in it is that layer exactly.
-
-    Args:
-        factor: PEFT's layer; its weight is taken over, not copied.
-
-    Attributes:
-        stand_in: what an adjuster puts in the weight's place, of its shape: for L2, (I + U) L2.
-        shift: (out_features,), a bias that an adjuster adds: v.
+    It takes PEFT's parameter over, under its name. ``stand_in`` is what an adjuster puts in the
+    weight's place, of its shape, and ``shift``, (out_features,), a bias that it adds: v.
     """
 
     def __init__(self, factor: nn.Linear) -> None:
@@ -63,15 +54,8 @@ class LoraProduct(torch.autograd.Function):
     """y = x W^T + b + scaling (x A^T + s) B^T, with gradients for x, A, s and B.
 
     Everything is computed in the dtype ``low`` and gradients are returned in the dtype of what
-    they belong to, as autocast does. W and b are frozen.
-
-    Args:
-        inputs: x, (..., in).
-        weight, bias: W, (out, in), and b, (out,) or None.
-        first, shift: A, (r, in), and s, (r,) or None.
-        second: B, (out, r).
-        scaling: alpha / r.
-        low: dtype of the products.
+    they belong to, as autocast does. W, (out, in), and b, (out,) or None, are frozen; x is
+    (..., in), A (r, in), s (r,) or None, B (out, r); scaling is alpha / r.
     """
 
     @staticmethod
@@ -132,8 +116,7 @@ class LoraLinear(lora.Linear):
     """PEFT's LoRA layer, whose forward is :class:`LoraProduct` where that is the same sum.
 
     That is under autocast to a 16-bit type, with one plain adapter, not merged, without dropout,
-    on a frozen weight. Everything else goes PEFT's way. Over a
-    :class:`~coalora_lib.adapter.quantized.QuantizedLinear` it cannot be merged.
+    on a frozen weight. Everything else goes PEFT's way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -151,17 +134,11 @@ class LoraLinear(lora.Linear):
         return LoraProduct.apply(x, base.weight, bias, l2, shift, l1, scaling, low)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, over a plain linear layer.
-
-        Raises:
-            RuntimeError: the layer is quantized: a merged weight would belong to one configuration
-                and leave out what is adjusted to it.
-        """
+        """As PEFT's, over a plain linear layer; RuntimeError over a quantized one."""
         if isinstance(self.base_layer, QuantizedLinear):
             raise RuntimeError(
                 "a configuration-aware adapter cannot be merged in place; for one configuration "
-                "call CoaLora.export_peft_adapter(folder, weights='base_model') and merge what "
-                "PEFT loads from there"
+                "call CoaLora.merge(configuration)"
             )
         super().merge(*args, **kwargs)
 
@@ -188,12 +165,9 @@ def _computed(factor: nn.Linear) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def frozen_copies(layers: Iterable[lora.LoraLayer]) -> Iterator[None]:
-    """While it lasts, the frozen parameters behind LoRA layers are copies of their own.
+    """While it lasts, the frozen parameters behind PEFT's LoRA layers are copies of their own.
 
     Where passes run under bfloat16 autocast, they are bfloat16 at once and not cast in each pass.
-
-    Args:
-        layers: PEFT's, each with one frozen layer behind it.
     """
     before = []
     for layer in layers:

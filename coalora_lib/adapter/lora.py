@@ -1,91 +1,159 @@
 """PEFT's LoRA on the linear layers of a transformers model: what all methods here start from."""
 
-from __future__ import annotations
+import difflib
+import inspect
+import re
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.adapter.bases import refuse_unfit, refuse_weights
+from coalora_lib.adapter.heads import find_heads, is_inside, named_heads
 from coalora_lib.adapter.linear import LoraLinear
+from coalora_lib.kinds import kind_of
 
-#: Parts outside the blocks that a classifier trains in full, where the model has them.
-HEADS = ("classifier", "score", "pooler")
-
-
-def adaptable_layers(model: nn.Module) -> list[str]:
-    """Paths of the linear layers inside numbered blocks: not embeddings, pooler or head."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and any(p.isdigit() for p in name.split("."))
-    ]
+#: What chooses layers: their paths or the last parts of these; or a pattern for whole paths.
+TargetLayers = Sequence[str] | str
 
 
-def check_base(base_model: PreTrainedModel) -> list[str]:
-    """Refuse what cannot be adapted; the names of the layers that can.
-
-    Raises:
-        ValueError: the model is quantized by bitsandbytes, on the meta device, adapted already, or
-            has no linear layer in a numbered block.
-    """
-    kind = type(base_model).__name__
-    if getattr(base_model, "is_loaded_in_4bit", False) or getattr(
-        base_model, "is_loaded_in_8bit", False
-    ):
-        raise ValueError(
-            f"the {kind} is quantized by bitsandbytes already; load it unquantized: configurations "
-            "are made from the pre-trained weights"
-        )
-    if any(isinstance(module, BaseTunerLayer) for module in base_model.modules()):
-        raise ValueError(
-            f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
-        )
-    names = adaptable_layers(base_model)
-    if not names:
-        raise ValueError(f"{kind} has no linear layer in numbered blocks")
-    if any(base_model.get_submodule(name).weight.is_meta for name in names):
-        raise ValueError(f"the {kind} is on the meta device: it has no weights to quantize")
-    return names
-
-
-def attach_lora(base_model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
-    """PEFT's LoRA on every linear layer inside the blocks; a classifier's head is trained in full.
+def adaptable_layers(
+    model: nn.Module,
+    heads: Sequence[str] | None = None,
+    target_layers: TargetLayers | None = None,
+) -> list[str]:
+    """Paths of the linear layers to adapt: by default those inside numbered blocks.
 
     Args:
-        base_model: taken over and changed.
-        rank, alpha: of the LoRA factors.
+        model: a transformers model.
+        heads: parts that are trained in full, whose layers are left out; found by default, see
+            :func:`~coalora_lib.adapter.heads.find_heads`.
+        target_layers: a choice among all linear layers but the heads': names, as "q_proj" or whole
+            paths; or a regular expression for whole paths.
+
+    Raises:
+        ValueError: a name or the expression chooses nothing, or two layers share one weight.
     """
-    names = adaptable_layers(base_model)
-    present = {name.rsplit(".", 1)[-1] for name, _ in base_model.named_modules()}
-    heads = [head for head in HEADS if head in present]
+    heads = find_heads(model) if heads is None else heads
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not is_inside(name, heads)
+    }
+    if target_layers is None:
+        chosen = [name for name in linears if any(p.isdigit() for p in name.split("."))]
+    else:
+        chosen = _chosen(list(linears), target_layers)
+    first: dict[int, str] = {}
+    for name in chosen:
+        other = first.setdefault(id(linears[name].weight), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} share one weight, and each would get a configuration of its "
+                "own; allowed: target_layers= with one of them"
+            )
+    return chosen
+
+
+def _chosen(names: Sequence[str], target_layers: TargetLayers) -> list[str]:
+    whole = isinstance(target_layers, str)
+    found: set[str] = set()
+    for wanted in [target_layers] if isinstance(target_layers, str) else target_layers:
+        hits = [
+            name
+            for name in names
+            if (re.fullmatch(wanted, name) if whole else f".{name}".endswith(f".{wanted}"))
+        ]
+        if not hits:
+            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = difflib.get_close_matches(wanted, [*last, *names], 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"target_layers: no linear layer is {wanted!r}{hint}; the last parts of their "
+                f"paths are {', '.join(last)}"
+            )
+        found.update(hits)
+    return [name for name in names if name in found]
+
+
+def check_base(
+    base_model: PreTrainedModel, heads: Sequence[str] | None, target_layers: TargetLayers | None
+) -> tuple[list[str], list[str]]:
+    """Paths of the heads, those with the given names or all that are found, and of the layers to
+    adapt, as :func:`adaptable_layers` chooses them.
+
+    Raises:
+        TypeError: it is no transformers model.
+        ValueError: the model is unfit, see :mod:`.bases`, or has no linear layer in
+            a numbered block.
+    """
+    refuse_unfit(base_model)
+    found = find_heads(base_model) if heads is None else named_heads(base_model, heads)
+    names = adaptable_layers(base_model, found, target_layers)
+    if not names:
+        raise ValueError(
+            f"{type(base_model).__name__} has no linear layer in numbered blocks; name the layers "
+            "in target_layers="
+        )
+    refuse_weights(base_model, names)
+    return found, names
+
+
+def attach_lora(
+    base_model: PreTrainedModel,
+    rank: int,
+    alpha: float,
+    heads: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> PeftModel:
+    """PEFT's LoRA on some layers, and some parts trained in full; the model is changed.
+
+    Heads and layers are found by default.
+    """
+    heads = find_heads(base_model) if heads is None else list(heads)
+    names = adaptable_layers(base_model, heads) if names is None else list(names)
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=names,
-        modules_to_save=heads,
-        task_type=_task_type(base_model),
+        target_modules=list(names),
+        modules_to_save=list(heads),
+        task_type=_task_type(base_model, heads),
         fan_in_fan_out=isinstance(base_model.get_submodule(names[0]), Conv1D),
     )
     if not getattr(base_model, "is_loaded_in_4bit", False):  # bitsandbytes' layers are PEFT's
         # PEFT's own way to hand in a layer class, not yet public.
         settings._register_custom_module({nn.Linear: LoraLinear, Conv1D: LoraLinear})  # noqa: SLF001
     model = get_peft_model(base_model, settings)
-    for name, module in base_model.named_modules():
-        if name.rsplit(".", 1)[-1] in heads:
-            _train_in_float32(module.modules_to_save["default"])
+    for head in heads:
+        _train_in_float32(base_model.get_submodule(head).modules_to_save["default"])
     return model
 
 
-def _task_type(model: PreTrainedModel) -> TaskType | None:
-    name = type(model).__name__
-    if name.endswith("ForSequenceClassification"):
-        return TaskType.SEQ_CLS
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
-        return TaskType.CAUSAL_LM
-    return None
+#: PEFT's task types by the kind of task.
+_TASK_TYPES = {
+    "single-label": TaskType.SEQ_CLS,
+    "several-labels": TaskType.SEQ_CLS,
+    "regression": TaskType.SEQ_CLS,
+    "tokens": TaskType.TOKEN_CLS,
+    "spans": TaskType.QUESTION_ANS,
+    "causal-lm": TaskType.CAUSAL_LM,
+    "seq2seq": TaskType.SEQ_2_SEQ_LM,
+    "embedding": TaskType.FEATURE_EXTRACTION,
+}
+
+
+def _task_type(model: PreTrainedModel, heads: Sequence[str]) -> TaskType | None:
+    """For PEFT's auto classes. Those with a head train what is called one, so none without."""
+    try:
+        found = _TASK_TYPES.get(kind_of(model).name)
+    except ValueError:
+        return None
+    with_head = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
+    text = "inputs_embeds" in inspect.signature(model.forward).parameters  # which PEFT passes on
+    return found if text and (heads or found not in with_head) else None
 
 
 def _train_in_float32(head: nn.Module) -> None:

@@ -1,30 +1,23 @@
 """CoaLora: a transformers model whose LoRA follows the quantization configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from coalora_lib.adapter import saving
-from coalora_lib.adapter.adjusters import Factors
-from coalora_lib.adapter.attaching import (
-    check_means,
-    check_rank,
-    new_adjuster,
-    refuse_inner_save,
-)
-from coalora_lib.adapter.export import fixed_layers, packed_tensors, write_adapter
-from coalora_lib.adapter.hypernetwork import Adjustment, HyperNetwork
+from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
+from coalora_lib.adapter.checkpointing import recompute_as_before
+from coalora_lib.adapter.export import packed_tensors, write_adapter
+from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
+from coalora_lib.adapter.merging import merged
 from coalora_lib.adapter.quantized import WeightCache
+from coalora_lib.adapter.report import Report, warn_of_what_is_left
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
@@ -35,21 +28,19 @@ CACHE_LIMIT = 4 * 2**30
 REFERENCE_BUDGET = 3.0
 
 
-class CoaLora(nn.Module):
+class CoaLora(TransformersInterface):
     """Standard PEFT LoRA layers, quantized weights behind them, and an adjuster between.
 
     For the current configuration C each adapted layer i computes
 
         y = Q(W_i; c_i) x + bias_i + (alpha / r) L1_i (I + U_theta(Q_i)) L2_i x
 
-    with Q(W; c) the quantized weight, L1 and L2 PEFT's ``lora_B`` and ``lora_A``. Pre-trained
-    biases are kept. Build it with :meth:`attach`, or :meth:`from_pretrained`.
+    with Q(W; c) the quantized weight, L1 and L2 PEFT's ``lora_B`` and ``lora_A``. Build it with
+    :meth:`attach`, or :meth:`from_pretrained`.
 
     Attributes:
         model: the PEFT model.
         adjuster: what makes U, or takes its place.
-        settings: what it was attached with.
-        space: of its configurations.
         layer_names: the adapted linear layers, in the model's order.
         shapes, sizes: shape and number of weights of each of them.
         training_set: the configurations it was last trained on; kept when it is saved.
@@ -66,23 +57,23 @@ class CoaLora(nn.Module):
     ) -> None:
         super().__init__()
         # What may be refused is, before the base model is touched.
-        self.layer_names = check_base(base_model)
-        self.settings = settings
+        heads, self.layer_names = check_base(base_model, settings.heads, settings.target_layers)
+        self.settings = settings.model_copy(update={"heads": tuple(heads)})
         self.space = get_space(settings.space)
-        linears = [base_model.get_submodule(name) for name in self.layer_names]
-        weights = {n: m.weight.detach() for n, m in zip(self.layer_names, linears, strict=True)}
+        linears = {name: base_model.get_submodule(name) for name in self.layer_names}
+        weights = {name: linear.weight.detach() for name, linear in linears.items()}
         estimate = settings.errors == "estimated"
         self._resolver = ConfigurationResolver(weights, self.space, errors, estimate)
         self.shapes = self._resolver.shapes
         self.sizes = [parameters(shape) for shape in self.shapes]
-        check_means(settings, self.layer_names, linears, mean_inputs)
-        check_rank(settings, self.layer_names, self.shapes)
+        settings.check(linears, mean_inputs)
         reference = None
         if settings.start == "svd" and start_configuration is not None:
             reference = self._resolver(start_configuration, weights)
 
-        self.model = attach_lora(base_model, settings.rank, settings.alpha)
-        self.model.save_pretrained = MethodType(refuse_inner_save, self.model)
+        warn_of_what_is_left(base_model, self.layer_names, heads)
+        self.model = attach_lora(base_model, settings.rank, settings.alpha, heads, self.layer_names)
+        self.model.save_pretrained = _refuse_inner_save
         self.layers = AdaptedLayers(
             base_model,
             self.layer_names,
@@ -93,11 +84,14 @@ class CoaLora(nn.Module):
         )
         self.training_set: list[list[Choice]] = []
         self._indices: Tensor | None = None
-        self.adjuster = new_adjuster(settings, self.space, self.layers, lambda: self.errors)
+        self.adjuster = new_adjuster(
+            settings, self.space, self.layers.pretrained, self.layers.factors(), lambda: self.errors
+        )
         if reference is not None:
             self.layers.start_from_residual(reference, settings.rank)
         #: What is saved, whatever is done to ``requires_grad`` later.
         self._own_parameters = frozenset(saving.trained_parameters(self))
+        self.join_transformers()
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self.adapt)
 
@@ -115,12 +109,15 @@ class CoaLora(nn.Module):
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
         **options: Any,
-    ) -> CoaLora:
-        """Put LoRA on every linear layer inside the model's blocks.
+    ) -> Self:
+        """Put LoRA on linear layers: those inside the model's blocks, or ``target_layers``.
+
+        Heads, and what the model's checkpoint lacked, are trained in full; ``heads`` names other
+        parts.
 
         Args:
             base_model: a transformers model; it is taken over and changed, unless it is refused.
-            rank, alpha, start: see :class:`~coalora_lib.adapter.AdapterSettings`.
+            rank, alpha, start, options: see :class:`~coalora_lib.adapter.AdapterSettings`.
             space: what layers may be quantized to; the name of a registered space, or that space.
             errors: how the error table is measured when a budget is first asked for, "estimated"
                 from a sample or "exact" (see :func:`~coalora_lib.allocation.error_table`); or the
@@ -129,7 +126,6 @@ class CoaLora(nn.Module):
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
-            options: the other fields of :class:`~coalora_lib.adapter.AdapterSettings`.
 
         Raises:
             ValueError: the model has no linear layer in a numbered block, is quantized or adapted
@@ -146,25 +142,20 @@ class CoaLora(nn.Module):
         return cls(base_model, settings, table, cache_bytes, mean_inputs, start_configuration)
 
     @property
-    def config(self):
-        """The transformers model's configuration (sizes, labels, special tokens)."""
-        return self.model.get_base_model().config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.get_base_model().device
-
-    @property
     def configuration(self) -> list[Choice] | None:
         """The current configuration, or None while the weights are unquantized."""
         return None if self.layers.configuration is None else list(self.layers.configuration)
 
     @property
     def bits(self) -> float | None:
-        """Mean bits per parameter of the current configuration, scales included."""
+        """Mean bits per parameter of the adapted layers under the current configuration, scales
+        included; :meth:`report` says which share of the model they are."""
         current = self.layers.configuration
         return None if current is None else self.space.mean_bits(current, self.shapes)
+
+    def report(self) -> Report:
+        """How many weights are quantized, adapted, trained in full, and left as they are."""
+        return Report.of(self.model.get_base_model(), self.pretrained_weights, self.settings.heads)
 
     @property
     def errors(self) -> Tensor:
@@ -185,12 +176,9 @@ class CoaLora(nn.Module):
         return self.layers.mean_inputs
 
     def resolve(self, configuration: ConfigurationLike) -> list[Choice]:
-        """The choice of every layer that :meth:`set_configuration` would set.
+        """The choice of every layer that :meth:`set_configuration` would set, with its errors.
 
         The first budget measures the error table, see :attr:`errors`.
-
-        Raises:
-            ValueError, TypeError: as :meth:`set_configuration`.
         """
         return self._resolver(configuration, self.pretrained_weights)
 
@@ -229,16 +217,14 @@ class CoaLora(nn.Module):
 
     def adapt(self, *_: Any) -> None:
         """Give every LoRA layer the factors for the current configuration, before a forward."""
+        recompute_as_before(self.checkpointable)
         if self._indices is None or not self.adjuster.follows:
             return
-        self.layers.use(self.adjuster.adapted(self._indices, self.layers.factors()))
+        # A copy, since a backward may need them after the next configuration was written there.
+        self.layers.use(self.adjuster.adapted(self._indices.clone(), self.layers.factors()))
 
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
-        """U, (layers, r, r), and v, (layers, r), of every layer under a configuration.
-
-        Raises:
-            ValueError: the model has no hypernetwork.
-        """
+        """U and v of every layer under a configuration; ValueError without a hypernetwork."""
         if not isinstance(self.adjuster, HyperNetwork):
             raise ValueError(
                 f"attached with adjuster={self.settings.adjuster!r}: there are no adjustments"
@@ -249,14 +235,6 @@ class CoaLora(nn.Module):
         """The LoRA factors of every layer under a configuration."""
         indices = self.space.to_indices(configuration).to(self.device)
         return self.adjuster.adapted(indices, self.layers.factors())
-
-    def forward(self, *arguments: Any, **batch: Any) -> ModelOutput:
-        """The transformers model's output under the current configuration."""
-        return self.model(*arguments, **batch)
-
-    def generate(self, *arguments: Any, **options: Any) -> Tensor:
-        """transformers' ``generate`` under the current configuration, for decoder models."""
-        return self.model.generate(*arguments, **options)
 
     @torch.no_grad()
     def export_peft_adapter(
@@ -277,25 +255,45 @@ class CoaLora(nn.Module):
                 of that name with the quantized weights restored, which transformers reads.
 
         Raises:
-            ValueError: no configuration is given or set, it does not fit the model, or ``weights``
-                is not known, or not to be had in the model's space.
+            ValueError: no configuration is given or set, or it or ``weights`` does not fit.
             FileExistsError: the folder holds something else.
         """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def merge(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
+        """A plain transformers model of its own memory, the adapter folded into its weights.
+
+        Its weights are de-quantized: outputs are those of one configuration, the size is not. It
+        is saved and loaded by transformers alone; this model is left as it is.
+
+        Args:
+            configuration: as for :meth:`set_configuration`; the current one by default.
+
+        Raises:
+            ValueError: no configuration is given or set, or it does not fit; or a layer needs a
+                bias, for a correction or a shift, and models of this class cannot have one there.
+        """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return merged(self.get_base_model(), self.layers, factors, resolved, self)
+
+    def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
             raise ValueError(
                 "no configuration is set, and none is given: there is nothing to export"
             )
-        resolved = self.resolve(configuration)
-        fixed = fixed_layers(self.layers, self.adapted_factors(resolved), resolved)
-        return write_adapter(self.model, fixed, folder, weights)
+        return self.resolve(configuration)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
         """Write the whole method into one folder, see :mod:`.saving`; the model is left as it is.
 
-        Args:
-            folder: new, empty, or written by this method before; then it is replaced as a whole.
-            quantized: also write the packed weights of the current configuration.
+        The folder is new, empty, or one of ours, which is replaced as a whole. ``quantized`` also
+        writes the packed weights of the current configuration.
 
         Raises:
             FileExistsError: the folder holds something else.
@@ -306,17 +304,17 @@ class CoaLora(nn.Module):
             raise ValueError("no configuration is set: there are no quantized weights to write")
         packed = packed_tensors(self.layers.packed(current)) if quantized and current else {}
         content = saving.Content(
-            settings=self.settings,
-            configuration=None if current is None else self.space.to_rows(current),
-            training_set=[self.space.to_rows(each) for each in self.training_set],
-            parameters={
-                n: p.detach() for n, p in self.named_parameters() if n in own or p.requires_grad
-            },
-            errors=self._resolver.errors,
-            mean_inputs=self.mean_inputs,
+            {n: p.detach() for n, p in self.named_parameters() if n in own or p.requires_grad},
+            self._resolver.errors,
+            self.mean_inputs,
         )
+        about = {
+            "settings": self.settings,
+            "configuration": None if current is None else self.space.to_rows(current),
+            "training_set": [self.space.to_rows(each) for each in self.training_set],
+        }
         base = self.model.get_base_model()
-        return saving.write(folder, content, base, self.pretrained_weights, packed)
+        return saving.write(folder, about, content, base, self.pretrained_weights, packed)
 
     @classmethod
     def from_pretrained(
@@ -324,13 +322,8 @@ class CoaLora(nn.Module):
         folder: str | Path,
         base_model: PreTrainedModel | None = None,
         cache_bytes: int = CACHE_LIMIT,
-    ) -> CoaLora:
-        """Read what :meth:`save_pretrained` wrote.
-
-        Args:
-            folder: that it was written to.
-            base_model: the model that it was attached to; loaded by its name if it is not given.
-            cache_bytes: as for :meth:`attach`.
+    ) -> Self:
+        """Read what :meth:`save_pretrained` wrote; the base model is loaded by name unless given.
 
         Raises:
             FileNotFoundError: there is no such folder, or a file is missing in it.
@@ -339,19 +332,27 @@ class CoaLora(nn.Module):
             OSError: the base model cannot be loaded by its name.
         """
         saved = saving.read(folder)
-        content, space = saved.content, get_space(saved.content.settings.space)
+        about, content = saved.description, saved.content
         base_model = saving.matching_base(saved, base_model)
         means = content.mean_inputs or None
-        model = cls(base_model, content.settings, content.errors, cache_bytes, means)
+        model = cls(base_model, about.settings, content.errors, cache_bytes, means)
         saving.load_parameters(model, content.parameters, str(saved.folder / saving.WEIGHTS))
-        model.training_set = [space.from_rows(rows) for rows in content.training_set]
-        if content.configuration is not None:
-            model.set_configuration(space.from_rows(content.configuration))
+        model.training_set = [model.space.from_rows(rows) for rows in about.training_set]
+        if about.configuration is not None:
+            model.set_configuration(model.space.from_rows(about.configuration))
         return model
 
-    def _apply(self, fn, *args: Any, **kwargs: Any) -> CoaLora:
+    def _apply(self, fn, *args: Any, **kwargs: Any) -> Self:
         """What ``.to()`` and its kin do, also for the indices of the current configuration."""
         super()._apply(fn, *args, **kwargs)
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
         return self
+
+
+def _refuse_inner_save(*_: Any, **__: Any) -> None:
+    """Stands for the inner PEFT model's ``save_pretrained``; says what to call instead."""
+    raise RuntimeError(
+        "the inner PEFT model holds LoRA without its adjustment; call CoaLora.save_pretrained for "
+        "the whole method, or CoaLora.export_peft_adapter for one configuration"
+    )

@@ -1,11 +1,10 @@
 """A frozen linear layer whose weight follows a choice, and the memory of weights made before."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,24 +17,14 @@ from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A layer under one choice, as small as it is stored.
+    """A layer under one choice, as it is stored; for GPT-2's Conv1D that is (in, out)."""
 
-    Attributes:
-        quantized: Q.
-        left, right: (rows, k) and (k, columns), a frozen low-rank term; None without one. In the
-            layout of the stored weight, which for GPT-2's Conv1D is (in, out).
-    """
-
-    quantized: QuantizedWeight
-    left: Tensor | None = None
-    right: Tensor | None = None
+    quantized: QuantizedWeight  #: Q
+    left: Tensor | None = None  #: (rows, k), of a frozen low-rank term
+    right: Tensor | None = None  #: (k, columns)
 
     def restore(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight that the layer computes with: Q, plus the low-rank term.
-
-        Args:
-            dtype: of the result, rounded to once; the pre-trained weight's by default.
-        """
+        """Q, plus the low-rank term; rounded once, to the pre-trained dtype by default."""
         if self.left is None or self.right is None:
             return self.quantized.dequantize(dtype)
         weight = self.quantized.dequantize().addmm_(self.left, self.right)
@@ -48,19 +37,8 @@ class PackedWeight:
         return self.quantized.nbytes + sum(part.nbytes for part in low_rank)
 
 
-class HasBytes(Protocol):
-    """What a cache can hold: it says how large it is."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken."""
-
-
-Entry = TypeVar("Entry", bound=HasBytes)
-
-
 @dataclass
-class _Current:
+class Current:
     """What a layer computes with now. Apart from the module, whose attributes are slow to set."""
 
     weight: Tensor
@@ -72,14 +50,9 @@ class WeightCache:
     """What layers made for choices they had lately: restored weights, and packed ones behind them.
 
     Switching a layer to a choice seen before is a look-up while its restored weight is held, and a
-    de-quantization while only its packed form is. When the cache is full, the restored weights
-    used longest ago go first, then the packed ones. A copy of a cache begins empty.
-
-    Args:
-        limit: bytes it may hold of both kinds; a limit of 0 holds nothing.
-
-    Attributes:
-        held: bytes it holds.
+    de-quantization while only its packed form is. When more bytes than the limit are held, the
+    restored weights used longest ago go first, then the packed ones; a limit of 0 holds nothing. A
+    copy of a cache begins empty, since its keys are the identities of layers.
     """
 
     #: In the order in which they are given up.
@@ -87,25 +60,32 @@ class WeightCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._lock = Lock()  # layers of one model are made in several threads
         self.clear()
 
-    def get(self, kind: str, key: Hashable, make: Callable[[], Entry]) -> Entry:
+    def get(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
         """What is held of a kind under a key, or else what ``make`` returns, which is then held.
 
-        It is handed out whatever its size.
+        It has ``nbytes``, and is handed out whatever its size.
         """
-        entries = self._entries[kind]
-        if key in entries:
-            entries.move_to_end(key)
-            return entries[key]
+        with self._lock:
+            entries = self._entries[kind]
+            if key in entries:
+                entries.move_to_end(key)
+                return entries[key]
         made = make()
-        entries[key] = made
-        self.held += made.nbytes
-        for each in self._entries.values():
-            while self.held > self.limit and each:
-                _, dropped = each.popitem(last=False)
-                self.held -= dropped.nbytes
+        with self._lock:
+            entries[key] = made
+            self.held += made.nbytes
+            for each in self._entries.values():
+                while self.held > self.limit and each:
+                    _, dropped = each.popitem(last=False)
+                    self.held -= dropped.nbytes
         return made
+
+    def holds(self, kind: str, key: Hashable) -> bool:
+        """Whether something of a kind is held under a key."""
+        return key in self._entries[kind]
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -114,28 +94,23 @@ class WeightCache:
             kind: OrderedDict() for kind in self.KINDS
         }
 
-    def __deepcopy__(self, memo: dict) -> WeightCache:
-        return WeightCache(self.limit)
+    def __reduce__(self) -> tuple[type[Self], tuple[int]]:  # for copies and pickles
+        return type(self), (self.limit,)
 
 
 class QuantizedLinear(nn.Module):
     """y = W x + b under one choice of a space: W = Q(W_pre; c), b = bias + (W_pre - Q) E[x].
 
-    It takes the place of a linear layer behind LoRA. Neither the pre-trained weight nor the
-    quantized ones are parameters or buffers. They are in no state_dict, so that nothing that loads,
-    merges or averages parameters can write into them.
+    It takes the place of a linear layer behind LoRA, or of GPT-2's Conv1D, whose weight is
+    transposed, (in, out). Neither the pre-trained weight nor the quantized ones are parameters or
+    buffers: nothing that loads, merges or averages parameters can write into them.
 
     Args:
-        linear: a linear layer, or GPT-2's Conv1D, whose weight is (in, out). Its bias is taken
-            over.
+        linear: its bias is taken over.
         space: of the choices.
         cache: shared by the layers of a model.
         residual_rank: k > 0 adds SVD_k(W_pre - Q), frozen, to every quantized weight.
         mean_input: E[x], (in,), for the correction of the mean output; None corrects nothing.
-
-    Attributes:
-        pretrained: the unquantized weight; not to be written to.
-        transposed: weights are (in, out).
     """
 
     def __init__(
@@ -149,15 +124,15 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.transposed = isinstance(linear, Conv1D)
         self.pretrained = linear.weight.detach()
-        shape = self.pretrained.shape
-        rows, columns = shape
-        self.in_features = rows if self.transposed else columns
-        self.out_features = columns if self.transposed else rows
+        rows, columns = self.pretrained.shape
+        self.out_features, self.in_features = (
+            (columns, rows) if self.transposed else (rows, columns)
+        )
         self.bias = linear.bias
         self.space, self.residual_rank = space, residual_rank
         self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)
         self._cache = cache
-        self._current = _Current(self.pretrained)
+        self._current = Current(self.pretrained)
         # An output's worth each, small beside the weights, so all are kept.
         self._corrections: dict[Choice, Tensor] = {}
 
@@ -193,11 +168,24 @@ class QuantizedLinear(nn.Module):
             None if bias is None else bias.to(weight.dtype),
         )
 
-    def switch(self, choice: Choice | None) -> None:
-        """Compute with the weight under a choice from now on; None: with the pre-trained one."""
+    def take(self, choice: Choice | None, weight: Tensor, correction: Tensor | None) -> None:
+        """Compute from now on with what :meth:`under` returned for a choice."""
         now = self._current
-        now.weight, now.correction = self.under(choice)
-        now.choice = choice
+        now.choice, now.weight, now.correction = choice, weight, correction
+
+    def holds(self, choice: Choice | None) -> bool:
+        """Whether the weight under a choice is there already."""
+        key = id(self), choice, self.pretrained.dtype
+        return choice is None or self._cache.holds("restored", key)
+
+    def snapshot(self) -> Current:
+        """What the layer computes with now, for :meth:`swap` to put back."""
+        return replace(self._current)
+
+    def swap(self, current: Current) -> Current:
+        """Compute with this from now on; returns what the layer computed with."""
+        before, self._current = self._current, current
+        return before
 
     def under(
         self, choice: Choice | None, dtype: torch.dtype | None = None
@@ -253,7 +241,7 @@ class QuantizedLinear(nn.Module):
         dtype = self.pretrained.dtype
         return PackedWeight(quantized, left.to(dtype), right.to(dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""
         super()._apply(fn, recurse)
         converted = fn(self.pretrained)

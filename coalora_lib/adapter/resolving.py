@@ -1,7 +1,5 @@
 """What may stand for a configuration, and which configuration it is for a model's layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
@@ -17,12 +15,8 @@ ConfigurationLike = Sequence[Choice] | Mapping[str, Choice] | Constraints | floa
 class ConfigurationResolver:
     """Turns budgets, constraints and names into one choice for each layer.
 
-    Args:
-        weights: the pre-trained weight of each layer by name, in the model's order.
-        space: of the choices.
-        errors: the (layers, choices) error table where the caller has it; otherwise it is measured
-            when a budget is first asked for.
-        estimate: measure it on a sample of the weights, not on all.
+    ``errors`` are the (layers, choices) error table where the caller has it. It is measured else,
+    when a budget is first asked for: estimated from a sample, or on all weights.
     """
 
     def __init__(

@@ -4,20 +4,16 @@
                             the error table is estimated), layers, current configuration, training
                             set, checksum of the weights
     config.json             the base model's configuration
-    coalora.safetensors     LoRA factors, hypernetwork, head; the error table and the layers' mean
-                            inputs if they were measured
+    coalora.safetensors     LoRA factors, hypernetwork, head; errors and mean inputs if measured
     quantized.safetensors   packed weights under the current configuration, if asked for
 
 The base model's weights stay where they are: they are named, and recognised by checksum.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
@@ -27,9 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from coalora_lib.adapter.lora import HEADS, adaptable_layers
+from coalora_lib.adapter.heads import is_inside
+from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
+from coalora_lib.packaged import locate
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import get_space
 
@@ -59,36 +57,16 @@ class Description(BaseModel):
     weights_sha256: str
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a model is beside its base.
+class Content(NamedTuple):
+    """The tensors of a model beside its base."""
 
-    Attributes:
-        settings: what it was attached with.
-        configuration: rows of the current configuration, or None.
-        training_set: rows of each configuration it was trained on.
-        parameters: the trained parameters by name.
-        errors: the (layers, choices) error table, or None.
-        mean_inputs: E[x] of each layer by name; empty without bias correction.
-    """
-
-    settings: AdapterSettings
-    configuration: list[int] | None
-    training_set: list[list[int]]
-    parameters: dict[str, Tensor]
-    errors: Tensor | None
-    mean_inputs: dict[str, Tensor]
+    parameters: dict[str, Tensor]  #: the trained ones by name
+    errors: Tensor | None  #: (layers, choices), the error table
+    mean_inputs: dict[str, Tensor]  #: by layer; empty without bias correction
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A folder's content, checked in itself.
-
-    Attributes:
-        folder: where it was read from.
-        description: coalora.json.
-        content: what it holds.
-    """
+class Saved(NamedTuple):
+    """A folder, its coalora.json and its tensors, checked in themselves."""
 
     folder: Path
     description: Description
@@ -97,29 +75,24 @@ class Saved:
 
 def write(
     folder: str | Path,
+    about: Mapping[str, Any],
     content: Content,
     base: PreTrainedModel,
     weights: Mapping[str, Tensor],
     quantized: Mapping[str, QuantizedTensor],
 ) -> Path:
-    """Write a model's whole method.
+    """Write a model's whole method into a folder, replaced as a whole if it is one of ours.
 
-    Args:
-        folder: new, empty, or written by this function before; then it is replaced as a whole.
-        content: of the model.
-        base: the transformers model, LoRA in it.
-        weights: the pre-trained weight of each adapted layer by name, in the model's order.
-        quantized: packed weights to write too; none if empty.
-
-    Raises:
-        FileExistsError: the folder holds something else.
+    ``about`` has settings, configuration and training set, as :class:`Description` does;
+    ``weights`` are the adapted layers' pre-trained ones, ``quantized`` packed ones to write too.
+    FileExistsError if the folder holds something else.
     """
     tensors = dict(content.parameters)
     if content.errors is not None:
         tensors[ERRORS] = content.errors
     tensors |= {f"{MEANS}{name}": mean for name, mean in content.mean_inputs.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_folder(folder, DESCRIPTION) as partial:
+    with atomic_folder(folder, DESCRIPTION, (CONFIG, WEIGHTS, QUANTIZED)) as partial:
         save_file(tensors, partial / WEIGHTS)
         base.config.save_pretrained(partial)
         description = Description(
@@ -127,13 +100,11 @@ def write(
             base_class=type(base).__name__,
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),
-            base_checksum=base_checksum(base, weights),
-            settings=content.settings,
+            base_checksum=base_checksum(base, weights, about["settings"].heads),
             layer_names=list(weights),
-            configuration=content.configuration,
-            training_set=content.training_set,
             config_sha256=sha256_of(partial / CONFIG),
             weights_sha256=sha256_of(partial / WEIGHTS),
+            **about,
         )
         (partial / DESCRIPTION).write_text(seal(description.model_dump()))
         if quantized:
@@ -144,10 +115,8 @@ def write(
 def read(folder: str | Path) -> Saved:
     """Read a folder and check it in itself.
 
-    Raises:
-        FileNotFoundError: there is no such folder, or a file is missing in it.
-        ValueError: the folder is not one of ours, or a file was altered or cut short; the file is
-            named.
+    FileNotFoundError if it or a file is missing, ValueError if a file, which is named, is not ours
+    or was altered.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -175,10 +144,7 @@ def read(folder: str | Path) -> Saved:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
-    content = Content(
-        about.settings, about.configuration, about.training_set, tensors, errors, means
-    )
-    return Saved(folder, about, content)
+    return Saved(folder, about, Content(tensors, errors, means))
 
 
 def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTrainedModel:
@@ -202,14 +168,15 @@ def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTraine
             raise ValueError(
                 f"the base model's {what} is {given}; {saved.folder} was saved over {recorded}"
             )
-    names = adaptable_layers(base_model)
+    heads = about.settings.heads or ()
+    names = adaptable_layers(base_model, heads, about.settings.target_layers)
     if names != about.layer_names:
         differing = sorted(set(names) ^ set(about.layer_names)) or ["their order"]
         raise ValueError(
             f"the base model's layers are not those of {saved.folder}: {differing[0]} differs"
         )
     weights = {name: base_model.get_submodule(name).weight for name in names}
-    if base_checksum(base_model, weights) != about.base_checksum:
+    if base_checksum(base_model, weights, heads) != about.base_checksum:
         raise ValueError(
             f"the base model's weights are not those that {saved.folder} was trained over "
             f"({about.base_name}): the checksum differs"
@@ -224,15 +191,12 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) -> None:
-    """Copy values into a model's parameters, all or none.
+    """Copy values into a model's parameters by name, all or none.
 
-    Args:
-        model: whose parameters they are: all of :func:`trained_parameters`, and any others.
-        values: by name.
-        source: what to call them in an error.
+    They hold all of :func:`trained_parameters`, and any others.
 
     Raises:
-        ValueError: a name or a shape differs.
+        ValueError: a name or a shape differs from what ``source`` has.
     """
     parameters = dict(model.named_parameters())
     for name in sorted(trained_parameters(model).keys() | values.keys()):
@@ -245,17 +209,15 @@ def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) ->
         parameters[name].copy_(value)
 
 
-def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
+def base_checksum(
+    base: PreTrainedModel, weights: Mapping[str, Tensor], heads: Sequence[str]
+) -> str:
     """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
 
-    Heads that are trained in full are left out.
-
-    Args:
-        base: the transformers model.
-        weights: the adapted layers' unquantized weights by name.
+    ``weights`` are the adapted layers' own. Heads, which are trained in full, are left out.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_pretrained(base, weights)):
+    for name, tensor in sorted(_pretrained(base, weights, heads)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous().flatten()
         digest.update(plain.view(torch.uint8).numpy().data)
@@ -263,13 +225,12 @@ def base_checksum(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> str:
 
 
 def _pretrained(
-    base: PreTrainedModel, weights: Mapping[str, Tensor]
+    base: PreTrainedModel, weights: Mapping[str, Tensor], heads: Sequence[str]
 ) -> Iterator[tuple[str, Tensor]]:
     for layer, weight in weights.items():
         yield f"{layer}.weight", weight
     for name, parameter in base.named_parameters():
-        parts = name.split(".")
-        if any(part in HEADS or part.startswith("lora_") for part in parts):
+        if is_inside(name, heads) or ".lora_" in name:
             continue
         layer, _, part = name.replace(".base_layer.", ".").rpartition(".")
         if layer not in weights or part != "weight":
@@ -284,7 +245,7 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     loader: Any = named
     try:
         return loader.from_pretrained(
-            about.base_name,
+            locate(about.base_name),
             config=AutoConfig.from_pretrained(saved.folder, trust_remote_code=False),
             dtype=getattr(torch, about.base_dtype),
             use_safetensors=True,

@@ -1,12 +1,11 @@
 """What one may choose when attaching the adapter, in a form that is saved with it."""
 
-from __future__ import annotations
+from collections.abc import Mapping
+from typing import Literal, Self
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from coalora_lib.spaces import get_space
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 #: Where the factors begin.
 Start = Literal["zero", "svd", "residual"]
@@ -25,10 +24,9 @@ class AdapterSettings(BaseModel):
         residual_rank: rank of that frozen term; ``rank`` by default. It counts as rank when the
             adapter is exported.
         adjuster: what makes LoRA follow the configuration. "hypernetwork": the paper's U. "bank":
-            factors for each bit width (:class:`~coalora_lib.adapter.adjusters.FactorBank`). "none":
-            the same LoRA for every configuration (Shared-LoRA), or QLoRA when it is trained on one.
-        space: name of the space of the configurations, one of
-            :func:`~coalora_lib.spaces.spaces`.
+            factors for each bit width (:class:`~coalora_lib.adapter.FactorBank`). "none": the same
+            LoRA for every configuration (Shared-LoRA), or QLoRA when it is trained on one.
+        space: name of the space of the configurations.
         errors: where the error table is from, which is measured when it is first asked for.
             "estimated": from a sample, see :func:`~coalora_lib.allocation.error_table` for how
             good it is. "exact": from all weights. "given": the caller brought it.
@@ -57,16 +55,16 @@ class AdapterSettings(BaseModel):
     width: int = Field(8, ge=1)
     hidden: int = Field(128, ge=1)
 
-    @field_validator("space")
-    @classmethod
-    def _known_space(cls, name: str) -> str:
-        return get_space(name).name
-
     @model_validator(mode="after")
-    def _bank_starts_from_zero(self) -> AdapterSettings:
+    def _bank_starts_from_zero(self) -> Self:
         if self.adjuster == "bank" and self.start != "zero":
             raise ValueError(f"start={self.start!r} is not for adjuster='bank'; allowed: 'zero'")
         return self
+
+    #: Parts trained in full by path; None for those that are found.
+    heads: tuple[str, ...] | None = None
+    #: Which layers to adapt, see :func:`~coalora_lib.adapter.adaptable_layers`.
+    target_layers: tuple[str, ...] | str | None = None
 
     @property
     def frozen_rank(self) -> int:
@@ -74,3 +72,25 @@ class AdapterSettings(BaseModel):
         if self.start != "residual":
             return 0
         return self.residual_rank or self.rank
+
+    def check(
+        self, linears: Mapping[str, nn.Linear | Conv1D], mean_inputs: Mapping[str, Tensor] | None
+    ) -> None:
+        """Refuse mean inputs and a start that do not fit the layers: ValueError."""
+        wanted = self.bias_correction
+        if wanted != (mean_inputs is not None):
+            raise ValueError(
+                f"bias_correction={wanted} {'needs' if wanted else 'has no use for'} mean_inputs"
+            )
+        needed = {"zero": 0, "svd": self.rank, "residual": self.frozen_rank}[self.start]
+        for name, linear in linears.items():
+            shape = tuple(linear.weight.shape)
+            width = shape[0 if isinstance(linear, Conv1D) else 1]
+            mean = None if mean_inputs is None else mean_inputs.get(name)
+            if wanted and (mean is None or mean.shape != (width,)):
+                raise ValueError(f"mean_inputs[{name!r}] must be ({width},)")
+            if needed > min(shape):
+                raise ValueError(
+                    f"start={self.start!r} needs {needed} singular values; {name} of shape "
+                    f"{shape} has {min(shape)}. Allowed: a smaller rank, or start='zero'"
+                )

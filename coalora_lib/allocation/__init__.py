@@ -1,7 +1,15 @@
 """Bit allocation: what each choice costs each layer, and which to take under a budget."""
 
 from coalora_lib.allocation.errors import error_table
-from coalora_lib.allocation.program import Allocation, Constraints, allocate
+from coalora_lib.allocation.program import Allocation, Constraints, allocate, spread
 from coalora_lib.allocation.solver import Limit, undominated
 
-__all__ = ["Allocation", "Constraints", "Limit", "allocate", "error_table", "undominated"]
+__all__ = [
+    "Allocation",
+    "Constraints",
+    "Limit",
+    "allocate",
+    "error_table",
+    "spread",
+    "undominated",
+]

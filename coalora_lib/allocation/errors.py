@@ -1,12 +1,9 @@
 """The error table: what quantization under each choice of a space does to each layer."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,27 +23,19 @@ def error_table(
     *,
     sample: bool = False,
 ) -> Tensor:
-    """The squared quantization error of every layer under every choice.
+    """The squared quantization error of every layer under every choice: (layers, choices) float64.
 
-    e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight, or 1.
+    e_i(c) = sum over the layer of F (w - w^)^2, with F the importance of each weight (see
+    :func:`coalora_lib.training.fisher_importance`), or 1. With ``pieces``, the paper's spaces
+    estimate a layer's error from this many evenly spaced pieces of 16,384 weights, scaled to the
+    whole layer.
 
-    Args:
-        weights: layer name to weight tensor.
-        space: whose choices; a name or a space.
-        importance: layer name to a tensor of the weight's shape, not negative; see
-            :func:`coalora_lib.training.fisher_importance`.
-        pieces: the paper's spaces estimate a layer's error from this many evenly spaced pieces of
-            16,384 weights instead of all of them; the estimate is scaled to the whole layer.
-        sample: the paper's spaces estimate the errors from all scales and the codes of a twelfth of
-            the weights, drawn in blocks of 64 (:mod:`coalora_lib.quantization.sampling`), but of
-            192 blocks of a layer and of 800,000 weights at least, and 16 million at most; where
-            that is half a layer or more, all of it. Entries that no other choice beats have a
-            standard error of 3 to 6 %, others may be farther off; a configuration allocated from
-            the estimate had at most 0.5 % more error than the best one in every model measured
-            (10 and 55 million weights, outliers among them). The sample is the same at every call.
-
-    Returns:
-        (layers, choices) float64, sums of squared errors; columns in the space's order.
+    With ``sample``, they estimate it from all scales and the codes of a twelfth of the weights,
+    drawn in blocks of 64 (:mod:`coalora_lib.quantization.sampling`), the same at every call: of
+    800,000 weights in all and 192 blocks of a layer at least, of 16 million at most; of all of a
+    layer where that is half of it or more. Entries that no other choice beats then have a standard
+    error of 3 to 6 %, others may be farther off. What is allocated from the estimate had at most
+    0.5 % more error than the best, on 11 and 55 million weights with outliers or without.
 
     Raises:
         TypeError, ValueError: as :func:`coalora_lib.quantization.quantize`, with the layer's name;
@@ -65,18 +54,14 @@ def error_table(
         tqdm(total=total, desc="error table", unit="weights", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for part, errors in _in_order(pool, parts, 2 * workers):
-            table[part.row] += errors.cpu()
-            bar.update(part.weights)
+        for (row, size, _), errors in _in_order(pool, parts, 2 * workers):
+            table[row] += errors.cpu()
+            bar.update(size)
     return table
 
 
-class _Part(NamedTuple):
-    """Some of a layer's errors, to be computed: the row of the table that they are added to."""
-
-    row: int
-    weights: int
-    compute: Callable[[], Tensor]
+#: Some of a layer's errors: their row in the table, weights, and what computes them.
+_Part = tuple[int, int, Callable[[], Tensor]]
 
 
 def _in_order(
@@ -84,12 +69,12 @@ def _in_order(
 ) -> Iterator[tuple[_Part, Tensor]]:
     """Each part with its result; only so many parts are made ahead, since they hold memory."""
     running: deque[tuple[_Part, Future[Tensor]]] = deque(
-        (part, pool.submit(part.compute)) for part in islice(parts, ahead)
+        (part, pool.submit(part[2])) for part in islice(parts, ahead)
     )
     while running:
         part, result = running.popleft()
         yield part, result.result()
-        running.extend((more, pool.submit(more.compute)) for more in islice(parts, 1))
+        running.extend((more, pool.submit(more[2])) for more in islice(parts, 1))
 
 
 def _parts(
@@ -99,13 +84,12 @@ def _parts(
     pieces: int | None,
     share: float | None,
 ) -> Iterator[_Part]:
-    """Cut the layers into parts."""
     for row, (name, weight) in enumerate(weights.items()):
         try:
             if importance is not None and name not in importance:
                 raise ValueError("has no importance")
             factors = None if importance is None else importance[name]
             for size, compute in space.error_parts(weight, factors, pieces, share):
-                yield _Part(row, size, compute)
+                yield row, size, compute
         except (TypeError, ValueError) as error:
             raise type(error)(f"layer {name}: {error}") from None

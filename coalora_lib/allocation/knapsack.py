@@ -7,12 +7,9 @@ for every choice by how much the bound rises if it is taken, its reduced cost
 
 A solution of cost at most (bound + slack) uses choices with sum of r at most that slack. So guess
 a small slack, enumerate such solutions layer by layer, keep of partial ones only those that no
-other beats in cost and weight, and double the slack until one is found: it is optimal, since
-every solution cheaper than bound + slack was looked at. With many layers the optimum lies very
-close to the bound (the relaxation is fractional in one layer only), and few choices survive.
+other beats in cost and weight, and double the slack until one is found: it is optimal. With many
+layers the optimum lies very close to the bound, and few choices survive.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -28,19 +25,22 @@ FIRST_SLACK = 1 / 64
 ROUNDING = 1e-12
 
 
+def undominated(costs: NDArray[np.float64], weights: NDArray) -> NDArray[np.intp]:
+    """Positions that none beats in both, weights strictly rising and costs strictly falling."""
+    order = np.lexsort((costs, weights))
+    best = np.minimum.accumulate(costs[order])
+    kept = np.ones(len(order), bool)
+    kept[1:] = best[1:] < best[:-1]
+    return order[kept]
+
+
 def solve(
     costs: Sequence[NDArray[np.float64]], weights: Sequence[NDArray[np.int64]], limit: int
 ) -> list[int] | None:
-    """The optimal choice of each layer.
+    """The position of each layer's optimal choice; None if :data:`MOST_STATES` do not suffice.
 
-    Args:
-        costs: for each layer the cost of each of its choices, strictly falling.
-        weights: for each layer the weight of each of its choices, strictly rising.
-        limit: on the sum of weights; at least the sum of the smallest.
-
-    Returns:
-        The position of each layer's choice, or None if more than :data:`MOST_STATES` partial
-        solutions would have to be kept.
+    Costs of a layer's choices strictly fall and weights rise; the limit on the sum of weights is at
+    least the sum of the smallest.
     """
     if sum(int(w[-1]) for w in weights) <= limit:
         return [len(w) - 1 for w in weights]
@@ -121,11 +121,7 @@ def _within(
         unused = np.maximum(limit - weight - most_left, 0)
         alive = (spent + multiplier * unused <= slack) & (weight + least_left <= limit)
         alive = np.flatnonzero(alive)
-        alive = alive[np.lexsort((cost[alive], weight[alive]))]
-        best = np.minimum.accumulate(cost[alive])
-        better = np.ones(len(alive), bool)
-        better[1:] = best[1:] < best[:-1]
-        alive = alive[better]
+        alive = alive[undominated(cost[alive], weight[alive])]
         if len(alive) == 0:
             return []
         if len(alive) > MOST_STATES:

@@ -6,8 +6,6 @@ with e_i(c) the squared error of layer i under choice c and n_i its number of pa
 may allow only some choices, fix some layers, and bound the bytes stored.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +26,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a device can hold and run; see :func:`allocate` for each.
-
-    Attributes:
-        budget: mean bits per parameter, scales included.
-        allowed: field of the space to the values it may have there.
-        fixed: choices given beforehand, by the layer's name or its position.
-        max_bytes: bytes that all quantized layers may take together.
-        limits: bounds on further additive costs.
-    """
+    """What a device can hold and run; see :func:`allocate` for each."""
 
     budget: float | None = None
     allowed: Mapping[str, Collection] | None = None
@@ -47,21 +37,13 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The solution of the integer program.
+    """The solution of the integer program."""
 
-    Attributes:
-        configs: one choice for each layer.
-        bits: mean bits per parameter, scales included; at most the budget.
-        nbytes: bytes stored, padding and offsets included; at most the limit.
-        error: total squared error.
-        gap: (error - proven lower bound) / error; 0 is exact.
-    """
-
-    configs: list[Choice]
-    bits: float
-    nbytes: int
-    error: float
-    gap: float
+    configs: list[Choice]  #: one choice for each layer
+    bits: float  #: mean bits per parameter, scales included; at most the budget
+    nbytes: int  #: bytes stored, padding and offsets included; at most the limit
+    error: float  #: total squared error
+    gap: float  #: (error - proven lower bound) / error; 0 is exact
 
 
 def allocate(
@@ -77,9 +59,9 @@ def allocate(
 ) -> Allocation:
     """Choose each layer's quantization: least total error within the limits, exactly.
 
-    Each layer's dominated choices are dropped first, which changes no optimum: replacing one by
-    its dominator lowers the error and what is stored. What remains is solved by
-    :mod:`.knapsack`, or by SciPy's HiGHS where several limits bind.
+    Each layer's dominated choices are dropped first: replacing one by its dominator lowers the
+    error and what is stored. What remains is solved by :mod:`.knapsack`, or by SciPy's HiGHS where
+    several limits bind.
 
     Args:
         errors: (layers, choices), from :func:`error_table`.
@@ -88,10 +70,9 @@ def allocate(
         space: whose choices; a name or a space.
         allowed: what the device can run: field of the space to its allowed values, such as
             ``{"weight_bits": (4, 8), "block_size": (64,)}``. It does not bind fixed layers.
-        fixed: choices given beforehand, by the layer's name or its position.
+        fixed: choices given beforehand, by the layer's position, or by its name among ``names``.
         max_bytes: bytes that all layers may take together, padding and offsets included.
         limits: bounds on further costs that are sums over layers, such as measured latencies.
-        names: the layers' names, needed where ``fixed`` uses them.
 
     Raises:
         ValueError: shapes disagree; a field, a value or a layer is not known; or the limits cannot
@@ -99,7 +80,12 @@ def allocate(
         TypeError: allowed values are no collection, or a fixed one is no choice of the space.
     """
     space = get_space(space)
-    _check_errors(errors, len(shapes), len(space.choices))
+    if tuple(errors.shape) != (expected := (len(shapes), len(space.choices))):
+        raise ValueError(
+            f"errors must be {expected} for {len(shapes)} layers, got {tuple(errors.shape)}"
+        )
+    if not torch.isfinite(errors).all():
+        raise ValueError("errors hold a NaN or an infinity")
     rows = _usable(space, shapes, allowed, fixed or {}, names)
     for limit in limits:
         if limit.costs.shape != tuple(errors.shape):
@@ -123,15 +109,6 @@ def allocate(
         sum(float(errors[i, row]) for i, row in enumerate(picked)),
         gap,
     )
-
-
-def _check_errors(errors: Tensor, layers: int, choices: int) -> None:
-    if tuple(errors.shape) != (layers, choices):
-        raise ValueError(
-            f"errors must be {(layers, choices)} for {layers} layers, got {tuple(errors.shape)}"
-        )
-    if not torch.isfinite(errors).all():
-        raise ValueError("errors hold a NaN or an infinity")
 
 
 def _usable(
@@ -171,7 +148,6 @@ def _usable(
 
 
 def _position(layer: str | int, layers: int, names: Sequence[str] | None) -> int:
-    """Where a fixed layer stands."""
     if isinstance(layer, str):
         if names is None or layer not in names:
             raise ValueError(f"fixed layer {layer!r} is not among the names given")
@@ -213,11 +189,9 @@ def _standard_limits(
 
 
 def bit_parts(space: ConfigurationSpace, shapes: Sequence[Shape]) -> tuple[Tensor, int]:
-    """What each layer stores under each choice, as whole numbers, so that a budget is exact.
+    """What layers store as whole numbers, so that a budget is exact: (layers, choices) int64.
 
-    Returns:
-        (layers, choices) int64, and how many of these units one bit per parameter of the whole
-        model is.
+    And how many of these units one bit per parameter of the whole model is.
     """
     tables = torch.stack([space.bits_table(shape) for shape in shapes])
     grid = _grid(tables)
@@ -237,6 +211,13 @@ def _grid(tables: Tensor) -> int:
         if found > FINEST_GRID:
             return FINEST_GRID
     return found
+
+
+def spread(low: float, high: float, count: int) -> tuple[float, ...]:
+    """``count`` budgets at equal distances, both ends included; one alone is the middle."""
+    if count == 1:
+        return ((low + high) / 2,)
+    return tuple(low + (high - low) * i / (count - 1) for i in range(count))
 
 
 def _smallest(stored: Tensor, rows: Sequence[Tensor]) -> int:

@@ -1,7 +1,5 @@
 """The integer program of the allocation: exactly, by one knapsack where one limit binds."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,13 +18,7 @@ from coalora_lib.allocation import knapsack
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a cost that is a sum over layers, in whole units.
-
-    Attributes:
-        costs: (layers, choices) int64, not negative.
-        most: the bound.
-        name: what an error calls the cost.
-    """
+    """A bound on a cost that is a sum over layers: (layers, choices) int64, not negative."""
 
     costs: NDArray[np.int64]
     most: int
@@ -34,18 +26,11 @@ class Limit:
 
 
 def undominated(errors: Tensor, bits: Tensor) -> Tensor:
-    """The choices of one layer that no other choice beats in both error and bits.
+    """The choices of one layer, (choices,), that no other choice beats in both error and bits.
 
-    Args:
-        errors, bits: (choices,).
-
-    Returns:
-        (kept,) int64 in strictly ascending bits and descending error: the layer's staircase.
+    (kept,) int64 in strictly ascending bits and descending error: the layer's staircase.
     """
-    order = np.lexsort((errors.numpy(), bits.numpy()))
-    best = np.minimum.accumulate(errors.numpy()[order])
-    kept = np.concatenate([[True], best[1:] < best[:-1]])
-    return torch.from_numpy(order[kept])
+    return torch.from_numpy(knapsack.undominated(errors.numpy(), bits.numpy()))
 
 
 def solve(
@@ -53,10 +38,8 @@ def solve(
 ) -> tuple[list[int], float]:
     """The choice of each layer with the least total error, and the gap proven.
 
-    Args:
-        errors: (layers, choices).
-        choices: rows that each layer may take.
-        limits: that the choices must meet together; each feasible by itself.
+    ``errors`` are (layers, choices), ``choices`` the rows that each layer may take; each limit is
+    feasible by itself.
     """
     if not limits:
         return [int(rows[errors[i, rows].argmin()]) for i, rows in enumerate(choices)], 0.0
@@ -86,11 +69,9 @@ def _solve_one(errors: Tensor, choices: Sequence[Tensor], limit: Limit) -> list[
 def integer_program(
     errors: Tensor, choices: Sequence[Tensor], limits: Sequence[Limit]
 ) -> tuple[list[int], float]:
-    """The integer program as it is written down, by SciPy's HiGHS: any number of limits.
+    """:func:`solve` as it is written down, by SciPy's HiGHS: any number of limits.
 
-    Raises:
-        ValueError: no configuration meets all limits at once.
-        RuntimeError: the solver gave up.
+    ValueError if no configuration meets all limits at once, RuntimeError if the solver gave up.
     """
     lengths = [len(rows) for rows in choices]
     cost = np.concatenate([errors[i, rows].numpy() for i, rows in enumerate(choices)])

@@ -5,49 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class Machine(BaseModel):
-    """What the benchmarks ran on.
-
-    Attributes:
-        processor: its name; cores: how many the run could use.
-        gpu: its name, or None.
-        torch, python: versions.
-    """
-
-    model_config = ConfigDict(extra="ignore")
+    """What the benchmarks ran on; ``cores`` are those that the run could use."""
 
     processor: str
     cores: int
     gpu: str | None
     torch: str
-    python: str
 
     def __str__(self) -> str:
         return f"{self.gpu or f'{self.processor}, {self.cores} cores'}; torch {self.torch}"
 
 
 class Stats(BaseModel):
-    """Wall time of one call in seconds, over so many rounds."""
-
-    model_config = ConfigDict(extra="ignore")
+    """Wall time of one call in seconds."""
 
     min: float
     median: float
-    rounds: int
 
 
 class Timing(BaseModel):
-    """One benchmark.
-
-    Attributes:
-        group: what was done; params: how ("way"), and where ("device").
-        extra: further measurements, such as "bytes" moved.
-    """
-
-    model_config = ConfigDict(extra="ignore")
+    """What was done (its group), how ("way") and where ("device"), with further measurements."""
 
     group: str
     params: dict[str, Any]
@@ -58,17 +39,11 @@ class Timing(BaseModel):
 class Benchmarks(BaseModel):
     """One run of the benchmarks on one machine."""
 
-    model_config = ConfigDict(extra="ignore")
-
     machine: Machine = Field(alias="machine_info")
     timings: list[Timing] = Field(alias="benchmarks")
 
     def find(self, group: str, **params: Any) -> Timing:
-        """The timing of the group that starts so, with these parameters.
-
-        Raises:
-            KeyError: there is none, or more than one.
-        """
+        """The one timing of the group that starts so, with these parameters, or a KeyError."""
         found = [
             timing
             for timing in self.timings
@@ -80,12 +55,7 @@ class Benchmarks(BaseModel):
 
 
 def read_benchmarks(path: str | Path) -> Benchmarks:
-    """Read a file that pytest-benchmark wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or lacks what the book's conftest adds.
-    """
+    """Read a file that pytest-benchmark wrote; a ValueError if it lacks what our conftest adds."""
     try:
         return Benchmarks.model_validate_json(Path(path).read_text())
     except ValueError as error:

@@ -1,8 +1,10 @@
-"""Running chapters with papermill, and how the stored outputs are made."""
+"""Running chapters with papermill, storing their outputs, rendering the book."""
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,39 +15,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jupytext
 import nbformat
 import papermill
 import yaml
 
-from coalora_lib.book.rendering import README_PICTURE, copy_sources, picture_of
 from coalora_lib.files import atomic_file
 
-#: Notebook metadata that machines write and readers do not need.
-EXECUTION_METADATA = ("execution", "papermill")
+#: The README's picture: a chapter, the name of one of its figures, and where it is kept.
+README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
+#: Names the folder of the data, see :mod:`coalora_lib.tasks`; repeated, since that loads torch.
+DATA_VARIABLE = "COALORA_DATA_DIR"
 
 
 def listed(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` names, in its order, relative to the root.
-
-    Raises:
-        FileNotFoundError: there is no ``_toc.yml``.
-    """
+    """The notebooks that ``_toc.yml`` names, in its order, relative to the root."""
     toc = yaml.safe_load((root / "_toc.yml").read_text())
     return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
 
 
 def chapters(root: Path) -> list[Path]:
-    """The notebooks of the book, as :func:`listed`; all of them exist.
-
-    Raises:
-        FileNotFoundError: there is no ``_toc.yml``, or a notebook it names is missing.
-    """
+    """The notebooks of the book, as :func:`listed`; a FileNotFoundError if one is missing."""
     found = listed(root)
     for chapter in found:
         if not (root / chapter).is_file():
-            text = chapter.with_suffix(".md")
-            how = f"; `coalora outputs {chapter.stem}` makes it" if (root / text).is_file() else ""
+            text = (root / chapter).with_suffix(".md")
+            how = f"; `coalora outputs {chapter.stem}` makes it" if text.is_file() else ""
             raise FileNotFoundError(f"_toc.yml names {chapter}, which does not exist{how}")
     return found
 
@@ -55,8 +49,7 @@ def wanted_chapters(root: Path, only: Sequence[str] = ()) -> list[Path]:
 
     Raises:
         FileNotFoundError: a wanted chapter has no .md.
-        ValueError: no chapter begins so; a .md that does, and is not in ``_toc.yml``, is named
-            with the line to add.
+        ValueError: no chapter begins so, or only a .md that is not in ``_toc.yml``.
     """
     contents = listed(root)
     for name in only:
@@ -85,23 +78,14 @@ def parameters_of(notebook: Path) -> list[str]:
 def run_chapter(
     notebook: Path, output: Path, parameters: Mapping[str, Any], line: int = 0
 ) -> float:
-    """Execute one chapter, in its own folder, and write it with its outputs.
+    """Execute a chapter in its own folder and write it to ``output``; the seconds it took.
 
-    A chapter that fails is written too, up to the cell that failed.
-
-    Args:
-        notebook: the chapter.
-        output: where the executed notebook goes.
-        parameters: for its cell tagged ``parameters``.
-        line: of the terminal that its progress bar takes.
-
-    Returns:
-        Wall time in seconds.
-
-    Raises:
-        papermill.PapermillExecutionError: a cell raised.
+    One that fails is written up to the cell that failed, and papermill.PapermillExecutionError
+    raised. ``line`` is the terminal's for the progress bar.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    if data := os.environ.get(DATA_VARIABLE):  # the kernel has another working folder
+        os.environ[DATA_VARIABLE] = os.path.abspath(os.path.expanduser(data))
     started = time.perf_counter()
     papermill.execute_notebook(
         str(notebook),
@@ -119,17 +103,12 @@ def execute_book(
     root: Path,
     target: Path,
     parameters: Mapping[str, Any],
-    jobs: int = 1,
-    report: Callable[[str], None] = print,
+    jobs: int,
+    report: Callable[[str], None],
 ) -> None:
-    """Execute every chapter into a copy of the book's sources under ``target``.
+    """Execute every chapter into a copy of the book's sources under ``target``, ``jobs`` at a time.
 
-    Args:
-        root: the project's folder.
-        target: emptied first, then holds ``_config.yml``, ``_toc.yml`` and ``book/``.
-        parameters: each chapter gets those of them that it has.
-        jobs: chapters at a time; each gets its part of the processor's threads.
-        report: called with one line per chapter.
+    Each chapter gets those of the parameters that it has, and its part of the processor's threads.
 
     Raises:
         papermill.PapermillExecutionError: a chapter failed; those not begun are left out.
@@ -137,9 +116,7 @@ def execute_book(
     copy_sources(root, target)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Processes: papermill's folder is the whole process's. Spawned: a fork would copy locks.
-    with ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=_limit_threads, initargs=(threads,)
-    ) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
         running = {}
         wanted = [(chapter, parameters_of(root / chapter)) for chapter in chapters(root)]
         # Chapters on data train models, the later the longer: begun first, they leave no core
@@ -168,56 +145,61 @@ def refresh_outputs(
     """Take over the text of each chapter's .md, execute it with its own parameters, store it.
 
     This is how the committed outputs are made; a new chapter's notebook is made from its .md, once
-    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those
-    it has.
-
-    Args:
-        root: the project's folder.
-        report: is told of each chapter.
-        only: how the names of the wanted chapters begin ("04"); all if empty.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`wanted_chapters`.
-        papermill.PapermillExecutionError: a cell raised.
+    ``_toc.yml`` names it. A chapter that fails, or is interrupted, keeps those it has. ``only`` and
+    errors are as of :func:`wanted_chapters`, and :func:`run_chapter`'s.
     """
     for chapter in wanted_chapters(root, only):
         notebook = root / chapter
-        synchronise(notebook)
+        _synchronise(notebook)
         with TemporaryDirectory() as folder:
             executed = Path(folder) / notebook.name
             seconds = run_chapter(notebook, executed, {})
             stored = nbformat.read(executed, as_version=4)
-        for part in (stored, *stored.cells):
-            for name in EXECUTION_METADATA:
+        for part in (stored, *stored.cells):  # what machines write and readers do not need
+            for name in ("execution", "papermill"):
                 part.metadata.pop(name, None)
         stored.metadata.get("language_info", {}).pop("version", None)
         with atomic_file(notebook) as file:
             nbformat.write(stored, file)
         if chapter.stem == README_PICTURE[0]:
-            (root / README_PICTURE[2]).write_bytes(picture_of(stored, README_PICTURE[1]))
+            (root / README_PICTURE[2]).write_bytes(_picture_of(stored, README_PICTURE[1]))
         report(f"{chapter.stem:<32}{seconds:6.0f} s")
 
 
-def synchronise(notebook: Path) -> None:
-    """Bring a notebook's cells up to its paired .md, keeping outputs and ids of unchanged cells.
+def _synchronise(notebook: Path) -> None:
+    """Bring a notebook's cells up to its .md, or make it; unchanged cells keep outputs and ids."""
+    command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--update"]
+    subprocess.run([*command, notebook.with_suffix(".md")], check=True, capture_output=True)
 
-    A notebook that is not there is made.
+
+def _picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
+    """The PNG of a captioned figure."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            return base64.b64decode(cell.outputs[-1].data["image/png"])
+    raise KeyError(f"there is no figure {name!r} in the notebook")
+
+
+def copy_sources(root: Path, target: Path) -> None:
+    """Copy what jupyter-book reads: configuration, contents, chapters, figures."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(root / name, target / name)
+    unwanted = shutil.ignore_patterns("*.md", ".ipynb_checkpoints", "results")
+    shutil.copytree(root / "book", target / "book", ignore=unwanted)
+
+
+def render(source: Path, output: Path, strict: bool) -> Path:
+    """Build the HTML from clean into ``_build/html`` under ``output``; the first page.
+
+    ``source`` is what :func:`copy_sources` made. If the build fails, with ``strict`` at a warning
+    of Sphinx, subprocess.CalledProcessError is raised.
     """
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jupytext",
-            "--to",
-            "ipynb",
-            "--update",
-            notebook.with_suffix(".md"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-
-
-def paired_text(notebook: Path) -> nbformat.NotebookNode:
-    """The notebook that a chapter's .md stands for, without outputs."""
-    return jupytext.read(notebook.with_suffix(".md"))
+    shutil.rmtree(output / "_build" / "html", ignore_errors=True)
+    shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(path) for path in (program, "build", source, "--path-output", output)]
+    flags = ["-W", "--keep-going"] if strict else ["--quiet"]
+    subprocess.run([*command, *flags], check=True)
+    return output / "_build" / "html" / "index.html"

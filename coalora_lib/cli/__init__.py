@@ -1,48 +1,41 @@
-"""The command line: ``coalora --help``. One module per group of commands."""
+"""The command line: ``coalora --help``."""
 
 from __future__ import annotations
 
 import typer
 
+from coalora_lib.cli import models
 from coalora_lib.cli.chapters import book, outputs, render
-from coalora_lib.cli.measurements import landscape, scale
-from coalora_lib.cli.runs import experiments, options, reproduce, search_ablation
+from coalora_lib.cli.runs import experiments, landscape, options, reproduce, scale, search_ablation
 
 __all__ = ["app"]
 
-_SST2 = "COALORA_DATA_DIR=~/glue coalora"
+_RUN, _SIZE = "COALORA_DATA_DIR=~/glue coalora", "--dataset sst2 --profile standard"
+_ARMS = "--arm search-walk --arm search-frozen"
+_RECORD = "book/results/sst2/coa-lora-rank4-sst2-standard-seed0.json"
 #: Panel of the help, command, an example of its use.
 _COMMANDS = (
-    ("The book", book, f"{_SST2} book --dataset sst2 --profile standard"),
+    (
+        "A model of your own",
+        models.train,
+        "coalora train --data reviews.csv --text review --label stars --budgets 2.25-5 --out run",
+    ),
+    (
+        "A model of your own",
+        models.evaluate,
+        "coalora evaluate run --bits 2.5,3,4 --data test.csv",
+    ),
+    ("A model of your own", models.adapt, "coalora adapt run --bits 3.1 --out phone"),
+    ("A model of your own", models.report, "coalora report run --picture run.png"),
+    ("The book", book, f"{_RUN} book {_SIZE}"),
     ("The book", outputs, "coalora outputs 04 && git diff book/"),
     ("The book", render, "coalora render --strict"),
-    (
-        "Experiments",
-        experiments,
-        f"{_SST2} experiments --dataset sst2 --profile standard --seeds 3 --jobs 12",
-    ),
-    ("Experiments", options, f"{_SST2} options --dataset sst2 --profile standard"),
-    (
-        "Experiments",
-        search_ablation,
-        f"{_SST2} search-ablation --dataset sst2 --profile standard "
-        "--arm search-walk --arm search-frozen",
-    ),
-    (
-        "Experiments",
-        reproduce,
-        f"{_SST2} reproduce book/results/sst2/coa-lora-rank4-sst2-standard-seed0.json",
-    ),
-    (
-        "Measurements",
-        landscape,
-        "coalora landscape --layers 36 --landscapes 20 --strategy walk",
-    ),
-    (
-        "Measurements",
-        scale,
-        "coalora scale paper paper-llama-2-7b --results book/results/scale",
-    ),
+    ("Experiments", experiments, f"{_RUN} experiments {_SIZE} --seeds 3 --jobs 12"),
+    ("Experiments", options, f"{_RUN} options {_SIZE}"),
+    ("Experiments", search_ablation, f"{_RUN} search-ablation {_SIZE} {_ARMS}"),
+    ("Experiments", reproduce, f"{_RUN} reproduce {_RECORD}"),
+    ("Measurements", landscape, "coalora landscape --layers 36 --landscapes 20 --strategy walk"),
+    ("Measurements", scale, "coalora scale paper paper-llama-2-7b --results book/results/scale"),
 )
 
 app = typer.Typer(

@@ -12,25 +12,14 @@ from typing import Annotated
 
 import typer
 
-from coalora_lib.cli.parameters import BUILD, Root, Seed, among
-from coalora_lib.cli.summary import summary
-from coalora_lib.experiments.profiles import CHAPTER_PROFILES
+from coalora_lib.cli.shared import BUILD, Root, Seed, one_of, summary
+from coalora_lib.experiments.profiles import CHAPTER_DATASETS, CHAPTER_PROFILES
 from coalora_lib.records import read_records
 
 
-def _chapter_dataset(value: str) -> str:
-    from coalora_lib.book.chapter import CHAPTER_DATASETS
-
-    return among(CHAPTER_DATASETS)(value)
-
-
 def book(
-    profile: Annotated[
-        str, typer.Option(help="Size of the run.", callback=among(CHAPTER_PROFILES))
-    ] = "quick",
-    dataset: Annotated[
-        str, typer.Option(help="Data of the experiments.", callback=_chapter_dataset)
-    ] = "embedded",
+    profile: Annotated[str, one_of(CHAPTER_PROFILES, "Size of the run.")] = "quick",
+    dataset: Annotated[str, one_of(CHAPTER_DATASETS, "Data of the experiments.")] = "embedded",
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)] = 2,
     root: Root = Path(),
@@ -73,7 +62,7 @@ def outputs(
 
 def render(strict: bool = False, root: Root = Path()) -> None:
     """Render the committed notebooks as they are; --strict makes a Sphinx warning an error."""
-    from coalora_lib.book.rendering import copy_sources
+    from coalora_lib.book.execution import copy_sources
 
     source = root / BUILD / "committed"
     copy_sources(root, source)
@@ -81,7 +70,7 @@ def render(strict: bool = False, root: Root = Path()) -> None:
 
 
 def _render(source: Path, root: Path, strict: bool) -> None:
-    from coalora_lib.book.rendering import render as render_html
+    from coalora_lib.book.execution import render as render_html
 
     try:
         page = render_html(source, root, strict)

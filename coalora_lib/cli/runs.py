@@ -1,31 +1,46 @@
-"""Commands that train and evaluate models, and write records."""
+"""Commands that write records: of runs, of searches on a known front, of time and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from statistics import mean
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
-from coalora_lib.cli.parameters import BUILD, DatasetName, Epochs, ProfileName, Results, Seed, among
-from coalora_lib.cli.summary import summary
+from coalora_lib.cli.shared import BUILD, Seed, among, one_of, summary
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.experiment import sized_for_search
-from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of
+from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of, sized_for_search
 from coalora_lib.experiments.pool import run_all
 from coalora_lib.experiments.runner import all_jobs, path_of, run_job, run_of
+from coalora_lib.experiments.scale import FULL_SIZES, measure_scale
 from coalora_lib.records import Job, read_record
-from coalora_lib.tasks import checkpoint_checksum, data_checksum
+from coalora_lib.search import STRATEGIES
+from coalora_lib.tasks import TASKS, checkpoint_checksum, data_checksum
+from coalora_lib.testbed.comparison import ALLOCATION, FIRST_SEED, PLAN, compare_on_landscape
 
 COMPARED = methods_of("main", "ablation")
-ARMS = methods_of("search")
 #: The ranks of chapter 5.
 RANKS = (4, 8, 16)
-#: The arm that is left out if none is named, since it is slow.
+ARMS = methods_of("search")
+#: Left out if no arm is named, since it is slow.
 SLOW = "search-local-search"
+#: What `coalora landscape` compares.
+SEARCHES = [*STRATEGIES, ALLOCATION]
+
+
+def several(allowed: Collection[str], otherwise: str) -> Any:
+    """An option that takes many of these, given many times."""
+    return one_of(allowed, f"Of {', '.join(allowed)}. {otherwise} if none is named.")
+
+
+ProfileName = Annotated[str, one_of(PROFILES, "Size of the run.")]
+DatasetName = Annotated[str, one_of(["embedded", *TASKS], "Data of the experiments.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the training data.", min=0.01)]
+Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 
 
 def experiments(
@@ -35,10 +50,7 @@ def experiments(
     rank: Annotated[
         list[int] | None, typer.Option(help="Ranks of LoRA; 4, 8 and 16 if none is named.", min=1)
     ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Of {', '.join(COMPARED)}. All but the ablations if none is named."),
-    ] = None,
+    method: Annotated[list[str] | None, several(COMPARED, "All but the ablations")] = None,
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     learning_rate: Annotated[
         float | None, typer.Option(help="Instead of the profile's; for tuning.", min=0)
@@ -50,8 +62,7 @@ def experiments(
     run = Run(PROFILES[profile], 0, dataset)
     if learning_rate is not None:
         run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
-    named = [among(COMPARED)(slug) for slug in method or ()]
-    named = named or (ablations_of(run.profile) if ablations else list(methods_of("main")))
+    named = method or (ablations_of(run.profile) if ablations else list(methods_of("main")))
     _run_missing(all_jobs(run.profile, rank or RANKS, range(seeds), named), run, results, jobs)
 
 
@@ -79,17 +90,14 @@ def search_ablation(
     seed: Seed = 0,
     rank: Annotated[int, typer.Option(help="Rank of every run.", min=1)] = 4,
     epochs: Epochs = 2.0,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Of {', '.join(ARMS)}. All but {SLOW} if none is named."),
-    ] = None,
+    arm: Annotated[list[str] | None, several(ARMS, f"All but {SLOW}")] = None,
     results: Results = BUILD / "results",
 ) -> None:
     """Train one model for each way to extend the training set; chapter 4 shows the records.
 
     An arm whose record is in the folder is not trained again.
     """
-    named = [among(ARMS)(slug) for slug in arm or ()] or [slug for slug in ARMS if slug != SLOW]
+    named = arm or [slug for slug in ARMS if slug != SLOW]
     run = Run(sized_for_search(PROFILES[profile], epochs), seed, dataset)
     _run_missing(all_jobs(run.profile, [rank], [seed], named), run, results)
 
@@ -141,3 +149,43 @@ def reproduce(
             f"{before.bits:6.3f} bits, {kind}: {100 * before.accuracy:.2f}, "
             f"{100 * after.accuracy:.2f}"
         )
+
+
+def landscape(
+    layers: Annotated[int, typer.Option(help="Of the made-up model; an even number.", min=2)] = 36,
+    landscapes: Annotated[int, typer.Option(help=f"Seeds {FIRST_SEED} and up.", min=1)] = 20,
+    proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
+    strategy: Annotated[
+        list[str] | None, several(SEARCHES, "All but the slow local search")
+    ] = None,
+    results: Results = BUILD / "results",
+) -> None:
+    """Search synthetic losses with a known front; chapter 4 shows the records.
+
+    Landscapes that the record holds are not searched again.
+    """
+    named = strategy or [name for name in SEARCHES if name != "local search"]
+    plan = replace(PLAN, proposals=proposals)
+    path = results / f"synthetic-{layers}.json"
+    seeds = range(FIRST_SEED, FIRST_SEED + landscapes)
+    try:
+        record = compare_on_landscape(layers, seeds, plan, named, path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for name in named:
+        shares = [100 * run.closed(name)[-1] for run in record.runs]
+        typer.echo(f"{name.ljust(14)}{mean(shares):6.1f} % of the gap closed")
+    typer.echo(f"Record: {path}")
+
+
+def scale(
+    profiles: Annotated[
+        list[str], typer.Argument(help=f"Of {', '.join(FULL_SIZES)}.", callback=among(FULL_SIZES))
+    ],
+    results: Results = BUILD / "results",
+) -> None:
+    """Measure time and memory of the paper's models at full size, with random weights."""
+    for name in profiles:
+        record = measure_scale(name, results)
+        spent = ", ".join(f"{what} {seconds:.3g} s" for what, seconds in record.seconds.items())
+        typer.echo(f"{name}: {record.parameters / 1e9:.2f} billion parameters, {spent}")

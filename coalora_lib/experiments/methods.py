@@ -1,28 +1,104 @@
-"""The methods of the experiments: each one a model, what it trains on, and settings changed."""
+"""The three experiments on models, and their methods: a model, what it trains on, settings changed.
+
+Each experiment has a **protocol**, whose name its records carry: what was run and how, as far as it
+decides the numbers; only records of one protocol stand in one table. Raise the number at its end,
+by hand, when the results of a new run are no longer comparable with those of stored ones: another
+loss, another optimizer, other arbitrary configurations, a repaired fault in what trains or in what
+is evaluated. Leave it when results are the same up to rounding: renamed code, a faster path,
+another device, newer versions of packages.
+
+Under ``book/results``: "comparison-1" are the earlier runs of chapter 5, before the residual start
+and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.experiments.experiment import (
-    COMPARISON,
-    OPTIONS,
-    SEARCH,
-    Experiment,
-)
 from coalora_lib.experiments.profiles import Profile
-from coalora_lib.experiments.setup import Setup
-from coalora_lib.spaces import Configuration
+from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
+from coalora_lib.spaces import Configuration, random_configuration
 from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
-#: From the shared ground, the rank, and the configuration of a run for one, with the method's
-#: settings of the adapter: the model to train.
 Maker = Callable[..., nn.Module]
+#: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
+Target = tuple[float | None, Configuration]
+
+#: Arbitrary configurations that the adapter's options are evaluated on.
+UNIFORM_DRAWS = 8
+#: Bits of the allocated configurations that searches are evaluated on; no profile trains on them.
+UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the runs over a set of one experiment share.
+
+    Attributes:
+        first_set: what they train on until a search changes it.
+        targets: what they are evaluated on.
+        twins: they are also evaluated on the first set's configurations and unseen ones like them.
+        unmet: a target that a run has trained on or scored is left out.
+    """
+
+    protocol: str
+    first_set: Callable[[Setup], list[Configuration]]
+    targets: Callable[[Setup], list[Target]]
+    twins: bool = False
+    unmet: bool = False
+
+
+def _targets(
+    setup: Setup, budgets: Sequence[float], arbitrary: Sequence[Configuration]
+) -> list[Target]:
+    allocated: list[Target] = [(budget, setup.allocated(budget)) for budget in budgets]
+    return allocated + [(None, configuration) for configuration in arbitrary]
+
+
+def _uniform(setup: Setup) -> list[Configuration]:
+    """Each layer's choice drawn uniformly: mean bits near the middle of the range."""
+    generator = torch.Generator().manual_seed(ARBITRARY_SEED + setup.run.seed)
+    drawn = range(UNIFORM_DRAWS)
+    return [random_configuration(setup.shapes, generator, setup.space) for _ in drawn]
+
+
+#: The methods and the ablations of chapter 5.
+COMPARISON = Experiment(
+    "comparison-2",
+    Setup.training_set,
+    lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
+    twins=True,
+)
+#: The adapter's options, chapter 3.
+OPTIONS = Experiment(
+    "options-2",
+    Setup.training_set,
+    lambda setup: _targets(setup, setup.run.profile.budgets, _uniform(setup)),
+)
+#: Ways to extend the training set, chapter 4. It starts with allocated configurations alone.
+SEARCH = Experiment(
+    "search-2",
+    lambda setup: [setup.allocated(budget) for budget in setup.run.profile.training_budgets],
+    lambda setup: _targets(setup, UNSEEN_BUDGETS, setup.arbitrary()),
+    unmet=True,
+)
+
+
+def sized_for_search(profile: Profile, epochs: float) -> Profile:
+    """A profile as :data:`SEARCH` runs it: searches between quarters of the training."""
+    return replace(
+        profile,
+        epochs=epochs,
+        # What a search scores on decides its time; 512 are the standard profile's.
+        scoring_examples=min(profile.scoring_examples, 512),
+        search=replace(profile.search, rounds=4),
+    )
 
 
 @dataclass(frozen=True)
@@ -30,20 +106,17 @@ class Method:
     """One way to serve configurations.
 
     Attributes:
-        slug: its name in files and commands; label: in tables.
-        make: the model to train; adapter: settings for it.
+        label: in tables.
+        make: the model to train, from the shared ground, the rank, and the configuration of a run
+            for one; adapter: settings for it.
         trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
             that budget's configuration; "nothing", unquantized.
-        plan: settings changed of the training plan. Where ``configurations_per_step`` is, the steps
-            change so that the passes stay the same.
+        plan: settings changed of the training plan.
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
-        space: that configurations are from.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
-        group: "main" and "ablation" of the comparison, "option", "search".
     """
 
-    slug: str
     label: str
     make: Maker
     trains_on: Literal["set", "budget", "nothing"] = "set"
@@ -54,6 +127,12 @@ class Method:
     space: str = "nf"
     has_rank: bool = True
     group: Literal["main", "ablation", "option", "search"] = "main"
+
+    @property
+    def slug(self) -> str:
+        """Its name in files and commands: the label in small letters with dashes."""
+        prefix = {"option": "options-", "search": "search-"}.get(self.group, "")
+        return prefix + self.label.lower().replace(", ", "-").replace(" ", "-")
 
     @property
     def experiment(self) -> Experiment:
@@ -73,9 +152,7 @@ def _half_residual(setup: Setup, rank: int, _: Configuration | None, **settings)
     return _coa_lora(setup, trained, None, **settings, **shared)
 
 
-def _lq_lora(setup: Setup, rank: int, configuration: Configuration | None) -> nn.Module:
-    if configuration is None:
-        raise ValueError("LQ-LoRA is trained for one configuration, and none is given")
+def _lq_lora(setup: Setup, rank: int, configuration: Configuration) -> nn.Module:
     alpha = setup.run.profile.alpha
     return lq_lora(setup.new_base(), configuration, rank, alpha, space=setup.space)
 
@@ -96,46 +173,25 @@ TAUGHT = 0.5
 
 _PLAIN: dict[str, Any] = {"adjuster": "none"}
 _WHOLE = {"start": "svd", "output_bias": True, "error_features": True, "bias_correction": True}
-_OURS = Method("coa-lora", "CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
-_PUBLISHED = replace(
-    _OURS, slug="coa-lora-as-published", label="CoA-LoRA, as published", adapter={"start": "svd"}
-)
-_SHARED = Method("shared-lora", "Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
-_LQ = Method("lq-lora", "LQ-LoRA", _lq_lora, "budget")
+_OURS = Method("CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
+_SHARED = Method("Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
+_LQ = Method("LQ-LoRA", _lq_lora, "budget")
 #: What distillation learns from.
-TEACHER = Method("lora-unquantized", "LoRA, unquantized", _unquantized_lora, "nothing")
-_FULL = Method(
-    "full-fine-tuning",
-    "full fine-tuning",
-    _full_fine_tuning,
-    "nothing",
-    rate=FULL_RATE,
-    has_rank=False,
-)
+TEACHER = Method("LoRA, unquantized", _unquantized_lora, "nothing")
 
 
-def _changed(slug: str, whole: Method = _OURS, label: str = "", **changed) -> Method:
-    """An ablation; its label is its slug in words by default. Settings of the adapter are added to
-    those of the whole."""
+def _changed(label: str, whole: Method = _OURS, **changed) -> Method:
+    """An ablation; settings of the adapter are added to those of the whole."""
     adapter = {**whole.adapter, **changed.pop("adapter", {})}
-    label = label or slug.replace("-", " ")
-    return replace(whole, slug=slug, label=label, group="ablation", adapter=adapter, **changed)
+    return replace(whole, label=label, group="ablation", adapter=adapter, **changed)
 
 
-def _variant(whole: Method, part: str, **changed) -> Method:
-    """An ablation of another method than ours."""
-    label = f"{whole.label}, {part.replace('-', ' ')}"
-    return _changed(f"{whole.slug}-{part}", whole, label, **changed)
-
-
-def _option(slug: str, label: str = "", make: Maker = _coa_lora, **adapter) -> Method:
-    label = label or slug.replace("-", " ")
-    return Method(f"options-{slug}", label, make, adapter=adapter, group="option")
+def _option(label: str, make: Maker = _coa_lora, **adapter) -> Method:
+    return Method(label, make, adapter=adapter, group="option")
 
 
 def _arm(label: str, search: dict[str, Any] | None) -> Method:
-    slug = f"search-{label.replace(', ', '-').replace(' ', '-')}"
-    return Method(slug, label, _coa_lora, search=search, group="search")
+    return Method(label, _coa_lora, search=search, group="search")
 
 
 _TAUGHT = {"distillation": TAUGHT, "teacher": "model"}
@@ -146,47 +202,42 @@ _ALL = (
     # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
     # configuration.
     _OURS,
-    _PUBLISHED,
+    replace(_OURS, label="CoA-LoRA, as published", adapter={"start": "svd"}),
     _SHARED,
-    Method(
-        "lora-by-bit-width", "LoRA by bit width", _coa_lora, adapter={"adjuster": "bank"}, search={}
-    ),
+    Method("LoRA by bit width", _coa_lora, adapter={"adjuster": "bank"}, search={}),
     _LQ,
-    Method("qlora", "QLoRA", _coa_lora, "budget", adapter=_PLAIN),
+    Method("QLoRA", _coa_lora, "budget", adapter=_PLAIN),
     TEACHER,
-    _FULL,
+    Method("full fine-tuning", _full_fine_tuning, "nothing", rate=FULL_RATE, has_rank=False),
     # Ablations: CoA-LoRA with one part changed; integer codes for it and what it is measured with.
-    _changed("no-search", search=None),
-    _changed("no-filter", search=_ALL_KEPT),
-    _changed("no-network", adapter=_NO_NETWORK),
-    _changed("no-bias-correction", adapter={"bias_correction": False}),
-    _changed("no-output-bias", adapter={"output_bias": False}),
-    _changed("no-error-features", adapter={"error_features": False}),
-    _changed("zero-start", adapter={"start": "zero"}),
-    _changed("residual-start", make=_half_residual, adapter={"start": "residual"}),
-    _changed("1-configuration-a-step", plan={"configurations_per_step": 1}),
-    _changed("2-configurations-a-step", plan={"configurations_per_step": 2}),
-    _changed("4-configurations-a-step", plan={"configurations_per_step": 4}),
+    _changed("no search", search=None),
+    _changed("no filter", search=_ALL_KEPT),
+    _changed("no network", adapter=_NO_NETWORK),
+    _changed("no bias correction", adapter={"bias_correction": False}),
+    _changed("no output bias", adapter={"output_bias": False}),
+    _changed("no error features", adapter={"error_features": False}),
+    _changed("zero start", adapter={"start": "zero"}),
+    _changed("residual start", make=_half_residual, adapter={"start": "residual"}),
+    _changed("1 configuration a step", plan={"configurations_per_step": 1}),
+    _changed("2 configurations a step", plan={"configurations_per_step": 2}),
+    _changed("4 configurations a step", plan={"configurations_per_step": 4}),
     _changed("distillation", plan=_TAUGHT),
-    _changed("distillation-in-place", plan=_IN_PLACE),
-    _variant(_SHARED, "distillation", plan=_TAUGHT),
-    _variant(_SHARED, "distillation-in-place", plan=_IN_PLACE),
-    *(_variant(each, "integer-codes", space="int") for each in (_OURS, _SHARED, _LQ)),
-    # Options: the plainest CoA-LoRA with one option each, all without a search.
-    _option("shared-lora", "Shared-LoRA", **_PLAIN),
-    _option("coa-lora", "CoA-LoRA"),
-    _option("learned-scale", learned_scale=True),
-    _option("output-bias", output_bias=True),
-    _option("error-features", error_features=True),
-    _option("svd-start", "SVD start", start="svd"),
-    _option("residual-start", make=_half_residual, start="residual"),
-    _option(
-        "shared-lora-residual-start",
-        "Shared-LoRA, residual start",
-        _half_residual,
-        start="residual",
-        **_PLAIN,
+    _changed("distillation in place", plan=_IN_PLACE),
+    _changed("Shared-LoRA, distillation", _SHARED, plan=_TAUGHT),
+    _changed("Shared-LoRA, distillation in place", _SHARED, plan=_IN_PLACE),
+    *(
+        _changed(f"{each.label}, integer codes", each, space="int")
+        for each in (_OURS, _SHARED, _LQ)
     ),
+    # Options: the plainest CoA-LoRA with one option each, all without a search.
+    _option("Shared-LoRA", **_PLAIN),
+    _option("CoA-LoRA"),
+    _option("learned scale", learned_scale=True),
+    _option("output bias", output_bias=True),
+    _option("error features", error_features=True),
+    _option("SVD start", start="svd"),
+    _option("residual start", _half_residual, start="residual"),
+    _option("Shared-LoRA, residual start", _half_residual, start="residual", **_PLAIN),
     # Searches: the plainest CoA-LoRA, its set extended in one way each.
     _arm("frozen", None),
     _arm("walk", {"strategy": "walk", **_FILTERED}),
@@ -197,7 +248,7 @@ _ALL = (
     _arm("local search", {"strategy": "local search", **_FILTERED}),
 )
 #: Every method by its slug, in the order of tables.
-METHODS: dict[str, Method] = {method.slug: method for method in _ALL}
+METHODS = {method.slug: method for method in _ALL}
 
 
 def methods_of(*groups: str) -> dict[str, Method]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import Queue, get_context
@@ -13,32 +13,22 @@ from pathlib import Path
 
 import torch
 
-from coalora_lib.experiments.profiles import Profile
-from coalora_lib.experiments.run import Run
+from coalora_lib.experiments.profiles import Run
 from coalora_lib.experiments.runner import path_of, run_job
-from coalora_lib.experiments.setup import Setup, prepare
+from coalora_lib.experiments.setup import prepare
 from coalora_lib.records import Job
 
 
 def run_all(
     jobs: Sequence[Job], run: Run, folder: str | Path, processes: int
 ) -> Iterator[tuple[Job, Path]]:
-    """Run what has no record yet, and say what is done as it is done.
+    """Run what has no record in the folder yet, and yield job and record as each is done.
 
-    Processes share the GPUs evenly. A job that fails does not stop the others; its error is raised
-    at the end.
-
-    Args:
-        jobs: from :func:`~coalora_lib.experiments.runner.all_jobs`.
-        run: profile and data set; ranks and seeds are the jobs' own.
-        folder: for the records.
-        processes: how many runs at a time.
-
-    Yields:
-        Job and record.
+    Profile and data set are the run's, ranks and seeds the jobs' own. Processes share the GPUs
+    evenly. A job that fails does not stop the others.
 
     Raises:
-        RuntimeError: jobs failed; the first one is named, its error is the cause.
+        RuntimeError: at the end: jobs failed; the first one is named, its error is the cause.
     """
     open_jobs = [job for job in jobs if not path_of(job, run, folder).exists()]
     context = get_context("spawn")
@@ -47,9 +37,7 @@ def run_all(
         devices.put(visible[number % len(visible)])
     failed: list[tuple[Job, BaseException]] = []
     with ProcessPoolExecutor(processes, context, _begin, (devices, processes)) as pool:
-        waiting: dict[Future, Job] = {
-            pool.submit(_run_one, job, run, str(folder)): job for job in open_jobs
-        }
+        waiting = {pool.submit(_run_one, job, run, str(folder)): job for job in open_jobs}
         for done in as_completed(waiting):
             error = done.exception()
             if error is None:
@@ -78,14 +66,11 @@ def _begin(devices: Queue, processes: int) -> None:
 
 
 def _run_one(job: Job, run: Run, folder: str) -> Path:
-    setup = _prepared(run.profile, job.seed, run.dataset)
     try:
-        return run_job(replace(setup, run=replace(run, seed=job.seed)), job, folder)
+        return run_job(_prepared(replace(run, seed=job.seed)), job, folder)
     finally:  # to the processes beside this one
         gc.collect()
         torch.cuda.empty_cache()
 
 
-@lru_cache(maxsize=1)  # jobs come seed by seed
-def _prepared(profile: Profile, seed: int, dataset: str) -> Setup:
-    return prepare(Run(profile, seed, dataset))
+_prepared = lru_cache(maxsize=1)(prepare)  # jobs come seed by seed

@@ -1,54 +1,53 @@
-"""The sizes of a run, all in one place: quick, standard, and the paper's."""
+"""What a run is asked for: a size (quick, standard, the paper's), a seed, a data set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from coalora_lib.allocation.budgets import spread
+from coalora_lib.allocation import spread
+from coalora_lib.packaged import MINILM
 from coalora_lib.search import SearchPlan
-from coalora_lib.tasks.models import MINILM
+from coalora_lib.tasks import TASKS
+
+#: The parameters that the stored outputs of the chapters were made with.
+PUBLISHED = {"profile": "quick", "seed": 0, "dataset": "embedded"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Everything about a run that is not its seed or its data.
 
     Attributes:
-        name: what one passes as the parameter ``profile``.
-        model: for :func:`coalora_lib.tasks.load_classifier`, or, on C4,
-            :func:`~coalora_lib.tasks.load_language_model`.
+        model: its name, for the loaders of :mod:`coalora_lib.tasks`.
         dtype: of the pre-trained weights: "float32"; "float64", which makes the printed digits the
             same on every CPU, and is float32 on a GPU; or "bfloat16", in which large models are
             stored. A GPU computes under bfloat16 autocast.
         train_examples, validation_examples: taken from the start of a split; None is all.
         scoring_examples: held out of the training split for the search and for tuning.
         max_length: tokens; of C4, in a block.
-        rank, alpha: of the LoRA factors.
         epochs: over the training examples, each with ``configurations_per_step`` passes.
-        batch_size, configurations_per_step, learning_rate: of the training plan.
         error_pieces: pieces of each layer the error table looks at; None is all weights.
         training_budgets: bits of the allocated configurations in the first training set.
         random_configurations: arbitrary ones beside them.
-        language_model: the model continues texts, and is for data sets without labels.
-        arbitrary_configurations: those that a trained model is evaluated on, in no training set.
-        search: sizes of the search.
         budgets: bits at which the methods are compared.
+        arbitrary_configurations: those that a trained model is evaluated on, in no training set.
+        language_model: the model continues texts, and is for data sets without labels.
     """
 
     name: str
     model: str
-    dtype: str
-    train_examples: int | None
-    validation_examples: int | None
+    dtype: str = "float32"
+    train_examples: int | None = None
+    validation_examples: int | None = None
     scoring_examples: int
-    max_length: int
+    max_length: int = 128
     rank: int
     alpha: float
     epochs: float
     batch_size: int
-    configurations_per_step: int
+    configurations_per_step: int = 1
     learning_rate: float
-    error_pieces: int | None
+    error_pieces: int | None = None
     training_budgets: tuple[float, ...]
     random_configurations: int
     search: SearchPlan
@@ -57,94 +56,91 @@ class Profile:
     language_model: bool = False
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run's checked parameters; the data are "embedded" or of :data:`coalora_lib.tasks.TASKS`."""
+
+    profile: Profile
+    seed: int
+    dataset: str = "embedded"
+
+    @property
+    def published(self) -> bool:
+        """Whether the parameters are those of the stored outputs, which the text speaks of."""
+        given = {"profile": self.profile.name, "seed": self.seed, "dataset": self.dataset}
+        return given == PUBLISHED
+
+
+_QUICK = Profile(
+    name="quick",
+    model=MINILM,
+    dtype="float64",
+    train_examples=8192,
+    scoring_examples=64,
+    max_length=64,
+    rank=8,
+    alpha=16,
+    epochs=1,
+    batch_size=16,
+    learning_rate=1e-3,
+    error_pieces=1,
+    training_budgets=spread(2.25, 5.0, 6),
+    random_configurations=3,
+    search=SearchPlan(rounds=2, restarts=3, max_steps=30, proposals=6),
+    budgets=(2.5, 3.0, 3.5, 4.0),
+    arbitrary_configurations=6,
+)
+_STANDARD = Profile(
+    name="standard",
+    model=MINILM,
+    scoring_examples=512,
+    rank=16,
+    alpha=16,
+    epochs=3,
+    batch_size=128,
+    learning_rate=1e-3,
+    training_budgets=spread(2.25, 5.0, 25),
+    random_configurations=25,
+    search=SearchPlan(rounds=3, restarts=5, max_steps=30, proposals=20),
+)
 #: RoBERTa-large on GLUE, with the paper's hyperparameters.
 _PAPER = Profile(
     name="paper",
     model="FacebookAI/roberta-large",
-    dtype="float32",
-    train_examples=None,
-    validation_examples=None,
     scoring_examples=1024,
-    max_length=128,
     rank=64,
     alpha=64,
     epochs=10,
     batch_size=64,
-    configurations_per_step=1,
     learning_rate=1e-4,
-    error_pieces=None,
     training_budgets=spread(2.25, 7.25, 50),
     random_configurations=0,
     search=SearchPlan(rounds=10, restarts=5, max_steps=120, proposals=20),
 )
-
-
-def _on_c4(name: str, model: str) -> Profile:
-    """A language model on C4 with the paper's hyperparameters; the numbers of texts are ours."""
-    return replace(
-        _PAPER,
-        name=name,
-        model=model,
-        dtype="bfloat16",
-        language_model=True,
-        train_examples=8192,
-        validation_examples=1024,
-        scoring_examples=64,
-        max_length=1024,
-        epochs=5,
-        batch_size=4,
-        search=replace(_PAPER.search, rounds=5),
-    )
-
-
-PROFILES: dict[str, Profile] = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            name="quick",
-            model=MINILM,
-            dtype="float64",
-            train_examples=8192,
-            validation_examples=None,
-            scoring_examples=64,
-            max_length=64,
-            rank=8,
-            alpha=16,
-            epochs=1,
-            batch_size=16,
-            configurations_per_step=1,
-            learning_rate=1e-3,
-            error_pieces=1,
-            training_budgets=spread(2.25, 5.0, 6),
-            random_configurations=3,
-            search=SearchPlan(rounds=2, restarts=3, max_steps=30, proposals=6),
-            budgets=(2.5, 3.0, 3.5, 4.0),
-            arbitrary_configurations=6,
-        ),
-        Profile(
-            name="standard",
-            model=MINILM,
-            dtype="float32",
-            train_examples=None,
-            validation_examples=None,
-            scoring_examples=512,
-            max_length=128,
-            rank=16,
-            alpha=16,
-            epochs=3,
-            batch_size=128,
-            configurations_per_step=1,
-            learning_rate=1e-3,
-            error_pieces=None,
-            training_budgets=spread(2.25, 5.0, 25),
-            random_configurations=25,
-            search=SearchPlan(rounds=3, restarts=5, max_steps=30, proposals=20),
-        ),
-        _PAPER,
-        _on_c4("paper-qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B"),
-        _on_c4("paper-qwen2.5-3b", "Qwen/Qwen2.5-3B"),
-        _on_c4("paper-llama-2-7b", "meta-llama/Llama-2-7b-hf"),
-    )
-}
-#: What a chapter may be run with: those of classifiers.
+#: A language model on C4 with the paper's hyperparameters; the numbers of texts are ours.
+_QWEN = replace(
+    _PAPER,
+    name="paper-qwen2.5-1.5b",
+    model="Qwen/Qwen2.5-1.5B",
+    dtype="bfloat16",
+    language_model=True,
+    train_examples=8192,
+    validation_examples=1024,
+    scoring_examples=64,
+    max_length=1024,
+    epochs=5,
+    batch_size=4,
+    search=replace(_PAPER.search, rounds=5),
+)
+_ALL = (
+    _QUICK,
+    _STANDARD,
+    _PAPER,
+    _QWEN,
+    replace(_QWEN, name="paper-qwen2.5-3b", model="Qwen/Qwen2.5-3B"),
+    replace(_QWEN, name="paper-llama-2-7b", model="meta-llama/Llama-2-7b-hf"),
+)
+PROFILES = {profile.name: profile for profile in _ALL}
+#: What a chapter may be run with and on: classifiers, and what has classes.
 CHAPTER_PROFILES = [name for name, profile in PROFILES.items() if not profile.language_model]
+CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]

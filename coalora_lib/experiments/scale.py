@@ -5,14 +5,13 @@ Neither time nor memory depends on what the weights are; accuracy would, and non
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from torch.utils.benchmark import timer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,73 +24,48 @@ from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.allocation import error_table
 from coalora_lib.experiments.profiles import PROFILES, Profile
-from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import device_name, versions
+from coalora_lib.records.schema import Strict
+from coalora_lib.records.store import write_json
 from coalora_lib.spaces import random_configuration
 from coalora_lib.training import TrainingPlan
-from coalora_lib.training.evaluation import Examples
 from coalora_lib.training.loop import Trainer
 
+_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
+_QWEN = {"num_key_value_heads": 2, "tie_word_embeddings": True}
 #: By profile: architecture and sizes, from the models' config.json on the hub.
 FULL_SIZES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "model_type": "roberta",
-        "vocab_size": 50265,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-    },
-    "paper-qwen2.5-1.5b": {
-        "model_type": "qwen2",
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "paper-qwen2.5-3b": {
-        "model_type": "qwen2",
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "paper-llama-2-7b": {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
+    name: dict(zip(_FIELDS, sizes, strict=True)) | more
+    for name, sizes, more in (
+        ("paper", ("roberta", 50265, 1024, 4096, 24, 16), _ROBERTA),
+        ("paper-qwen2.5-1.5b", ("qwen2", 151936, 1536, 8960, 28, 12), _QWEN),
+        ("paper-qwen2.5-3b", ("qwen2", 151936, 2048, 11008, 36, 16), _QWEN),
+        ("paper-llama-2-7b", ("llama", 32000, 4096, 11008, 32, 32), {}),
+    )
 }
 #: Steps and switches that a median is taken over, after one that is not counted: one that another
 #: program delays does not move it, nor do two.
 REPEATS = 5
 
 
-class ScaleRecord(BaseModel):
+class ScaleRecord(Strict):
     """One model at full size.
 
     Attributes:
-        profile, model: whose shapes; device, versions: of the measurement.
-        parameters: of the model; adapted: those in layers with an adapter, ``layers`` of them.
-        trained: parameters that CoA-LoRA trains, at the profile's rank.
+        parameters: of the model; adapted: in ``layers`` with an adapter; trained: by CoA-LoRA.
         batch_size: the profile's, halved until it fits; length: in tokens.
         seconds: "error table" (one block measured, times the blocks), "switch" to a new
             configuration, and "step" of one configuration, medians.
         peak_memory: bytes that torch held on the GPU at most, over all of it; None on a processor.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     profile: str
     model: str
@@ -109,32 +83,26 @@ class ScaleRecord(BaseModel):
 
 
 def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
-    """Measure one of :data:`FULL_SIZES` and write scale-<profile>.json.
+    """Measure a profile of :data:`FULL_SIZES` and write scale-<profile>.json into the folder.
 
-    Args:
-        name: of the profile.
-        folder: for the record.
-
-    Raises:
-        ValueError: the profile has no full size here.
-        torch.OutOfMemoryError: not even one example fits.
+    Raises torch.OutOfMemoryError if not even one example fits.
     """
     if name not in FULL_SIZES:
         raise ValueError(f"profile={name!r} is not known; allowed: {', '.join(FULL_SIZES)}")
     profile = PROFILES[name]
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
-    base = random_model(name, "cuda" if torch.cuda.is_available() else "cpu")
-    names = adaptable_layers(base)
-    weights = {layer: base.get_submodule(layer).weight.detach() for layer in names}
-    blocks = base.config.num_hidden_layers
-    block = dict(list(weights.items())[: len(names) // blocks])
+    base = random_model(name, "cuda" if gpu else "cpu")
+    weights = {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
+    layers, blocks = len(weights), base.config.num_hidden_layers
+    block = dict(list(weights.items())[: layers // blocks])
     seconds = {"error table": blocks * _median(lambda: error_table(block), repeats=1)}
     parameters = sum(parameter.numel() for parameter in base.parameters())
     model = CoaLora.attach(base, profile.rank, profile.alpha)
     generator = torch.Generator().manual_seed(0)
     seconds["switch"] = _median(
-        lambda: model.set_configuration(random_configuration(len(names), generator))
+        lambda: model.set_configuration(random_configuration(layers, generator))
     )
     batch_size, seconds["step"] = _largest_step(model, profile)
     record = ScaleRecord(
@@ -144,28 +112,25 @@ def measure_scale(name: str, folder: str | Path) -> ScaleRecord:
         versions=versions(),
         parameters=parameters,
         adapted=sum(weight.numel() for weight in weights.values()),
-        layers=len(names),
+        layers=layers,
         rank=profile.rank,
         trained=sum(parameter.numel() for parameter in trained_parameters(model).values()),
         batch_size=batch_size,
         length=profile.max_length,
         seconds={what: float(f"{spent:.4g}") for what, spent in seconds.items()},
-        peak_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        peak_memory=torch.cuda.max_memory_allocated() if gpu else None,
     )
-    path = Path(folder) / f"scale-{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        partial.write_text(record.model_dump_json(indent=2) + "\n")
+    write_json(record, Path(folder) / f"scale-{name}.json")
     return record
 
 
 def random_model(name: str, device: str) -> PreTrainedModel:
     """A model of full size with random weights, in its profile's dtype."""
     config = AutoConfig.for_model(**FULL_SIZES[name])
-    classifies = FULL_SIZES[name]["model_type"] == "roberta"
-    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    profile = PROFILES[name]
+    kind = AutoModelForCausalLM if profile.language_model else AutoModelForSequenceClassification
     with torch.device(device):
-        return kind.from_config(config, dtype=getattr(torch, PROFILES[name].dtype))
+        return kind.from_config(config, dtype=getattr(torch, profile.dtype))
 
 
 def _largest_step(model: CoaLora, profile: Profile) -> tuple[int, float]:
@@ -189,37 +154,25 @@ def _step_seconds(model: CoaLora, profile: Profile, batch_size: int) -> float:
         configurations_per_step=1,
         learning_rate=profile.learning_rate,
     )
-    examples = _random_examples(model, batch_size, profile.max_length)
+    tokens = torch.randint(3, model.config.vocab_size, (batch_size, profile.max_length))
+    examples = [
+        {
+            "input_ids": row,
+            "attention_mask": torch.ones_like(row),
+            "labels": row if profile.language_model else torch.tensor(0),
+        }
+        for row in tokens
+    ]
     current = model.configuration
     trainer = Trainer(model, examples, None if current is None else [current], plan)
     return _median(trainer.train_step)
 
 
-def _random_examples(model: CoaLora, count: int, length: int) -> Examples:
-    tokens = torch.randint(3, model.config.vocab_size, (count, length))
-    continues = type(model.model.get_base_model()).__name__.endswith("CausalLM")
-    return [
-        {
-            "input_ids": row,
-            "attention_mask": torch.ones_like(row),
-            "labels": row if continues else torch.tensor(0),
-        }
-        for row in tokens
-    ]
-
-
 def _median(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Seconds of a call, after one that is not counted."""
+    """Seconds of a call, after one that is not counted; a GPU is waited for."""
     times = []
     for _ in range(repeats + 1):
-        _wait()
-        began = time.perf_counter()
+        began = timer()
         call()
-        _wait()
-        times.append(time.perf_counter() - began)
+        times.append(timer() - began)
     return median(times[1:])
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

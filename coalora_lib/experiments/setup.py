@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.allocation import allocate, error_table
-from coalora_lib.allocation.budgets import spread
-from coalora_lib.experiments.run import Run
+from coalora_lib.allocation import allocate, error_table, spread
+from coalora_lib.experiments.profiles import Run
+from coalora_lib.kinds import Examples, get_kind
 from coalora_lib.spaces import (
     NORMAL_FLOAT,
     Configuration,
@@ -24,22 +24,21 @@ from coalora_lib.spaces import (
 )
 from coalora_lib.tasks import (
     TASKS,
+    Pretrained,
     TaskSplits,
     load_classifier,
     load_language_model,
     load_task,
 )
-from coalora_lib.training import TrainingPlan, mean_inputs, tokenize, tokenize_blocks
-from coalora_lib.training.evaluation import Examples
+from coalora_lib.training import TrainingPlan, mean_inputs
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
-#: Training examples that the layers' mean inputs are measured on; a mean over their thousands of
-#: tokens has a standard error of a few percent of a feature's spread.
+#: Training examples that mean inputs are measured on; a mean over their thousands of tokens has a
+#: standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
-#: Added to a run's seed where twins and arbitrary configurations are drawn, so that they are drawn
-#: apart from the training set, whose generator has the seed itself, and from each other: seeds of
-#: runs are small.
+#: Added to a run's seed where twins and arbitrary configurations are drawn, apart from the training
+#: set, whose generator has the seed itself, and from each other: seeds of runs are small.
 TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
 
 
@@ -48,13 +47,10 @@ class Setup:
     """The shared ground of a comparison; only the method may differ on it.
 
     Attributes:
-        run: profile, seed and data set.
-        splits: the task as loaded.
         train, scoring, validation: tokenized examples. ``scoring`` is held out of the training
             split for the search; ``validation`` is what results are reported on.
         weights: the pre-trained weight of each adapted layer.
-        errors: (layers, choices), the squared quantization errors.
-        space: whose choices they are of.
+        errors: (layers, choices), the squared quantization errors in the space.
     """
 
     run: Run
@@ -98,30 +94,24 @@ class Setup:
     def new_model(self, **options) -> CoaLora:
         """The pre-trained model with fresh adapters, the same ones at every call.
 
-        Args:
-            options: for :meth:`CoaLora.attach`; rank, alpha and space are the set-up's by
-                default.
+        The options are :meth:`CoaLora.attach`'s; rank, alpha and space are the set-up's by default.
         """
         profile = self.run.profile
-        defaults: dict[str, Any] = {
-            "rank": profile.rank,
-            "alpha": profile.alpha,
-            "space": self.space,
-        }
-        return CoaLora.attach(self.new_base(), errors=self.errors, **defaults | options)
+        known = {"rank": profile.rank, "alpha": profile.alpha, "space": self.space}
+        return CoaLora.attach(self.new_base(), errors=self.errors, **dict(known, **options))
 
     def new_base(self) -> PreTrainedModel:
         """The pre-trained model with a fresh head, the same one at every call."""
         torch.manual_seed(self.run.seed)
-        return _load(self.run)[0]
+        return _load(self.run).model
 
-    def with_space(self, space: str | ConfigurationSpace) -> Setup:
+    def with_space(self, space: str) -> Setup:
         """The same ground in another space: errors and allocations are its own."""
-        space = get_space(space)
-        if space is self.space:
+        if space == self.space.name:
             return self
-        errors = error_table(self.weights, space, pieces=self.run.profile.error_pieces)
-        return replace(self, space=space, errors=errors, _allocated={})
+        other = get_space(space)
+        errors = error_table(self.weights, other, pieces=self.run.profile.error_pieces)
+        return replace(self, space=other, errors=errors, _allocated={})
 
     def allocated(self, budget: float) -> Configuration:
         """The least-error configuration within a budget in mean bits per parameter."""
@@ -139,17 +129,9 @@ class Setup:
         return dict(self._means)
 
     def training_set(self) -> list[Configuration]:
-        """The first set of configurations: allocated at the profile's budgets, and random ones.
-
-        The random ones are drawn at bits from one end of the budgets to the other.
-        """
-        profile = self.run.profile
-        generator = torch.Generator().manual_seed(self.run.seed)
-        ends = profile.training_budgets[0], profile.training_budgets[-1]
-        return [self.allocated(budget) for budget in profile.training_budgets] + [
-            random_at_bits(self.shapes, bits, generator, self.space)
-            for bits in spread(*ends, profile.random_configurations)
-        ]
+        """Allocated at the profile's budgets, and random ones from end to end of them."""
+        budgets = self.run.profile.training_budgets
+        return [self.allocated(budget) for budget in budgets] + self._random_beside(budgets)
 
     def twins(self) -> list[tuple[Configuration, Configuration]]:
         """Each configuration of the first training set, and one like it that is not in there.
@@ -157,31 +139,29 @@ class Setup:
         An allocated one's twin is allocated half-way to the next budget, above and below in turn; a
         random one's is another random one at the same bits.
         """
-        seen, profile = self.training_set(), self.run.profile
-        budgets = profile.training_budgets
+        budgets = self.run.profile.training_budgets
         half = (budgets[-1] - budgets[0]) / max(1, len(budgets) - 1) / 2
         unseen = [
             self.allocated(budget + (half if i % 2 == 0 and i + 1 < len(budgets) else -half))
             for i, budget in enumerate(budgets)
         ]
-        generator = torch.Generator().manual_seed(TWINS_SEED + self.run.seed)
-        unseen += [
-            random_at_bits(self.shapes, bits, generator, self.space)
-            for bits in spread(budgets[0], budgets[-1], profile.random_configurations)
-        ]
-        return list(zip(seen, unseen, strict=True))
+        unseen += self._random_beside(budgets, TWINS_SEED)
+        return list(zip(self.training_set(), unseen, strict=True))
 
     def arbitrary(self) -> list[Configuration]:
-        """Random configurations to evaluate on, the same for all methods, at equally spaced bits.
-
-        They are drawn apart from the training set's.
-        """
-        generator = torch.Generator().manual_seed(ARBITRARY_SEED + self.run.seed)
+        """Random configurations to evaluate on, drawn apart from the training set's."""
         count = self.run.profile.arbitrary_configurations
-        return [
-            random_at_bits(self.shapes, bits, generator, self.space)
-            for bits in spread(*ARBITRARY_BITS, count)
-        ]
+        return self._random(ARBITRARY_BITS, count, ARBITRARY_SEED)
+
+    def _random_beside(self, budgets: Sequence[float], seed: int = 0) -> list[Configuration]:
+        ends = budgets[0], budgets[-1]
+        return self._random(ends, self.run.profile.random_configurations, seed)
+
+    def _random(self, ends: tuple[float, float], count: int, seed: int) -> list[Configuration]:
+        """At equally spaced bits, the seed added to the run's."""
+        generator = torch.Generator().manual_seed(seed + self.run.seed)
+        budgets = spread(*ends, count)
+        return [random_at_bits(self.shapes, bits, generator, self.space) for bits in budgets]
 
 
 def prepare(run: Run) -> Setup:
@@ -189,8 +169,7 @@ def prepare(run: Run) -> Setup:
 
     Raises:
         ValueError: the profile's model is a classifier and the data have no labels, or the other
-            way round; or as the loaders of :mod:`coalora_lib.tasks`.
-        OSError: as the loaders.
+            way round; this and OSError also as the loaders of :mod:`coalora_lib.tasks`.
     """
     profile = run.profile
     if profile.language_model != (classes_of(run.dataset) is None):
@@ -209,22 +188,19 @@ def prepare(run: Run) -> Setup:
 
 def _examples(
     run: Run, splits: TaskSplits, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Examples, Examples, Examples]:
+) -> Iterator[Examples]:
+    """To train on, to score on, to validate on."""
     profile = run.profile
-    train = splits.train.shuffle(seed=run.seed)
-    wanted = len(train) if profile.train_examples is None else profile.train_examples
-    held_out = train.select(range(profile.scoring_examples))
-    last = min(len(train), profile.scoring_examples + wanted)
-    train = train.select(range(profile.scoring_examples, last))
-    validation = splits.validation
-    if profile.validation_examples is not None:
-        validation = validation.select(range(min(len(validation), profile.validation_examples)))
-    to_examples = tokenize if classes_of(run.dataset) else tokenize_blocks
-    return (
-        to_examples(train, tokenizer, profile.max_length),
-        to_examples(held_out, tokenizer, profile.max_length),
-        to_examples(validation, tokenizer, profile.max_length),
-    )
+    train, validation = splits.train.shuffle(seed=run.seed), splits.validation
+    first, wanted = profile.scoring_examples, profile.train_examples
+    last = None if wanted is None else first + wanted
+    kind = get_kind("single-label" if classes_of(run.dataset) else "causal-lm")
+    for split, rows in (
+        (train, range(len(train))[first:last]),
+        (train, range(first)),
+        (validation, range(len(validation))[: profile.validation_examples]),
+    ):
+        yield kind.examples(split.select(rows), tokenizer, profile.max_length)
 
 
 def classes_of(dataset: str) -> int | None:
@@ -232,15 +208,13 @@ def classes_of(dataset: str) -> int | None:
     return TASKS[dataset].labels if dataset in TASKS else 2
 
 
-def _load(run: Run):
+def _load(run: Run) -> Pretrained:
     """The model on the device it will run on."""
     labels = classes_of(run.dataset)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, run.profile.dtype)
-    if device == "cuda" and dtype == torch.float64:
+    gpu, dtype = torch.cuda.is_available(), getattr(torch, run.profile.dtype)
+    if gpu and dtype == torch.float64:
         dtype = torch.float32
-    if labels is None:
-        model, tokenizer = load_language_model(run.profile.model, dtype)
-    else:
-        model, tokenizer = load_classifier(run.profile.model, labels, dtype)
-    return model.to(device), tokenizer
+    name = run.profile.model
+    found = load_classifier(name, labels, dtype) if labels else load_language_model(name, dtype)
+    found.model.to("cuda" if gpu else "cpu")
+    return found

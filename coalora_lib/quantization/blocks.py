@@ -1,6 +1,13 @@
-"""A tensor cut into blocks, and what can be quantized at all."""
+"""A tensor cut into blocks, and the scales of the blocks (QLoRA, arXiv 2305.14314, section 3).
 
-from __future__ import annotations
+A block's scale s is its largest magnitude. With m the smallest scale of a tensor and u = s - m,
+scales are quantized in their turn:
+
+    S = max u over B1 blocks, as b2     q = round(u (2^b1 - 1) / S)     s^ = m + q S / (2^b1 - 1)
+
+The functions of scales broadcast: the quantizer calls them for one choice, the error table for
+many at once. The Triton kernels repeat them in registers and are tested to agree bit for bit.
+"""
 
 import math
 
@@ -40,3 +47,20 @@ def block_scales(blocks: Tensor) -> Tensor:
 def nonzero(divisor: Tensor) -> Tensor:
     """A divisor with its zeros made one, so that an all-zero block divides to zero."""
     return torch.where(divisor == 0, 1.0, divisor)
+
+
+def group_scales(excess: Tensor, dtype: torch.dtype) -> Tensor:
+    """S of u, (groups, B1) float32, in the dtype b2: (groups,), at most its largest number."""
+    return excess.amax(dim=1).clamp(max=torch.finfo(dtype).max).to(dtype)
+
+
+def scale_codes(excess: Tensor, stored: Tensor, top: int | Tensor) -> Tensor:
+    """q of u and S, with ``top`` 2^b1 - 1; all float32, of the shape they broadcast to."""
+    # Rounding S down to b2 can push a code above the top one, hence the minimum.
+    codes = (excess * top / nonzero(stored)).round_()
+    return codes.clamp_(max=top) if isinstance(top, int) else torch.minimum(codes, top)
+
+
+def restored_scales(codes: Tensor, stored: Tensor, offset: Tensor, top: int | Tensor) -> Tensor:
+    """s^ of q, S and m, with ``top`` 2^b1 - 1; all float32, of the shape they broadcast to."""
+    return offset + codes * stored / top

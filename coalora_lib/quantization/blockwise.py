@@ -1,20 +1,15 @@
 """Block-wise quantization with double-quantized scales (QLoRA, arXiv 2305.14314, section 3).
 
 The tensor is cut into blocks of B0 weights. A block's scale is its largest magnitude; the scales
-themselves are quantized as :mod:`.scales` says. With s^ the scale that is read back:
+themselves are quantized as :mod:`.blocks` says. With s^ the scale that is read back:
 
     s = max |w| over a block        code = nearest level to w / s^        w^ = level[code] s^
-
-:func:`quantize` and :meth:`QuantizedTensor.dequantize` call the operators of :mod:`.operators`,
-which have one implementation for every device and a faster one for CUDA.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,27 +21,18 @@ from coalora_lib.quantization.choices import BlockwiseChoice
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A quantized tensor as it is stored: packed codes, double-quantized scales.
+    """A quantized tensor as it is stored: packed codes, double-quantized scales."""
 
-    Attributes:
-        codes: (bytes,) uint8, b0-bit codes of all blocks, packed; the last block may hold padding.
-        scale_codes: (bytes,) uint8, q of each block, b1 bits each, packed.
-        group_scales: (groups,) in the dtype b2, S.
-        offset: scalar float32, m.
-        choice: what the tensor was quantized with.
-        shape, dtype: of the original tensor.
-    """
-
-    codes: Tensor
-    scale_codes: Tensor
-    group_scales: Tensor
-    offset: Tensor
+    codes: Tensor  #: (bytes,) uint8, b0-bit codes of all blocks, packed, the last block padded
+    scale_codes: Tensor  #: (bytes,) uint8, q of each block, b1 bits each, packed
+    group_scales: Tensor  #: (groups,) in the dtype b2, S
+    offset: Tensor  #: scalar float32, m
     choice: BlockwiseChoice
-    shape: torch.Size
-    dtype: torch.dtype
+    shape: torch.Size  #: of the original tensor
+    dtype: torch.dtype  #: of the original tensor
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The stored tensors by name: everything that takes space."""
+        """The stored tensors by name."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
@@ -59,37 +45,26 @@ class QuantizedTensor:
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits per parameter as stored: codes, scales, padding and the offset counted."""
+        """Bits per parameter as stored, see :attr:`nbytes`."""
         return 8 * self.nbytes / math.prod(self.shape)
 
-    def to(self, device: torch.device | str) -> QuantizedTensor:
+    def to(self, device: torch.device | str) -> Self:
         """The same quantized tensor on another device."""
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors()}
         return replace(self, **moved)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor that the codes stand for, in its original shape.
-
-        Args:
-            dtype: of the result; the original's by default.
-        """
-        parts = (self.codes, self.scale_codes, self.group_scales, self.offset)
+        """The tensor that the codes stand for, in its original shape (and dtype by default)."""
+        parts = self.codes, self.scale_codes, self.group_scales, self.offset
         return operators.dequantize(parts, self.choice, self.shape, dtype or self.dtype)
 
 
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
-    """Quantize a tensor of any shape to block-wise codes with double-quantized scales.
+    """Quantize a floating-point tensor of any shape, on any device.
 
-    The arithmetic is float32 whatever the input's dtype, so that a model held in another
-    precision gets the same codes.
-
-    Args:
-        weight: floating point, any shape with at least one element, any device.
-        choice: c = [b0, b1, b2, B0, B1] and the code book.
-
-    Raises:
-        TypeError: the tensor is not floating point.
-        ValueError: it is empty, or holds a NaN or an infinity.
+    The arithmetic is float32 whatever the input's dtype, so that a model held in another precision
+    gets the same codes. TypeError for integers; ValueError if it is empty, or holds a NaN or an
+    infinity.
     """
     check_kind(weight)
     parts = operators.quantize(weight.detach(), choice)

@@ -1,7 +1,5 @@
 """One choice of block-wise quantization, c = [b0, b1, b2, B0, B1] (paper, section 3)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import astuple, dataclass
 from typing import ClassVar
@@ -9,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from coalora_lib.quantization.codebooks import CODE_BOOKS
+from coalora_lib.quantization.packing import packed_bytes
 
 #: What each field may be, in the order of c = [b0, b1, b2, B0, B1]: 432 choices in all.
 FIELDS: dict[str, tuple] = {
@@ -27,28 +26,14 @@ SCALE_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class BlockwiseChoice:
-    """How one weight is quantized: c = [b0, b1, b2, B0, B1] and the code book.
+    """How one weight is quantized; ValueError for a value that is not among :data:`FIELDS`."""
 
-    Args:
-        weight_bits: b0, bits of a weight code.
-        scale_bits: b1, bits of a quantized block scale.
-        scale_dtype: b2, dtype of the second-level scales: "bf16", "fp16" or "fp32".
-        block_size: B0, weights that share a scale.
-        scale_block_size: B1, scales that share a second-level scale.
-        code_book: what the codes stand for, a key of
-            :data:`~coalora_lib.quantization.codebooks.CODE_BOOKS`.
-
-    Raises:
-        ValueError: a value is not among :data:`FIELDS`, or the code book is not known; the
-            message names it.
-    """
-
-    weight_bits: int
-    scale_bits: int
-    scale_dtype: str
-    block_size: int
-    scale_block_size: int
-    code_book: str = "nf"
+    weight_bits: int  #: b0, bits of a weight code
+    scale_bits: int  #: b1, bits of a quantized block scale
+    scale_dtype: str  #: b2, of the second-level scales: "bf16", "fp16" or "fp32"
+    block_size: int  #: B0, weights that share a scale
+    scale_block_size: int  #: B1, scales that share a second-level scale
+    code_book: str = "nf"  #: a key of :data:`.codebooks.CODE_BOOKS`
     _hash: ClassVar[int]
 
     def __hash__(self) -> int:
@@ -76,16 +61,11 @@ class BlockwiseChoice:
         )
 
     def stored_elements(self, parameters: int) -> tuple[int, int, int]:
-        """What a tensor of so many parameters is stored as, beside its float32 offset.
-
-        Returns:
-            Bytes of packed weight codes (the last block padded), bytes of packed scale codes, and
-            number of second-level scales. Eight codes of k bits fill k bytes.
-        """
+        """Bytes of codes, bytes of scale codes, and number of second-level scales."""
         blocks = math.ceil(parameters / self.block_size)
         return (
-            blocks * self.block_size // 8 * self.weight_bits,
-            math.ceil(blocks / 8) * self.scale_bits,
+            packed_bytes(blocks * self.block_size, self.weight_bits),
+            packed_bytes(blocks, self.scale_bits),
             math.ceil(blocks / self.scale_block_size),
         )
 

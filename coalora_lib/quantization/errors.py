@@ -7,11 +7,8 @@ cut the line into intervals in which no code changes.
 An estimate takes every block's scale, which costs little, and the codes of a sample of blocks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -22,14 +19,15 @@ from coalora_lib.quantization.blocks import (
     block_scales,
     check_finite,
     check_kind,
+    group_scales,
     nonzero,
+    restored_scales,
+    scale_codes,
     to_blocks,
 )
 from coalora_lib.quantization.choices import FIELDS, SCALE_DTYPES
-from coalora_lib.quantization.codebooks import code_levels, thresholds
-from coalora_lib.quantization.nearest import LevelGrid, level_grid
+from coalora_lib.quantization.codebooks import LevelGrid, code_levels, level_grid, thresholds
 from coalora_lib.quantization.sampling import BLOCK, Sample, draw, sample_size
-from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
 
 #: Weights in a piece: whole second-level groups for every B0 and B1.
 PIECE = max(FIELDS["block_size"]) * max(FIELDS["scale_block_size"])
@@ -50,20 +48,12 @@ def error_parts(
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """The squared errors of a weight in parts that may be computed in any order, and added.
 
-    Args:
-        weight: any shape, floating point.
-        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
-        importance: of the weight's shape, not negative: factors of the squared errors.
-        pieces: look at this many evenly spaced pieces of 16,384 weights only, and scale the sums
-            up to the whole weight.
-        sample: look at this share of the blocks only, drawn as :mod:`.sampling` says.
-
-    Yields:
-        Weights that the part stands for, and () to (432,) float64 on the weight's device.
-
-    Raises:
-        TypeError, ValueError: as :func:`~coalora_lib.quantization.quantize`; or the importance has
-            another shape, or is negative or not finite; or pieces and a sample are asked for.
+    Yields weights that a part stands for, and () to (432,) float64 on the weight's device. The
+    importance, of the weight's shape and not negative, are factors of the squared errors. With
+    ``pieces``, only so many evenly spaced pieces of 16,384 weights are looked at, and the sums
+    scaled up to the whole weight; with ``sample``, this share of the blocks, drawn as
+    :mod:`.sampling` says. Errors as :func:`~coalora_lib.quantization.quantize`'s; ValueError also
+    for pieces and a sample together.
     """
     if sample is not None and pieces is not None:
         raise ValueError(f"pieces={pieces} and a sample exclude each other")
@@ -105,21 +95,9 @@ def _root(importance: Tensor, weight: Tensor) -> Tensor:
     return importance.to(weight.device).float().sqrt()
 
 
-@dataclass(frozen=True)
-class _SharedLevels:
-    """One look-up for the code books of every b0.
-
-    Attributes:
-        grid: finds the interval between neighbouring thresholds of all code books together.
-        levels: for every b0 the level that each interval belongs to: (intervals,) float32.
-    """
-
-    grid: LevelGrid
-    levels: tuple[Tensor, ...]
-
-
 @cache
-def _shared_levels(code_book: str, device: torch.device) -> _SharedLevels:
+def _shared_levels(code_book: str, device: torch.device) -> tuple[LevelGrid, list[Tensor]]:
+    """The intervals between the thresholds of every b0, and for every b0 the level of each."""
     books = [
         (code_levels(code_book, bits), thresholds(code_book, bits))
         for bits in FIELDS["weight_bits"]
@@ -130,7 +108,7 @@ def _shared_levels(code_book: str, device: torch.device) -> _SharedLevels:
         # Past a threshold of the union, how many of this book's thresholds have been passed?
         passed = F.pad(torch.bucketize(together, limits, right=True), (1, 0))
         levels.append(values[passed].to(device))
-    return _SharedLevels(level_grid(together.to(device)), tuple(levels))
+    return level_grid(together.to(device)), levels
 
 
 def _part_errors(
@@ -141,18 +119,13 @@ def _part_errors(
     factor: float = 1.0,
     sample: Sample | None = None,
 ) -> Tensor:
-    """Squared errors of some pieces, or blocks of a sample, under every choice: (432,) float64.
+    """Squared errors of (pieces, PIECE) float32 weights under every choice: (432,) float64.
 
-    Args:
-        weights: (pieces, PIECE) or (blocks, BLOCK) float32.
-        offsets: m of the whole weight for every B0, scalars.
-        roots: square roots of the importance, as the weights; or None.
-        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`.
-        factor: what the sums are multiplied by.
-        sample: what a sample's blocks bring with them; pieces hold whole groups.
+    ``offsets`` holds m of the whole weight for every B0, ``roots`` the importance's square roots;
+    the sums are multiplied by ``factor``. With a ``sample``, the weights are its (blocks, BLOCK).
     """
     device = weights.device
-    shared = _shared_levels(code_book, device)
+    grid, books = _shared_levels(code_book, device)
     b0s, b1s, b2s, *_ = SHAPE
     # On a processor as many rows at once as its cache holds; on a GPU all of them, since a kernel's
     # launch costs more than its work.
@@ -169,12 +142,12 @@ def _part_errors(
         peaks = None if sample is None else sample.peaks[place]
         for scale_place, rows, scales in _restored_scales(excess, offset, peaks, together):
             scales = scales[..., None]  # (choices of b1 and b2, blocks, 1)
-            interval = shared.grid.codes(blocks / nonzero(scales)).flatten()
+            interval = grid.codes(blocks / nonzero(scales)).flatten()
             target = blocks
             if sample is not None:
                 root = sample.roots.repeat_interleave(BLOCK // block_size)[:, None]
                 scales, target = scales * root, blocks * root
-            for b0, levels in enumerate(shared.levels):
+            for b0, levels in enumerate(books):
                 residual = levels.index_select(0, interval).view(len(scales), *blocks.shape)
                 residual.mul_(scales).sub_(target)
                 if importance is not None:
@@ -187,16 +160,10 @@ def _part_errors(
 def _restored_scales(
     excess: Tensor, offset: Tensor, peaks: list[Tensor] | None, together: int
 ) -> Iterator[tuple[int, slice, Tensor]]:
-    """s^ of every block under every choice of b1, b2 and B1.
+    """For each B1, its index, rows of the choices (b1, b2), and their s^, (rows, blocks) float32.
 
-    Args:
-        excess: (blocks,) float32, s - m; whole second-level groups unless there are peaks.
-        offset: scalar float32, m.
-        peaks: the largest s - m in each block's group, for every B1 (blocks,).
-        together: how many rows to yield at once.
-
-    Yields:
-        The index of B1, rows of the choices (b1, b2), and (rows, blocks) float32.
+    So many rows ``together``. ``excess`` is u, (blocks,): whole second-level groups, unless the
+    largest u in each block's group is given in ``peaks``, for every B1.
     """
     count = math.prod(SHAPE[1:3])
     tops = [float(2**bits - 1) for bits in FIELDS["scale_bits"]]

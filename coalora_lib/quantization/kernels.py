@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from coalora_lib.quantization.choices import SCALE_DTYPES
+from coalora_lib.quantization.choices import SCALE_DTYPES, BlockwiseChoice
 from coalora_lib.quantization.codebooks import code_levels, thresholds
 from coalora_lib.quantization.packing import packed_bytes
 
@@ -28,28 +28,20 @@ TILE = 1024
 
 
 def quantize(
-    weight: Tensor,
-    weight_bits: int,
-    scale_bits: int,
-    scale_dtype: str,
-    block_size: int,
-    scale_block_size: int,
-    code_book: str,
+    weight: Tensor, choice: BlockwiseChoice
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Codes, scale codes, second-level scales and offset; and the largest block scale.
-
-    Raises:
-        ValueError: a block size is no power of two of 8 or more.
-    """
-    weight, size = weight.contiguous(), weight.numel()
-    block_shift, _ = _shift(block_size // 8), _shift(scale_block_size // 8)
-    blocks, device = triton.cdiv(size, block_size), weight.device
-    groups, coded = triton.cdiv(blocks, scale_block_size), blocks * block_size
+    """Codes, scale codes, second-level scales and offset; and the largest block scale."""
+    weight, size, device = weight.contiguous(), weight.numel(), weight.device
+    bits, block_size = choice.weight_bits, choice.block_size
+    blocks = triton.cdiv(size, block_size)
+    groups, coded = triton.cdiv(blocks, choice.scale_block_size), blocks * block_size
     maxima = torch.empty(blocks, device=device)
     scales = torch.empty_like(maxima)
-    group_scales = torch.empty(groups, dtype=SCALE_DTYPES[scale_dtype], device=device)
-    codes = torch.empty(packed_bytes(coded, weight_bits), dtype=torch.uint8, device=device)
-    scale_codes = torch.empty(packed_bytes(blocks, scale_bits), dtype=torch.uint8, device=device)
+    group_scales = torch.empty(groups, dtype=SCALE_DTYPES[choice.scale_dtype], device=device)
+    codes, scale_codes = (
+        torch.empty(packed_bytes(count, width), dtype=torch.uint8, device=device)
+        for count, width in ((coded, bits), (blocks, choice.scale_bits))
+    )
     rows = TILE // block_size
     _block_maxima[(triton.cdiv(blocks, rows),)](weight, maxima, size, blocks, block_size, rows)
     offset, largest = maxima.aminmax()
@@ -61,20 +53,14 @@ def quantize(
         scales,
         blocks,
         torch.finfo(group_scales.dtype).max,
-        scale_bits,
-        scale_block_size,
+        choice.scale_bits,
+        choice.scale_block_size,
         num_warps=1,
     )
+    limits = _padded_thresholds(choice.code_book, bits, device)
+    shift = _shift(block_size // 8)
     _quantize_codes[(triton.cdiv(coded, TILE),)](
-        weight,
-        scales,
-        _padded_thresholds(code_book, weight_bits, device),
-        codes,
-        size,
-        coded // 8,
-        block_shift,
-        weight_bits,
-        TILE // 8,
+        weight, scales, limits, codes, size, coded // 8, shift, bits, TILE // 8
     )
     return (codes, scale_codes, group_scales, offset), largest
 
@@ -86,14 +72,9 @@ def dequantize(
     offset: Tensor,
     shape: list[int],
     dtype: torch.dtype,
-    weight_bits: int,
-    scale_bits: int,
-    scale_dtype: str,
-    block_size: int,
-    scale_block_size: int,
-    code_book: str,
+    choice: BlockwiseChoice,
 ) -> Tensor:
-    """The weights that the codes stand for, in one pass; see :func:`quantize` for the errors."""
+    """The weights that the codes stand for, in one pass."""
     restored = torch.empty(shape, dtype=dtype, device=codes.device)
     size = restored.numel()
     _dequantize[(triton.cdiv(size, TILE),)](
@@ -101,13 +82,13 @@ def dequantize(
         scale_codes,
         group_scales,
         offset,
-        code_levels(code_book, weight_bits, codes.device),
+        code_levels(choice.code_book, choice.weight_bits, codes.device),
         restored,
         size,
-        scale_bits,
-        _shift(block_size // 8),
-        _shift(scale_block_size),
-        weight_bits,
+        choice.scale_bits,
+        _shift(choice.block_size // 8),
+        _shift(choice.scale_block_size),
+        choice.weight_bits,
         TILE // 8,
     )
     return restored
@@ -115,8 +96,6 @@ def dequantize(
 
 def _shift(power: int) -> int:
     """The binary places that a division by a power of two shifts by."""
-    if power < 1 or power & (power - 1):
-        raise ValueError(f"blocks must hold 8 times a power of two; {power} groups of 8 are none")
     return power.bit_length() - 1
 
 
@@ -139,15 +118,7 @@ def _block_maxima(weight, maxima, size, blocks, BLOCK: tl.constexpr, ROWS: tl.co
 
 @triton.jit(do_not_specialize=["bits"])
 def _quantize_scales(
-    maxima,
-    offset,
-    group_scales,
-    scale_codes,
-    scales,
-    blocks,
-    largest,
-    bits,
-    GROUP: tl.constexpr,
+    maxima, offset, group_scales, scale_codes, scales, blocks, largest, bits, GROUP: tl.constexpr
 ):
     """S and q of one second-level block, and the s^ they stand for."""
     group = tl.program_id(0)
@@ -172,15 +143,7 @@ def _quantize_scales(
 
 @triton.jit(do_not_specialize=["block_shift"])
 def _quantize_codes(
-    weight,
-    scales,
-    limits,
-    codes,
-    size,
-    groups,
-    block_shift,
-    BITS: tl.constexpr,
-    ROWS: tl.constexpr,
+    weight, scales, limits, codes, size, groups, block_shift, BITS: tl.constexpr, ROWS: tl.constexpr
 ):
     """Codes of some groups of eight weights, by bisection over the thresholds."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)

@@ -1,19 +1,16 @@
 """The quantizer's two operators, ``coalora::quantize`` and ``coalora::dequantize``.
 
-torch picks the implementation by the device of the tensors. The one written here runs on every
-device and is the definition. On CUDA, where Triton is installed, :mod:`.kernels` is faster and
-tested to give the same bits.
+torch picks the implementation by the device of the tensors. The one written here is the definition,
+for every device; on CUDA :mod:`.kernels` are faster, and tested to give the same bits.
 
 A call through torch's dispatcher costs 12 us, and 50 us with ``custom_op``'s wrapper; the
 de-quantization of a small layer takes 29 us on an H100. So outside a trace the implementation that
 is registered for the device is called directly.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import astuple
+from collections.abc import Callable
+from dataclasses import astuple, fields
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -21,25 +18,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coalora_lib.quantization.blocks import block_scales, check_finite, nonzero, to_blocks
+from coalora_lib.quantization.blocks import (
+    block_scales,
+    check_finite,
+    group_scales,
+    nonzero,
+    restored_scales,
+    scale_codes,
+    to_blocks,
+)
 from coalora_lib.quantization.choices import SCALE_DTYPES, BlockwiseChoice
-from coalora_lib.quantization.codebooks import code_levels
-from coalora_lib.quantization.nearest import book_grid
+from coalora_lib.quantization.codebooks import book_grid, code_levels
 from coalora_lib.quantization.packing import pack, unpack
-from coalora_lib.quantization.scales import group_scales, restored_scales, scale_codes
 
 #: Codes, scale codes, second-level scales, offset: the tensors of a ``QuantizedTensor``.
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Blocks that are coded together: what is made on the way stays in the processor's cache.
 ROWS = 4096
 
-
 #: (operator, device) to what implements it.
 _IMPLEMENTATIONS: dict[tuple[str, str], Callable] = {}
+#: A choice as torch's operators take it.
 _CHOICE = (
     "int weight_bits, int scale_bits, str scale_dtype, int block_size, int scale_block_size, "
     "str code_book"
 )
+_FIELDS = len(fields(BlockwiseChoice))
+_choice = cache(BlockwiseChoice)
 torch.library.define(
     "coalora::quantize", f"(Tensor weight, {_CHOICE}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -51,78 +56,61 @@ torch.library.define(
 
 
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
-    """Codes, scale codes, second-level scales and offset of a weight.
-
-    Raises:
-        ValueError: the weight holds a NaN or an infinity.
-    """
-    return _call("quantize", weight.device, weight, *_arguments(choice))
+    """Codes, scale codes, second-level scales and offset of a weight; ValueError for a NaN."""
+    return _call("quantize", weight.device, weight, choice=choice)
 
 
 def dequantize(
-    parts: Iterable[Tensor], choice: BlockwiseChoice, shape: torch.Size, dtype: torch.dtype
+    parts: Parts, choice: BlockwiseChoice, shape: torch.Size, dtype: torch.dtype
 ) -> Tensor:
     """The tensor that :func:`quantize`'s parts stand for, of this shape and dtype."""
-    parts = tuple(parts)
-    return _call("dequantize", parts[0].device, *parts, shape, dtype, *_arguments(choice))
+    return _call("dequantize", parts[0].device, *parts, shape, dtype, choice=choice)
 
 
 def register(name: str, device: str) -> Callable[[Callable], Callable]:
-    """Make a function the implementation of ``coalora::<name>`` on a kind of device.
+    """Make a function, its choice last, the implementation of ``coalora::<name>`` on a device.
 
-    Args:
-        name: "quantize" or "dequantize".
-        device: as torch names it, such as "cuda"; "default" is for all that have none.
+    ``device`` is a kind as torch names it, such as "cuda"; "default" is for all that have none.
     """
 
     def made(function: Callable) -> Callable:
         _IMPLEMENTATIONS[name, device] = function
-        torch.library.impl(f"coalora::{name}", device)(function)
+        torch.library.impl(f"coalora::{name}", device)(
+            lambda *given: function(*given[:-_FIELDS], _choice(*given[-_FIELDS:]))
+        )
         return function
 
     return made
 
 
-def _call(name: str, device: torch.device, *arguments: Any) -> Any:
+def _call(name: str, device: torch.device, *arguments: Any, choice: BlockwiseChoice) -> Any:
     """The operator; outside a trace the implementation itself, without torch's way to it."""
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.coalora, name).default(*arguments)
+        return getattr(torch.ops.coalora, name).default(*arguments, *astuple(choice))
     found = _IMPLEMENTATIONS.get((name, device.type)) or _IMPLEMENTATIONS[name, "default"]
-    return found(*arguments)
-
-
-@cache
-def _arguments(choice: BlockwiseChoice) -> tuple:
-    return astuple(choice)
+    return found(*arguments, choice)
 
 
 @register("quantize", "default")
-def _quantize(
-    weight: Tensor,
-    weight_bits: int,
-    scale_bits: int,
-    scale_dtype: str,
-    block_size: int,
-    scale_block_size: int,
-    code_book: str,
-) -> Parts:
-    blocks = to_blocks(weight, block_size)
+def _quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
+    blocks = to_blocks(weight, choice.block_size)
     maxima = block_scales(blocks)
     offset, largest = maxima.aminmax()
     check_finite(largest, weight)
-    top = 2**scale_bits - 1
-    excess = to_blocks(maxima - offset, scale_block_size)
-    stored = group_scales(excess, SCALE_DTYPES[scale_dtype])
+    top = 2**choice.scale_bits - 1
+    excess = to_blocks(maxima - offset, choice.scale_block_size)
+    stored = group_scales(excess, SCALE_DTYPES[choice.scale_dtype])
     second = scale_codes(excess, stored.float()[:, None], top)
     scales = restored_scales(second, stored.float()[:, None], offset, top)
-    grid = book_grid(code_book, weight_bits, blocks.device)
+    grid = book_grid(choice.code_book, choice.weight_bits, blocks.device)
     rows = scales.flatten()[: len(blocks)].split(ROWS)
     codes = [
         grid.codes(some / nonzero(scale)[:, None]).to(torch.uint8)
         for some, scale in zip(blocks.split(ROWS), rows, strict=True)
     ]
+    packed = pack(torch.cat(codes).flatten(), choice.weight_bits)
     second = second.flatten()[: len(blocks)].to(torch.uint8)
-    return pack(torch.cat(codes).flatten(), weight_bits), pack(second, scale_bits), stored, offset
+    return packed, pack(second, choice.scale_bits), stored, offset
 
 
 @register("dequantize", "default")
@@ -133,20 +121,15 @@ def _dequantize(
     offset: Tensor,
     shape: list[int],
     dtype: torch.dtype,
-    weight_bits: int,
-    scale_bits: int,
-    scale_dtype: str,
-    block_size: int,
-    scale_block_size: int,
-    code_book: str,
+    choice: BlockwiseChoice,
 ) -> Tensor:
     parameters = math.prod(shape)
-    blocks = math.ceil(parameters / block_size)
-    groups = group_scales.float().repeat_interleave(scale_block_size)[:blocks]
-    second = unpack(scale_codes, scale_bits)[:blocks].float()
-    scales = restored_scales(second, groups, offset, 2**scale_bits - 1)
-    rows = unpack(codes, weight_bits).view(-1, block_size)
-    levels = code_levels(code_book, weight_bits, codes.device)
+    blocks = math.ceil(parameters / choice.block_size)
+    groups = group_scales.float().repeat_interleave(choice.scale_block_size)[:blocks]
+    second = unpack(scale_codes, choice.scale_bits)[:blocks].float()
+    scales = restored_scales(second, groups, offset, 2**choice.scale_bits - 1)
+    rows = unpack(codes, choice.weight_bits).view(-1, choice.block_size)
+    levels = code_levels(choice.code_book, choice.weight_bits, codes.device)
     restored = levels.index_select(0, rows.flatten().long()).view(rows.shape)
     restored.mul_(scales[:, None])
     return restored.flatten()[:parameters].reshape(shape).to(dtype)
@@ -155,10 +138,10 @@ def _dequantize(
 if find_spec("triton") is not None:
 
     @register("quantize", "cuda")
-    def _quantize_on_gpu(weight: Tensor, *choice) -> Parts:
+    def _quantize_on_gpu(weight: Tensor, choice: BlockwiseChoice) -> Parts:
         from coalora_lib.quantization import kernels  # here: importing Triton looks for a GPU
 
-        parts, largest = kernels.quantize(weight, *choice)
+        parts, largest = kernels.quantize(weight, choice)
         check_finite(largest, weight)  # last, since it waits for the device
         return parts
 

@@ -1,10 +1,7 @@
-"""Bit packing: k-bit codes as one little-endian stream of bytes.
+"""Bit packing: k-bit codes, k from 2 to 8, as one little-endian stream of bytes.
 
-Bit i of code j is bit j * k + i of the stream, so that eight codes of k bits fill k bytes
-whatever k is, and eight codes of 3 bits three of them.
+Bit i of code j is bit j * k + i of the stream: eight codes of k bits fill k bytes.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -17,20 +14,12 @@ CODES_PER_GROUP = 8
 
 
 def packed_bytes(codes: int, bits: int) -> int:
-    """The bytes that so many codes take, the padding to whole groups of eight included."""
+    """The bytes that so many codes take, padding to whole groups of eight included."""
     return math.ceil(codes / CODES_PER_GROUP) * bits
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes into bytes.
-
-    Args:
-        codes: (n,) uint8, each below 2^bits.
-        bits: k, 2 to 8.
-
-    Returns:
-        (ceil(n / 8) * k,) uint8; the codes that fill the last group are zero.
-    """
+    """Pack (n,) uint8 codes into (ceil(n / 8) * k,) uint8; codes that fill the last group are 0."""
     codes = F.pad(codes, (0, -len(codes) % CODES_PER_GROUP))
     if bits == 8:
         return codes

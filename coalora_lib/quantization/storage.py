@@ -1,7 +1,5 @@
 """Quantized tensors on disk: one safetensors file, read on any machine."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,12 +18,7 @@ FORMAT = "coalora-quantized-2"
 
 
 def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> Path:
-    """Write quantized tensors, whole or not at all.
-
-    Args:
-        path: of the file, by custom ending in ``.safetensors``.
-        tensors: by name.
-    """
+    """Write quantized tensors by name into a file, whole or not at all."""
     path = Path(path)
     stored = {
         f"{name}.{part}": tensor.contiguous()
@@ -48,16 +41,11 @@ def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> 
 def load_quantized(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> dict[str, QuantizedTensor]:
-    """Read what :func:`save_quantized` wrote.
+    """Read what :func:`save_quantized` wrote, onto a device.
 
-    Args:
-        path: of the file.
-        device: where the tensors go, whatever device they were saved from.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file, is cut short, or a part of a tensor is missing or has
-            another size or dtype than its choice says; file and tensor are named.
+    FileNotFoundError if there is no such file. ValueError if it is not such a file, is cut short,
+    or a part of a tensor is missing or has another size or dtype than its choice says; both are
+    named.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")

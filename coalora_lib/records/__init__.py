@@ -1,15 +1,10 @@
-"""Records of runs: what they hold, how they are kept, which may be compared, what they say.
+"""Records of runs: what they hold, how they are kept, which may be compared, what they say."""
 
-Knows nothing of set-ups, models, tasks or plots.
-"""
-
-from coalora_lib.records.bootstrap import paired_bootstrap
 from coalora_lib.records.evidence import Evidence, wall_seconds
-from coalora_lib.records.interval import Interval, student_interval
+from coalora_lib.records.interval import Interval, paired_bootstrap, student_interval
 from coalora_lib.records.schema import Job, Record, Result, SearchedSet, Twins
 from coalora_lib.records.store import read_record, read_records, write_record
-from coalora_lib.records.tables import accuracy_table, common_accuracies
-from coalora_lib.records.tidy import frame
+from coalora_lib.records.tidy import accuracy_table, common_accuracies, frame
 
 __all__ = [
     "Evidence",

@@ -10,17 +10,9 @@ from pathlib import Path
 
 import torch
 
-#: The packages whose versions decide what a run computes.
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "botorch",
-    "gpytorch",
-    "scipy",
-)
+#: What chapters show, and all packages whose versions decide what a run computes.
+SHOWN = ("torch", "transformers", "peft")
+PACKAGES = (*SHOWN, "accelerate", "datasets", "botorch", "gpytorch", "scipy")
 
 
 def versions() -> dict[str, str]:
@@ -47,15 +39,11 @@ def code_digest() -> str:
 
 def git_commit() -> str | None:
     """The checked-out commit, "-dirty" if tracked files differ from it; None outside a clone."""
-    folder = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}-dirty" if changed else commit
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -5,38 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from statistics import mean
 
 import numpy as np
-import pandas as pd
 
-from coalora_lib.records.bootstrap import paired_bootstrap, percentiles, resampled
-from coalora_lib.records.interval import Interval
-from coalora_lib.records.schema import Record, unpack
-from coalora_lib.records.tidy import frame
+from coalora_lib.records.interval import Interval, paired_bootstrap, percentile_interval, resampled
+from coalora_lib.records.schema import Record, Result, Twins
 
 #: The bits of the hypervolume's reference point: more than any budget of a profile has (6).
 MOST_BITS = 6.5
 #: The fewest bits that a configuration can have, for the hypervolume's unit.
 FEWEST_BITS = 2.0
 
+Budgets = Sequence[float] | None
+
 
 class Evidence:
     """The records of the comparison, by method, rank and seed.
 
+    In all methods, ``method`` is a label, and ``budgets`` are those of the allocated configurations
+    to look at, in order; None for the arbitrary ones, of which every seed has its own, and for a
+    method that knows no configurations.
+
     Args:
-        records: from :func:`~coalora_lib.records.store.read_records`.
-        labels: slug of each method to the name that tables, and all that is asked here, have for
-            it, in the order of the tables.
+        labels: slug of each method to its label, in the order of the tables.
         classes: of the data; guessing is wrong in 1 - 1 / classes of the examples, which is the
             error of the hypervolume's reference point.
 
-    Attributes:
-        ranks: that the records have.
-
     Raises:
-        ValueError: a record's method has no label.
+        ValueError: a record's method has no label; or later, a result that is asked for is missing.
     """
 
     def __init__(
@@ -51,19 +48,6 @@ class Evidence:
             by_seed = self._runs.setdefault((labels[job.method], job.rank), {})
             by_seed.setdefault(job.seed, []).append(record)
         self.ranks = sorted({rank for _, rank in self._runs if rank is not None})
-        self._frame = frame(records)
-        self._frame["method"] = self._frame["method"].map(labels)
-
-    @cached_property
-    def _results(self) -> dict[tuple[str, int | None, int, str], pd.DataFrame]:
-        """By method, rank, seed and kind, with the column ``correct`` as (examples,) bool."""
-        known = self._frame["correct"].notna()
-        table = self._frame[known].copy()
-        pairs = zip(table["correct"], table["examples"], strict=True)
-        table["correct"] = [unpack(text, examples) for text, examples in pairs]
-        table["rank"] = table["rank"].fillna(0)
-        found = table.groupby(["method", "rank", "seed", "kind"], sort=False)
-        return {(name, rank or None, *rest): rows for (name, rank, *rest), rows in found}
 
     def methods(self, rank: int) -> list[str]:
         """The methods that there are records of, in the order of the labels."""
@@ -77,19 +61,12 @@ class Evidence:
         self,
         method: str,
         rank: int | Sequence[int],
-        budgets: Sequence[float] | None,
+        budgets: Budgets,
         seeds: Sequence[int] | None = None,
     ) -> np.ndarray:
         """(seeds, examples): how often each example is right, over configurations.
 
-        Args:
-            method, rank: whose; of several ranks, the mean.
-            budgets: over the allocated configurations of these; None for the arbitrary ones, and
-                for a method that knows no configurations.
-            seeds: all by default.
-
-        Raises:
-            ValueError: a seed has no result for one of the budgets.
+        Of several ranks it is the mean; ``seeds`` are all by default.
         """
         if not isinstance(rank, int):
             ranks = [self.correctness(method, each, budgets, seeds) for each in rank]
@@ -99,51 +76,29 @@ class Evidence:
 
     def unseen(self, method: str, rank: int) -> Interval:
         """By how many points unseen configurations are ahead of their seen twins, paired over
-        seeds and examples.
-
-        Raises:
-            ValueError: the records have no twins.
-        """
-        seeds = self.seeds(method, rank)
-        sides = [
-            np.stack([_right(self._twins(method, rank, seed, side)) for seed in seeds])
-            for side in ("unseen", "seen")
-        ]
-        return 100 * paired_bootstrap(sides[0], sides[1])
+        seeds and examples."""
+        by_seed = self._twins(method, rank)
+        unseen = [_right([pair.unseen for pair in pairs]) for pairs in by_seed]
+        seen = [_right([pair.seen for pair in pairs]) for pairs in by_seed]
+        return 100 * paired_bootstrap(np.stack(unseen), np.stack(seen))
 
     def twins(self, method: str, rank: int) -> np.ndarray:
         """(n, 2, 2) of all seeds: seen and unseen; bits, and accuracy in percent."""
-        seeds = self.seeds(method, rank)
-        sides = [
-            np.concatenate([_points(self._twins(method, rank, seed, side)) for seed in seeds])
-            for side in ("seen", "unseen")
-        ]
-        return np.stack(sides, axis=1)
+        pairs = [pair for pairs in self._twins(method, rank) for pair in pairs]
+        return np.array([_points([pair.seen, pair.unseen]) for pair in pairs])
 
-    def accuracy(
-        self, method: str, rank: int, budgets: Sequence[float] | None
-    ) -> tuple[float, float]:
+    def accuracy(self, method: str, rank: int, budgets: Budgets) -> tuple[float, float]:
         """Mean over seeds and standard deviation between them, in percent."""
         by_seed = 100 * self.correctness(method, rank, budgets).mean(1)
         return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
 
-    def points(self, method: str, rank: int, budgets: Sequence[float] | None) -> np.ndarray:
-        """(seeds, n, 2): bits, and accuracy in percent, of n configurations.
-
-        Args:
-            method, rank: whose.
-            budgets: the allocated configurations of these, in order; None for the arbitrary ones,
-                of which every seed has its own.
-        """
+    def points(self, method: str, rank: int, budgets: Budgets) -> np.ndarray:
+        """(seeds, n, 2): bits, and accuracy in percent, of n configurations."""
         seeds = self.seeds(method, rank)
         return np.stack([_points(self._chosen(method, rank, seed, budgets)) for seed in seeds])
 
     def lead(
-        self,
-        first: str,
-        second: str,
-        rank: int | Sequence[int],
-        budgets: Sequence[float] | None,
+        self, first: str, second: str, rank: int | Sequence[int], budgets: Budgets
     ) -> Interval:
         """By how many points the first method is ahead.
 
@@ -157,9 +112,7 @@ class Evidence:
     def hypervolume(self, method: str, rank: int, budgets: Sequence[float]) -> float:
         """Share of the plane of error and bits that a method dominates, mean over seeds.
 
-        The plane reaches from no error at :data:`FEWEST_BITS` to the error of guessing at
-        :data:`MOST_BITS`; the points are the accuracies at these budgets. 1 would be no error at
-        the fewest bits.
+        From no error at :data:`FEWEST_BITS` to the error of guessing at :data:`MOST_BITS`.
         """
         seeds = self.seeds(method, rank)
         return float(self._volumes(method, rank, budgets, seeds).mean())
@@ -181,24 +134,18 @@ class Evidence:
             - self._volumes(second, rank, budgets, seeds, weights)
             for weights in (None, by_example)
         )
-        return Interval(float(found.mean()), *percentiles((by_seed * drawn).sum(1)))
+        return percentile_interval(found, (by_seed * drawn).sum(1))
 
     def cost(self, method: str, rank: int) -> tuple[int, float, int]:
         """To serve all budgets once: runs, seconds of all but the evaluation, numbers stored beside
         the pre-trained weights; means over seeds."""
         by_seed = self._runs[self._key(method, rank)].values()
-        seconds = mean(
-            sum(
-                spent for r in records for phase, spent in r.phases.items() if phase != "evaluation"
-            )
+        seconds = [
+            sum(s for r in records for phase, s in r.phases.items() if phase != "evaluation")
             for records in by_seed
-        )
-        runs = max(len(records) for records in by_seed)
-        return (
-            runs,
-            seconds,
-            round(mean(sum(r.stored or 0 for r in records) for records in by_seed)),
-        )
+        ]
+        stored = [sum(r.stored or 0 for r in records) for records in by_seed]
+        return max(map(len, by_seed)), mean(seconds), round(mean(stored))
 
     def _common_seeds(self, methods: Sequence[str], ranks: Sequence[int]) -> list[int]:
         return sorted(set.intersection(*(set(self.seeds(m, r)) for m in methods for r in ranks)))
@@ -207,70 +154,62 @@ class Evidence:
         """A method without factors is the same at every rank."""
         return (method, None) if (method, None) in self._runs else (method, rank)
 
-    def _of_kind(self, method: str, rank: int, seed: int, kind: str) -> pd.DataFrame:
-        """A run's results of one kind, in the record's order; empty if there are none."""
-        return self._results.get((*self._key(method, rank), seed, kind), self._frame.iloc[:0])
-
-    def _twins(self, method: str, rank: int, seed: int, side: str) -> pd.DataFrame:
-        found = self._of_kind(method, rank, seed, side)
-        if found.empty:
-            raise ValueError(f"{method}, rank {rank}, seed {seed}: no seen and unseen twins")
+    def _twins(self, method: str, rank: int) -> list[list[Twins]]:
+        """Of each seed."""
+        found = []
+        for seed, records in sorted(self._runs[self._key(method, rank)].items()):
+            found.append([pair for record in records for pair in record.twins])
+            if not found[-1]:
+                raise ValueError(f"{method}, rank {rank}, seed {seed}: no seen and unseen twins")
         return found
 
-    def _chosen(
-        self, method: str, rank: int, seed: int, budgets: Sequence[float] | None
-    ) -> pd.DataFrame:
-        """The allocated configurations of these budgets, in this order, or the arbitrary ones."""
+    def _chosen(self, method: str, rank: int, seed: int, budgets: Budgets) -> list[Result]:
+        records = self._runs[self._key(method, rank)].get(seed, [])
+        results = [result for record in records for result in record.results]
         if budgets is None:
-            found = self._of_kind(method, rank, seed, "arbitrary")
-            return self._of_kind(method, rank, seed, "unquantized") if found.empty else found
-        found = self._of_kind(method, rank, seed, "allocated").set_index("budget", drop=False)
-        missing = set(budgets) - set(found.index)
+            return [result for result in results if result.budget is None]
+        found = {result.budget: result for result in results}
+        missing = [budget for budget in budgets if budget not in found]
         if missing:
             raise ValueError(
                 f"{method}, rank {rank}, seed {seed}: no result at {min(missing):g} bits"
             )
-        return found.loc[list(budgets)]
+        return [found[budget] for budget in budgets]
 
     def _volumes(
         self,
         method: str,
         rank: int,
-        budgets: Sequence[float],
+        budgets: Budgets,
         seeds: Sequence[int],
         weights: np.ndarray | None = None,
     ) -> np.ndarray:
-        """(draws, seeds) dominated shares; weights (draws, examples) of the examples, one draw of
-        equal weights by default."""
+        """(draws, seeds) dominated shares; weights (draws, examples), all equal by default."""
         volumes = []
         for seed in seeds:
             chosen = self._chosen(method, rank, seed, budgets)
-            right = np.stack(chosen["correct"].tolist(), axis=1)  # (examples, budgets)
+            right = np.stack([each.correctness for each in chosen], axis=1)
             errors = 1 - (right.mean(0)[None] if weights is None else weights @ right)
-            volumes.append(dominated_share(errors, chosen["bits"].to_numpy(), self._guess))
+            bits = np.array([each.bits for each in chosen])
+            volumes.append(dominated_share(errors, bits, self._guess))
         return np.stack(volumes, axis=1)
 
 
-def _right(results: pd.DataFrame) -> np.ndarray:
+def _right(results: Sequence[Result]) -> np.ndarray:
     """(examples,): how often each is right."""
-    return np.mean(results["correct"].tolist(), axis=0)
+    return np.mean([result.correctness for result in results], axis=0)
 
 
-def _points(results: pd.DataFrame) -> np.ndarray:
+def _points(results: Sequence[Result]) -> np.ndarray:
     """(n, 2): bits, and accuracy in percent."""
-    return np.stack([results["bits"], 100 * results["accuracy"]], axis=1).astype(float)
+    return np.array([[result.bits, 100 * result.accuracy] for result in results])
 
 
 def dominated_share(errors: np.ndarray, bits: np.ndarray, guess: float) -> np.ndarray:
     """The hypervolume of many fronts at once, as a share of the plane up to the reference point.
 
-    Args:
-        errors: (fronts, points).
-        bits: (points,), those of every front.
-        guess: the reference point's error; its bits are :data:`MOST_BITS`.
-
-    Returns:
-        (fronts,).
+    From (fronts, points) errors and (points,) bits of every front to (fronts,); ``guess`` is the
+    reference point's error, its bits are :data:`MOST_BITS`.
     """
     order = bits.argsort()
     lowest = np.minimum.accumulate(np.minimum(errors[:, order], guess), axis=1)

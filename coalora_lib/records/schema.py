@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,7 +32,8 @@ Bits = Annotated[float, Field(gt=0, le=64)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Budget = Annotated[float, Field(gt=0, le=64)] | None
+#: What the time of a run is counted to.
+Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
 
 
 def _no_negative(loss: float) -> float:
@@ -42,7 +44,6 @@ def _no_negative(loss: float) -> float:
 
 
 Loss = Annotated[float, AfterValidator(_no_negative)]
-_STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -50,20 +51,15 @@ class Job:
     """One run of an experiment: what decides its record's name, beside data set and profile.
 
     Attributes:
-        method: slug of a method, such as "coa-lora-as-published".
         rank: of the LoRA factors; None for a method without factors, which stands for all ranks.
-        seed: of everything random.
         budget: mean bits per parameter of a run for one configuration; None of a run for many.
-        space: name of the space that configurations are from, such as "nf" or "int".
-
-    Raises:
-        ValueError: a name is no :data:`Slug`, or a number is out of range.
+        space: that configurations are from, such as "nf" or "int".
     """
 
     method: Slug
     rank: Annotated[int, Field(ge=1, le=2**20)] | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    budget: Budget = None
+    budget: Bits | None = None
     space: Slug = "nf"
 
     @property
@@ -73,28 +69,31 @@ class Job:
         budget = "" if self.budget is None else f"-{self.budget:g}bits"
         return f"{self.method}{rank}{budget}"
 
+    def file_name(self, dataset: str, profile: str) -> str:
+        """<method>[-rank<rank>][-<budget>bits]-<data set>-<profile>-seed<seed>.json."""
+        return f"{self.name}-{dataset}-{profile}-seed{self.seed}.json"
 
-#: What the time of a run is counted to.
-Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
+
+class Strict(BaseModel):
+    """What is stored as JSON, with no other fields than these."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
-class Result(BaseModel):
+class Result(Strict):
     """A run's model under one configuration.
 
     Attributes:
-        budget: mean bits per parameter asked for, None for an arbitrary configuration; bits: what
-            the configuration stores, :data:`UNQUANTIZED` without one.
+        budget: mean bits per parameter asked for, None if arbitrary; bits: what the configuration
+            stores, :data:`UNQUANTIZED` without one.
         accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
-        seconds: wall time of the training behind the number, search included; a run that serves
-            several budgets is listed with its whole time at each.
+        seconds: wall time of the whole training, search included.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
-        correct: which examples are right, in their order: :func:`pack`'s text; None of a language
-            model, whose examples are tokens.
+        correct: which examples are right, in their order, as :func:`pack` makes it; None of a
+            language model, whose examples are tokens.
     """
 
-    model_config = _STRICT
-
-    budget: Budget
+    budget: Bits | None
     bits: Bits
     accuracy: Share
     loss: Loss
@@ -115,29 +114,24 @@ class Result(BaseModel):
                 raise ValueError(f"correct holds {packed} bytes for {self.examples} examples")
         return self
 
-    @property
+    @cached_property  # chapters ask for the same ones a hundred times
     def correctness(self) -> np.ndarray:
-        """(examples,) bool.
-
-        Raises:
-            ValueError: the record does not say which examples are right.
-        """
+        """(examples,) bool; a ValueError if the record does not say which are right."""
         if self.correct is None:
             raise ValueError(f"a result at {self.bits:g} bits has no correctness per example")
-        return unpack(self.correct, self.examples)
+        packed = np.frombuffer(base64.b64decode(self.correct), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.examples).astype(bool)
 
 
-class SearchedSet(BaseModel):
+class SearchedSet(Strict):
     """What one search between two stretches of training saw and did.
 
     Attributes:
-        configurations: the set and, last, what was proposed; each one string: for every layer the
-            row number of its choice in the record's space, separated by spaces.
+        configurations: the set and, last, what was proposed; each one string: every layer's row
+            number of its choice in the record's space.
         losses, bits: of each, scored with the adapters of that moment.
         proposed: how many were proposed; kept: positions of the next set.
     """
-
-    model_config = _STRICT
 
     configurations: list[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}( [0-9]{1,9})*$")]]
     losses: list[Loss]
@@ -163,14 +157,7 @@ class SearchedSet(BaseModel):
     def of(
         cls, rows: Tensor, losses: Tensor, bits: Tensor, proposed: int, kept: Tensor
     ) -> SearchedSet:
-        """From what a search keeps; losses and bits to seven digits.
-
-        Args:
-            rows: (n, layers) integers, the row of each layer's choice.
-            losses, bits: (n,).
-            proposed: how many of the rows, the last ones, were proposed.
-            kept: positions of the next set.
-        """
+        """From (n, layers) rows of choices, and (n,) losses and bits, kept to seven digits."""
         return cls(
             configurations=as_text(rows),
             losses=[float(f"{loss:.7g}") for loss in losses.tolist()],
@@ -190,34 +177,23 @@ class SearchedSet(BaseModel):
         return torch.tensor([[int(row) for row in text.split()] for text in self.configurations])
 
 
-class Twins(BaseModel):
+class Twins(Strict):
     """A configuration of the training set, and one like it that the run never met."""
-
-    model_config = _STRICT
 
     seen: Result
     unseen: Result
 
 
-class Record(BaseModel):
+class Record(Strict):
     """A run: its job, where it came from, how it was made, what it found; its searches, if any.
 
     Attributes:
-        protocol: decides with which records it may stand in one table; see
-            :mod:`coalora_lib.records.identity`.
-        created: when, ISO 8601.
+        protocol: what was run and how; see :mod:`coalora_lib.experiments.methods`.
+        created: ISO 8601.
         parameters: of the profile, but for the rank, which is the job's.
-        twins: seen against unseen configurations, of a run over a set.
-        code: :func:`~coalora_lib.records.environment.code_digest` of the library that made it;
-            with ``git_commit`` and ``versions`` where it came from, and nothing that is compared.
-        phases: wall seconds of "preparation", "training", "search" and "evaluation", and of the
-            "teacher" where there is one.
         peak_memory: bytes that torch held on the GPU at most; None on a processor.
-        stored: numbers that the run adds to the pre-trained weights: factors, networks and mean
-            inputs, not heads; all weights for full fine-tuning.
+        stored: numbers beside the pre-trained weights, but for heads; all of a full fine-tuning.
     """
-
-    model_config = _STRICT
 
     protocol: Slug
     job: Job
@@ -242,13 +218,8 @@ class Record(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """<method>[-rank<rank>][-<budget>bits]-<data set>-<profile>-seed<seed>.json."""
-        return file_name(self.job, self.dataset, self.profile)
-
-
-def file_name(job: Job, dataset: str, profile: str) -> str:
-    """What the record of a job is called in its folder."""
-    return f"{job.name}-{dataset}-{profile}-seed{job.seed}.json"
+        """What the record is called in its folder."""
+        return self.job.file_name(self.dataset, self.profile)
 
 
 def as_text(rows: Tensor) -> list[str]:
@@ -259,12 +230,6 @@ def as_text(rows: Tensor) -> list[str]:
 def pack(correct: Tensor) -> str:
     """(examples,) bool as text: eight examples a byte, in base 64."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
-
-
-def unpack(text: str, examples: int) -> np.ndarray:
-    """The inverse of :func:`pack`: (examples,) bool."""
-    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
-    return np.unpackbits(packed, count=examples).astype(bool)
 
 
 def describe(error: ValidationError) -> str:

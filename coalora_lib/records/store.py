@@ -7,34 +7,33 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from coalora_lib.files import atomic_file
-from coalora_lib.records.identity import check_same_ground
-from coalora_lib.records.schema import Record, describe
+from coalora_lib.records.schema import Record, Strict, describe
 
 #: The longest file that is read, in bytes: some hundred times the longest record of the book.
 MOST_BYTES = 2**25
+#: What records of one table agree in; jobs may differ, and where a record came from.
+SAME = ("protocol", "dataset", "data_checksum", "model", "model_checksum", "profile", "parameters")
+
+
+def write_json(content: Strict, path: Path, indent: int = 2) -> Path:
+    """Write it whole or not at all; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text(content.model_dump_json(indent=indent) + "\n")
+    return path
 
 
 def write_record(record: Record, folder: str | Path) -> Path:
     """Write a record into a folder, under its :attr:`~Record.file_name`.
 
     Raises:
-        ValueError: a field is not what a record may hold; a copy with changed fields is checked
-            here.
+        ValueError: a field is not what a record may hold, as in a copy with changed fields.
     """
-    path = Path(folder) / Record.model_validate(record.model_dump()).file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        partial.write_text(record.model_dump_json(indent=2) + "\n")
-    return path
+    return write_json(record, Path(folder) / Record.model_validate(record.model_dump()).file_name)
 
 
 def read_record(path: str | Path) -> Record:
-    """Read a record.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a record; the file and the field at fault are named.
-    """
+    """Read a record; a ValueError if it is none, which names the file and the field at fault."""
     path = Path(path)
     size = path.stat().st_size
     if size > MOST_BYTES:
@@ -46,18 +45,22 @@ def read_record(path: str | Path) -> Record:
 
 
 def read_records(folder: str | Path) -> list[Record]:
-    """All records of a folder, by file name, made on the same ground.
+    """All records of a folder, by file name, which may stand in one table.
 
     Raises:
-        ValueError: there are none, one is no record, or two may not stand in one table: see
-            :func:`~coalora_lib.records.identity.check_same_ground`.
+        ValueError: there are none, one is no record, or two differ in protocol, data, model,
+            profile or parameters; the first two such records are named.
     """
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise ValueError(f"{folder} holds no records")
     records = [read_record(path) for path in paths]
-    try:
-        check_same_ground(records)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    first = records[0]
+    for record in records:
+        for name in SAME:
+            if getattr(record, name) != getattr(first, name):
+                what = name.removesuffix("_checksum").replace("dataset", "data")
+                raise ValueError(
+                    f"{folder}: records differ in {what}: {first.file_name} and {record.file_name}"
+                )
     return records

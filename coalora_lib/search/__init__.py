@@ -2,7 +2,7 @@
 
 from coalora_lib.search.acquisition import expected_hypervolume_improvement
 from coalora_lib.search.alternatives import STRATEGIES, ScoredSet
-from coalora_lib.search.cost import Cost, IncrementalCost
+from coalora_lib.search.cost import Cost
 from coalora_lib.search.moves import Moves, Neighbourhood, finite_differences, moves_from
 from coalora_lib.search.pareto import (
     hypervolume,
@@ -18,7 +18,6 @@ __all__ = [
     "STRATEGIES",
     "Acquisition",
     "Cost",
-    "IncrementalCost",
     "Moves",
     "Neighbourhood",
     "Proposal",

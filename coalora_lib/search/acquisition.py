@@ -1,7 +1,5 @@
 """Expected hypervolume improvement for one Gaussian and one known objective."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -37,8 +35,7 @@ def expected_hypervolume_improvement(
     h(z) = z Phi(z) + phi(z) (expected improvement, Jones et al. 1998).
 
     Args:
-        mean, std: (n,) of the predicted loss; std may be zero.
-        cost: (n,), known exactly; +inf, of what is not allowed, improves nothing.
+        mean, std, cost: (n,); std may be zero; a cost of +inf improves nothing.
         front: (m, 2) of [loss, cost], m >= 0; dominated rows change nothing.
         reference: (loss, cost), the corner the area is measured to.
         log: return the logarithm, which tells candidates apart whose improvement is too small
@@ -48,8 +45,7 @@ def expected_hypervolume_improvement(
         (n,) float64 in units of loss times cost, non-negative; or its logarithm.
 
     Raises:
-        ValueError: mean, std and cost are not of one length, one of them is NaN, or a std is
-            negative.
+        ValueError: mean, std and cost differ in length, one is NaN, or a std is negative.
     """
     mean, std, cost = (values.double() for values in (mean, std, cost))
     _check(mean, std, cost)
@@ -59,10 +55,7 @@ def expected_hypervolume_improvement(
 def improvement_over(
     mean: Tensor, std: Tensor, cost: Tensor, stairs: tuple[Tensor, Tensor], log: bool = False
 ) -> Tensor:
-    """:func:`expected_hypervolume_improvement` over the staircase of a front, for many calls.
-
-    The arguments are float64 and are not checked.
-    """
+    """:func:`expected_hypervolume_improvement` over a front's staircase; float64, not checked."""
     losses, edges = stairs
     widths = (edges[1:] - torch.maximum(edges[:-1], cost[:, None])).clamp(min=0)  # (n, m + 1)
     gains = losses - mean[:, None]
@@ -85,8 +78,7 @@ def log_expected_improvement(gain: Tensor, std: Tensor) -> Tensor:
     """The logarithm of :func:`expected_improvement`, to full precision however small that is.
 
     log h(z) = log phi(z) + log(1 + z Phi(z) / phi(z)), and Phi(z) / phi(z) is
-    sqrt(pi / 2) erfcx(-z / sqrt(2)), which does not underflow (Ament et al. 2023,
-    arXiv 2310.20708). At std = 0, -inf without a gain.
+    sqrt(pi / 2) erfcx(-z / sqrt(2)), which does not underflow (Ament et al., arXiv 2310.20708).
     """
     certain = std == 0
     z = gain / torch.where(certain, 1.0, std)

@@ -4,10 +4,9 @@ A strategy takes a :class:`ScoredSet` and returns up to ``count`` configurations
 of them new and allowed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,14 +31,7 @@ SPREAD_INDEX = 3.0
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """What a strategy sees; arguments as :func:`~coalora_lib.search.propose`.
-
-    Attributes:
-        configurations: (n, d) integers; losses: (n,) their scores.
-        cost_of: the second objective, (k, d) integers to (k,); +inf marks what is not allowed.
-        cardinalities: (d,) number of values of each coordinate.
-        groups: (d,) coordinates that share a length scale; None if each has its own.
-    """
+    """What a strategy sees: (n, d) configurations and (n,) losses; see :func:`.propose`."""
 
     configurations: Tensor
     losses: Tensor
@@ -47,7 +39,7 @@ class ScoredSet:
     cardinalities: Sequence[int]
     groups: Sequence[int] | Tensor | None = None
 
-    def extended(self, configurations: Tensor, losses: Tensor) -> ScoredSet:
+    def extended(self, configurations: Tensor, losses: Tensor) -> Self:
         """The set with further scored configurations at its end."""
         return replace(
             self,
@@ -88,7 +80,14 @@ def random_proposals(
     rows = _uniform(scored.cardinalities, 4 * count, generator)  # some may be scored, or repeat
     outside = ~is_allowed(scored.cost_of(rows))
     if outside.any():
-        rows[outside] = _chains(scored, int(outside.sum()), generator)
+        ends = int(outside.sum())
+        here = scored.configurations[
+            torch.randint(len(scored.losses), (ends,), generator=generator)
+        ]
+        finite_costs(scored.cost_of, here)
+        for _ in range(SWEEPS):
+            here = swept(scored.cost_of, here, _uniform(scored.cardinalities, ends, generator))
+        rows[outside] = here
     return new_rows(scored.configurations, rows, count)
 
 
@@ -98,23 +97,13 @@ def _uniform(cardinalities: Sequence[int], count: int, generator: torch.Generato
     return torch.stack(columns, dim=1)
 
 
-def _chains(scored: ScoredSet, count: int, generator: torch.Generator) -> Tensor:
-    """(count, d) ends of the chains that :func:`random_proposals` describes."""
-    first = torch.randint(len(scored.losses), (count,), generator=generator)
-    here = scored.configurations[first]
-    finite_costs(scored.cost_of, here)
-    for _ in range(SWEEPS):
-        here = swept(scored.cost_of, here, _uniform(scored.cardinalities, count, generator))
-    return here
-
-
 def nsga2_proposals(
     scored: ScoredSet, count: int, max_steps: int | None = None, seed: int = 0
 ) -> Tensor:
     """Offspring of one generation of NSGA-II (Deb et al. 2002) from the scored set, by pymoo.
 
-    Crossover and mutation are pymoo's for integers. An offspring that is not allowed is replaced
-    by a scored configuration that takes over what is allowed of it (:func:`swept`).
+    An offspring that is not allowed is replaced by a scored configuration that takes over what is
+    allowed of it (:func:`swept`).
     """
     # pymoo drops duplicates, but not from the objectives.
     population, first = np.unique(scored.configurations.numpy(), axis=0, return_index=True)
@@ -173,7 +162,7 @@ def local_search_proposals(
 ) -> Tensor:
     """botorch's discrete local search on the same acquisition, from the front, one at a time.
 
-    ``max_steps`` is not used: it climbs until no neighbour is better. A neighbour that is not
+    It climbs until no neighbour is better, whatever ``max_steps``. A neighbour that is not
     allowed has an acquisition of zero, which is never better.
     """
     surrogate = Surrogate(scored.configurations, scored.losses, scored.cardinalities, scored.groups)

@@ -1,39 +1,19 @@
 """The second objective: what a configuration costs, and which ones are not allowed."""
 
-from __future__ import annotations
-
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-
-class Cost(Protocol):
-    """What a configuration costs, known exactly; less is better. Mean bits, bytes, seconds.
-
-    A cost of +inf marks a configuration that is not allowed: no strategy proposes it.
-    """
-
-    def __call__(self, configurations: Tensor, /) -> Tensor:
-        """(k, d) integers to (k,) costs."""
-
-
-class IncrementalCost(Cost, Protocol):
-    """A cost that also gives the costs after single moves, faster than from the built rows."""
-
-    def after(
-        self, configurations: Tensor, start: Tensor, coordinate: Tensor, change: Tensor, /
-    ) -> Tensor:
-        """(s, d) allowed configurations and the :class:`~coalora_lib.search.Moves` to (k,)."""
+#: What configurations cost, known exactly; less is better: (k, d) integers to (k,) mean bits,
+#: bytes, seconds. +inf marks a configuration that is not allowed: no strategy proposes it. A cost
+#: with a method ``after``, as of :class:`~coalora_lib.spaces.LayerCosts`, makes a walk much faster.
+Cost = Callable[[Tensor], Tensor]
 
 
 def finite_costs(cost_of: Cost, configurations: Tensor) -> Tensor:
-    """The costs of configurations that must be allowed, such as the scored ones: (k,) float64.
-
-    Raises:
-        ValueError: a cost is infinite or NaN.
-    """
+    """The costs of configurations that must be allowed, (k,) float64; ValueError otherwise."""
     costs = cost_of(configurations).double()
     if not all_finite(costs):
         row = int((~costs.isfinite()).nonzero()[0])
@@ -50,11 +30,7 @@ def all_finite(costs: Tensor) -> bool:
 
 
 def is_allowed(costs: Tensor) -> Tensor:
-    """Which of (k,) costs are not +inf: (k,) bool.
-
-    Raises:
-        ValueError: a cost is NaN or -inf.
-    """
+    """Which of (k,) costs are not +inf: (k,) bool; ValueError for NaN or -inf."""
     allowed = costs.isfinite()
     if (wrong := ~allowed & (costs != torch.inf)).any():
         raise ValueError(f"a cost is {costs[wrong][0]:g}; allowed: finite values and +inf")
@@ -62,18 +38,9 @@ def is_allowed(costs: Tensor) -> Tensor:
 
 
 def swept(cost_of: Cost, inside: Tensor, rows: Tensor) -> Tensor:
-    """Allowed configurations after they took over what is allowed of other ones.
+    """Allowed configurations, (k, d), after they took over what is allowed of other rows, (k, d).
 
-    Each takes over the values of its row one coordinate at a time, each value only if the result
-    is allowed.
-
-    Args:
-        cost_of: +inf marks what is not allowed.
-        inside: (k, d) allowed configurations.
-        rows: (k, d) integers.
-
-    Returns:
-        (k, d) allowed configurations.
+    One coordinate at a time, each value only if the result is allowed.
     """
     here = inside.clone()
     for coordinate in range(rows.shape[1]):

@@ -1,24 +1,16 @@
 """Moves of one coordinate: the neighbours of several configurations and their predicted losses."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from coalora_lib.search.cost import Cost, IncrementalCost, all_finite, finite_costs, is_allowed
+from coalora_lib.search.cost import Cost, all_finite, finite_costs, is_allowed
 from coalora_lib.search.surrogate import Surrogate
 
 
 class Moves(NamedTuple):
-    """Moves of one coordinate by one, from several configurations, k in all.
-
-    Attributes:
-        start: (k,) the row of the configuration that moves.
-        coordinate: (k,) the coordinate that moves.
-        change: (k,) by -1 or +1.
-    """
+    """Moves of one coordinate by one, k in all: row of what moves, coordinate, and -1 or +1."""
 
     start: Tensor
     coordinate: Tensor
@@ -39,17 +31,10 @@ def moves_from(configurations: Tensor, cardinalities: Tensor) -> Moves:
 
 
 def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: int) -> Tensor:
-    """A gradient in integers: central differences with delta = 1, one-sided at a bound.
+    """A gradient in integers: (f(C + e_i) - f(C - e_i)) / 2, (s, d), of s configurations.
 
-    Args:
-        values: (k,) the function after each of the moves.
-        here: (s,) the function at the configurations that move.
-        moves: the moves, at most one up and one down for each coordinate.
-        dimension: d.
-
-    Returns:
-        (s, d): (f(C + e_i) - f(C - e_i)) / 2 where both moves are given, the one-sided difference
-        where one is (the other leaves the range or is not allowed), and 0 where none is.
+    One-sided where only one move is given (the other leaves the range or is not allowed), 0 where
+    none is. ``values`` are (k,) after the moves, ``here`` (s,) at the configurations.
     """
     total, sides = torch.zeros(2, len(here) * dimension, dtype=values.dtype)
     place = moves.start * dimension + moves.coordinate
@@ -58,7 +43,7 @@ def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: in
     return (total / sides.clamp(min=1)).reshape(len(here), dimension)
 
 
-def costs_after(cost_of: Cost | IncrementalCost, configurations: Tensor, moves: Moves) -> Tensor:
+def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
     """The cost after each of the moves, (k,) float64."""
     if hasattr(cost_of, "after"):
         return cost_of.after(configurations, *moves).double()
@@ -68,18 +53,9 @@ def costs_after(cost_of: Cost | IncrementalCost, configurations: Tensor, moves: 
 def allowed_moves(
     cost_of: Cost, configurations: Tensor, cardinalities: Tensor
 ) -> tuple[Moves, Tensor]:
-    """Every move in range to a configuration that is allowed, and costs.
+    """Every move in range of (s, d) allowed configurations to another, k in all; ValueError if not.
 
-    Args:
-        cost_of: +inf marks what is not allowed.
-        configurations: (s, d) integers.
-        cardinalities: (d,) number of values of each coordinate.
-
-    Returns:
-        k moves and (k + s,) float64 costs: after each move, then at the configurations.
-
-    Raises:
-        ValueError: one of the configurations is not allowed.
+    With (k + s,) float64 costs: after each move, then at the configurations.
     """
     here = finite_costs(cost_of, configurations)
     moves = moves_from(configurations, cardinalities)
@@ -96,9 +72,6 @@ class Neighbourhood:
     The kernel is a product over coordinates, so a move of one coordinate multiplies the
     covariance with every scored configuration by a ratio of two factors, which depends only on
     the coordinate, its value and the direction. One table holds all ratios, (d, values, 2, n).
-
-    Args:
-        surrogate: the fitted Gaussian process.
     """
 
     def __init__(self, surrogate: Surrogate) -> None:
@@ -117,14 +90,9 @@ class Neighbourhood:
         return self._log_factors[coordinates, configurations].sum(1).exp()
 
     def predict(self, configurations: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the loss after each move, then where they start.
+        """Mean and standard deviation of the loss: (k + s,) float64 each.
 
-        Args:
-            configurations: (s, d) integers.
-            moves: k moves of them.
-
-        Returns:
-            Two (k + s,) float64: after each move by itself, then at the configurations.
+        After each of k moves of (s, d) configurations by itself, then at the configurations.
         """
         covariances = self.covariances(configurations)
         value = configurations[moves.start, moves.coordinate]

@@ -1,7 +1,5 @@
 """Pareto fronts of (loss, cost), both minimised: the front, its hypervolume, the filter."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -11,14 +9,7 @@ from torch import Tensor
 def pareto_front(points: Tensor) -> Tensor:
     """The rows no other row beats in both columns, in ascending cost; of equal rows the first.
 
-    Args:
-        points: (n, 2) of [loss, cost].
-
-    Returns:
-        (kept,) int64 row numbers.
-
-    Raises:
-        ValueError: the shape is not (n, 2), or a value is NaN.
+    (n, 2) of [loss, cost] to (kept,) int64; ValueError for another shape or a NaN.
     """
     _check(points)
     points = points.double()
@@ -31,11 +22,9 @@ def pareto_front(points: Tensor) -> Tensor:
 
 
 def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
-    """The worst loss and cost plus a margin of the range: behind every point in both.
+    """The worst loss and cost of (n, 2) points plus a margin: behind every point in both.
 
-    Args:
-        points: (n, 2) of [loss, cost].
-        margin: as a part of each column's range (of its magnitude where the range is zero).
+    The margin is a part of each column's range (of its magnitude where the range is zero).
     """
     _check(points)
     worst, best = points.amax(0), points.amin(0)
@@ -45,15 +34,7 @@ def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
 
 
 def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
-    """The area that the points dominate, up to the reference point; more is better.
-
-    Args:
-        points: (n, 2) of [loss, cost]; those beyond the reference add nothing.
-        reference: (loss, cost).
-
-    Raises:
-        ValueError: the shape is not (n, 2), or a value is NaN.
-    """
+    """The area that (n, 2) of [loss, cost] dominate, up to the reference (loss, cost)."""
     losses, edges = staircase(points, reference)
     return float(((reference[0] - losses) * edges.diff())[1:].sum())
 
@@ -61,13 +42,8 @@ def hypervolume(points: Tensor, reference: tuple[float, float]) -> float:
 def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """L(t), the least loss of a point that costs at most t, as steps; capped at the reference.
 
-    Returns:
-        losses: (m + 1,) float64, the height of each step; the first is the reference loss.
-        edges: (m + 2,) float64, where the steps begin and end: -inf, the front's m costs in
-            ascending order, the reference cost.
-
-    Raises:
-        ValueError: the shape is not (n, 2), or a value is NaN.
+    (m + 1,) float64 heights of the steps, the first the reference loss; and (m + 2,) where they
+    begin and end: -inf, the front's m costs in ascending order, the reference cost.
     """
     _check(points)
     if any(math.isnan(value) for value in reference):
@@ -83,14 +59,7 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
     """The union of the Pareto fronts inside equal segments of the range of costs (paper, 4.2).
 
     Keeping a front in every segment keeps the set diverse: the overall front alone would drop
-    whole ranges of costs. Every segment that has a point keeps at least one.
-
-    Args:
-        points: (n, 2) of [loss, cost].
-        segments: U, the number of equal segments from the least to the highest cost.
-
-    Returns:
-        (kept,) int64 row numbers, ascending.
+    whole ranges of costs. (n, 2) of [loss, cost] and U segments to (kept,) int64 rows, ascending.
 
     Raises:
         ValueError: no points, segments is no positive integer, or a value is not finite.

@@ -1,7 +1,5 @@
 """A search round: propose and score in turn, then filter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,28 +13,14 @@ from coalora_lib.search.pareto import segment_pareto_filter
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How to search between stretches of training.
+    """How to search between stretches of training; ValueError for what is not allowed."""
 
-    Attributes:
-        rounds: stretches of training; a search stands between each two.
-        restarts: configurations proposed at a time, each by a walk of its own.
-        max_steps: longest walk; None walks until no step improves.
-        segments: U of the segment filter; None keeps every scored configuration.
-        proposals: configurations that a search scores beyond the set: its budget. After each
-            ``restarts`` of them the surrogate is fitted anew.
-        strategy: who proposes, a key of :data:`~coalora_lib.search.STRATEGIES`: "walk", or one
-            of those that it is compared with.
-
-    Raises:
-        ValueError: a number is below 1, or the strategy is not known.
-    """
-
-    rounds: int
-    restarts: int
-    max_steps: int | None = None
-    segments: int | None = 40
-    proposals: int = 5
-    strategy: str = "walk"
+    rounds: int  #: stretches of training; a search stands between each two
+    restarts: int  #: configurations proposed at a time, each by a walk of its own
+    max_steps: int | None = None  #: longest walk; None walks until no step improves
+    segments: int | None = 40  #: U of the segment filter; None keeps every scored configuration
+    proposals: int = 5  #: configurations that a search scores beyond the set: its budget
+    strategy: str = "walk"  #: who proposes, a key of :data:`~coalora_lib.search.STRATEGIES`
 
     def __post_init__(self) -> None:
         for name in ("rounds", "restarts", "max_steps", "segments", "proposals"):
@@ -51,30 +35,19 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class Round:
-    """The scored set after one search.
+    """The scored set after one search."""
 
-    Attributes:
-        configurations: (n, d) the set before the search and, last, what it proposed.
-        losses, costs: (n,) of each; all losses under the same adapters.
-        proposed: how many of the rows were proposed.
-        kept: rows that the filter kept: the next set.
-    """
-
-    configurations: Tensor
-    losses: Tensor
-    costs: Tensor
-    proposed: int
-    kept: Tensor
+    configurations: Tensor  #: (n, d), the set before the search and, last, what it proposed
+    losses: Tensor  #: (n,), all under the same adapters
+    costs: Tensor  #: (n,)
+    proposed: int  #: how many of the rows were proposed
+    kept: Tensor  #: rows that the filter kept: the next set
 
 
 def search_round(
     scored: ScoredSet, score: Callable[[Tensor], Tensor], plan: SearchPlan, seed: int
 ) -> Round:
-    """:func:`extend` a scored set, then apply the segment filter.
-
-    Raises:
-        ValueError: a scored configuration is not allowed.
-    """
+    """:func:`extend` a scored set, then apply the segment filter."""
     extended = extend(scored, score, plan, seed)
     costs = finite_costs(extended.cost_of, extended.configurations)
     points = torch.stack([extended.losses, costs], dim=1)
@@ -91,18 +64,9 @@ def extend(
 ) -> ScoredSet:
     """Propose and score configurations in turn until the plan's budget is spent.
 
-    Args:
-        scored: the set to begin with.
-        score: the loss of (k, d) proposals, (k,).
-        plan: strategy, budget and sizes.
-        seed: of the strategy.
-
-    Returns:
-        The set with the proposals at its end; fewer than the budget if the strategy has no more
-        to propose.
-
-    Raises:
-        ValueError: a scored configuration is not allowed.
+    ``score`` gives the losses of (k, d) proposals, (k,). They are at the end of the set that is
+    returned; fewer than the budget if the strategy has no more to propose. ValueError if a scored
+    configuration is not allowed.
     """
     finite_costs(scored.cost_of, scored.configurations)
     wanted = len(scored.losses) + plan.proposals

@@ -1,10 +1,9 @@
 """The Gaussian process on the task loss of a configuration."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,31 +31,24 @@ class Surrogate:
         k(x, x') = prod_i exp(-(x_i - x'_i)^2 / (2 l_i^2)),
 
     with one length scale for each group of coordinates: a few dozen losses cannot tell hundreds of
-    length scales apart, and a fit that tries is overconfident. The median of a length scale's
-    prior grows with the square root of the number of coordinates (Hvarfner et al. 2024,
-    arXiv 2402.02229). Without that, any two of the points in 180 dimensions are uncorrelated and
-    the posterior mean is constant.
-
-    The model is botorch's. The fit maximises the posterior of the hyperparameters with an analytic
-    gradient (:func:`map_closure`). Predictions come from one Cholesky factor.
+    length scales apart. A length scale's prior has a median that grows with the root of the number
+    of coordinates (Hvarfner et al. 2024, arXiv 2402.02229); without that, the posterior mean is
+    constant in 180 dimensions.
 
     Args:
         configurations: (n, d) integer indices, n >= 2.
         losses: (n,) finite.
         cardinalities: (d,) number of values of each coordinate.
-        groups: (d,) integers from 0; coordinates with the same one share a length scale. By
+        groups: (d,) integers from 0, the same for coordinates that share a length scale; by
             default each has its own.
 
     Attributes:
         model: the fitted botorch model; its inputs are :meth:`scale` of the integers.
-        configurations: (n, d) int64, what it was fitted to.
-        cardinalities: (d,) int64.
         length_scales: (d,) float64, as parts of the coordinates' ranges.
-        noise: fitted standard deviation of a score around the loss that is predicted, in its unit.
+        noise: fitted standard deviation of a score around the loss that is predicted.
 
     Raises:
-        ValueError: shapes disagree, there are fewer than two configurations, an index is not an
-            integer or outside its coordinate's range, a loss is not finite, or a group is skipped.
+        ValueError: an argument is not as described.
     """
 
     def __init__(
@@ -97,18 +89,11 @@ class Surrogate:
         self._weights = torch.cholesky_solve(residuals[:, None], factor)[:, 0]
         self._inverse_factor = torch.linalg.solve_triangular(factor, identity, upper=False)
 
-    def condition_on(self, configurations: Tensor) -> Surrogate:
-        """This surrogate conditioned on further configurations, each with its predicted loss.
+    def condition_on(self, configurations: Tensor) -> Self:
+        """A new surrogate, conditioned on (k, d) more configurations with the losses it predicts.
 
         The mean stays as it is everywhere and the uncertainty around them shrinks (the kriging
-        believer of Ginsbourger et al. 2010), so that the next proposal goes elsewhere. The
-        hyperparameters stay.
-
-        Args:
-            configurations: (k, d) integers.
-
-        Returns:
-            A new surrogate; this one is left as it is.
+        believer of Ginsbourger et al. 2010), so that the next proposal goes elsewhere.
         """
         conditioned = copy.copy(self)
         mean, _ = self.predict(configurations)
@@ -133,25 +118,20 @@ class Surrogate:
         return self._offset + self._unit * mean, self._unit * std
 
     def log_factors(self) -> Tensor:
-        """Each coordinate's logarithmic factor of the kernel, for all its values.
+        """Log of the factor that a coordinate contributes to covariances: (d, values, n) float64.
 
-        Returns:
-            (d, values, n) float64: log of the factor that coordinate i contributes to the
-            covariance of scored configuration n with one whose coordinate has that value; values
-            is the largest cardinality.
+        Of scored configuration n with one whose coordinate has that value, up to the largest
+        cardinality.
         """
         values = torch.arange(int(self.cardinalities.max()))
         distance = (values[:, None] - self.configurations.T[:, None]) / self._ranges[:, None, None]
         return -0.5 * (distance / self.length_scales[:, None, None]).square()
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
-        """The prediction of each scored configuration's loss from all the others.
+        """Each scored loss predicted from all others: mean and standard deviation, (n,) each.
 
         In closed form, at the fitted hyperparameters (Rasmussen and Williams 2006, equation 5.12);
         the standard deviation is that of the observed loss, noise included.
-
-        Returns:
-            Mean and standard deviation, (n,) each.
         """
         precision = (self._inverse_factor.square()).sum(0)
         mean = self._center + self._residuals - self._weights / precision
@@ -168,12 +148,7 @@ class Surrogate:
 
 
 class GroupedRBFKernel(RBFKernel):
-    """RBF whose coordinates share length scales by group.
-
-    Args:
-        groups: (d,) int64 from 0.
-        options: for gpytorch's RBFKernel.
-    """
+    """RBF whose coordinates share length scales by group: (d,) int64 from 0."""
 
     groups: Tensor
 
@@ -190,10 +165,7 @@ class GroupedRBFKernel(RBFKernel):
 
 
 def dimension_scaled_kernel(groups: Tensor) -> GroupedRBFKernel:
-    """RBF with one length scale per group; log l ~ N(sqrt(2) + log(d) / 2, 3), d coordinates.
-
-    The prior is that of Hvarfner et al. 2024 (arXiv 2402.02229).
-    """
+    """RBF with one length scale per group; log l ~ N(sqrt(2) + log(d) / 2, 3), d coordinates."""
     prior = LogNormalPrior(math.sqrt(2) + 0.5 * math.log(len(groups)), math.sqrt(3))
     constraint = GreaterThan(SHORTEST, transform=None, initial_value=prior.mode)
     return GroupedRBFKernel(groups, lengthscale_prior=prior, lengthscale_constraint=constraint)
@@ -202,8 +174,8 @@ def dimension_scaled_kernel(groups: Tensor) -> GroupedRBFKernel:
 def _fit(model: SingleTaskGP) -> None:
     """Maximise the posterior of the hyperparameters, by L-BFGS-B over their logarithms.
 
-    Noise and length scales may be of any order of magnitude. Over their values, as in botorch, the
-    same optimizer takes ten times as many steps and ends no lower.
+    Over their values, as in botorch, the same optimizer takes ten times as many steps and ends no
+    lower: noise and length scales may be of any order of magnitude.
     """
     likelihood = ExactMarginalLogLikelihood(model.likelihood, model).train()
     closure = map_closure(likelihood)
@@ -238,7 +210,7 @@ def _fit(model: SingleTaskGP) -> None:
 def map_closure(
     likelihood: ExactMarginalLogLikelihood,
 ) -> Callable[[], tuple[Tensor, list[Tensor]]]:
-    """The loss that the fit minimises, and its analytic gradient.
+    """The loss that the fit minimises, and its analytic gradient, which botorch's fits take too.
 
     The loss is minus the log posterior of noise s, constant m and length scales l, divided by the
     number of points n, as in botorch. With K the kernel matrix, a = (K + sI)^-1 (y - m) and
@@ -249,13 +221,6 @@ def map_closure(
     and with V = W * K the sum over pairs is 2 (sum_p (V 1)_p x_pi^2 - x_i^T V x_i): one product
     for all coordinates, where automatic differentiation handles d matrices of n x n. The gradient
     of a group's length scale is the sum over its coordinates.
-
-    Args:
-        likelihood: of a :class:`Surrogate`'s model, in training mode.
-
-    Returns:
-        The closure that :func:`_fit` and botorch's optimizers call: () to the loss and the
-        gradients of noise, constant and length scales, which it also stores in their ``grad``.
     """
     model = likelihood.model
     points, values = model.train_inputs[0], model.train_targets

@@ -1,7 +1,5 @@
 """The coordinate walk: finite differences of the acquisition, one coordinate at a time (4.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,12 +10,7 @@ from tqdm import tqdm
 
 from coalora_lib.search.acquisition import improvement_over
 from coalora_lib.search.cost import Cost, finite_costs
-from coalora_lib.search.moves import (
-    Moves,
-    Neighbourhood,
-    allowed_moves,
-    finite_differences,
-)
+from coalora_lib.search.moves import Moves, Neighbourhood, allowed_moves, finite_differences
 from coalora_lib.search.pareto import pareto_front, reference_point, staircase
 from coalora_lib.search.surrogate import Surrogate
 
@@ -32,47 +25,32 @@ UNDERFLOW = 1e-12
 
 @dataclass(frozen=True)
 class Step:
-    """One move of a walk: which coordinate, by -1 or +1, and the logarithm of EHVI after it."""
+    """One move of a walk."""
 
-    coordinate: int
-    change: int
-    log_acquisition: float
+    coordinate: int  #: that moves
+    change: int  #: -1 or +1
+    log_acquisition: float  #: log of EHVI after it
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Where the walks ended.
+    """Where the walks ended."""
 
-    Attributes:
-        configurations: (proposals, d) int64, distinct and none of them scored before, in the
-            order of their walks.
-        acquisition: (proposals,) float64, the expected improvement of each by itself.
-        trace: the steps of every walk, one list per restart.
-        restarts: (restarts, d) where the walks began.
-    """
-
-    configurations: Tensor
-    acquisition: Tensor
-    trace: list[list[Step]] = field(repr=False)
-    restarts: Tensor = field(repr=False)
+    configurations: Tensor  #: (proposals, d) int64, distinct and new, in the order of their walks
+    acquisition: Tensor  #: (proposals,) float64, the improvement of each by itself
+    trace: list[list[Step]] = field(repr=False)  #: the steps of every walk
+    restarts: Tensor = field(repr=False)  #: (restarts, d), where the walks began
 
 
 class Acquisition:
     """EHVI under a surrogate, of configurations and of all their neighbours.
 
-    Args:
-        surrogate: predicts losses.
-        losses: (n,) of the surrogate's configurations. The front and the reference point (the
-            worst plus a margin) come from these.
-        cost_of: the second objective, finite for all of them.
+    The losses are those of the surrogate's configurations, (n,), whose costs must be finite.
 
     Attributes:
         front: (m, 2) of [loss, cost]; rows: (m,) which of the scored they are.
         reference: (loss, cost).
         area: between the least loss and cost and the reference, the unit of a large improvement.
-
-    Raises:
-        ValueError: a scored configuration is not allowed.
     """
 
     def __init__(self, surrogate: Surrogate, losses: Tensor, cost_of: Cost) -> None:
@@ -97,24 +75,16 @@ class Acquisition:
     def around(
         self, configurations: Tensor, moves: Moves, costs: Tensor, log: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The acquisition after each of k moves, (k,), and at the configurations, (s,).
+        """The acquisition after each of k moves, (k,), and at the (s, d) configurations, (s,).
 
-        Args:
-            configurations: (s, d) integers.
-            moves: k moves of them.
-            costs: (k + s,) after the moves, then at the configurations.
-            log: return logarithms.
+        ``costs`` are (k + s,): after the moves, then at the configurations.
         """
         mean, std = self._neighbourhood.predict(configurations, moves)
         values = self._improvement(mean, std, costs, log)
         return values[: len(moves.start)], values[len(moves.start) :]
 
     def gradient(self, configurations: Tensor) -> Tensor:
-        """Finite differences at (s, d) configurations: (s, d) float64.
-
-        Raises:
-            ValueError: one of the configurations is not allowed.
-        """
+        """Finite differences at (s, d) allowed configurations: (s, d) float64."""
         moves, costs = allowed_moves(self.cost_of, configurations, self.surrogate.cardinalities)
         values, here = self.around(configurations, moves, costs)
         return finite_differences(values, here, moves, configurations.shape[1])
@@ -152,21 +122,17 @@ def propose(
     """Propose configurations worth scoring: fit the surrogate, walk uphill from the front.
 
     Each walk starts from a member of the front. Before the next one begins, the surrogate is
-    conditioned on where it ended, with the loss predicted there (:meth:`Surrogate.condition_on`):
-    independent walks would all climb the same hill. All of it runs on one thread, see
-    :func:`one_thread`.
+    conditioned on where it ended (:meth:`Surrogate.condition_on`): independent walks would all
+    climb the same hill. All of it runs on one thread.
 
     Args:
         configurations: (n, d) integer indices of the scored configurations.
         losses: (n,) their task losses, all under the same adapters and batches.
         cost_of: (k, d) integers to (k,), finite for the scored; what costs +inf is never proposed.
-            An :class:`~coalora_lib.search.IncrementalCost` is much faster.
-        cardinalities: (d,) number of values of each coordinate.
-        restarts: walks, each from a different member of the current Pareto front (all of the
-            front where it is smaller).
+        cardinalities, groups: see :class:`Surrogate`.
+        restarts: walks, each from another member of the front (all of it where it is smaller).
         max_steps: T, the longest walk; by default until no move improves.
         seed: for the draw of the members that the walks start from.
-        groups: coordinates that share a length scale, see :class:`Surrogate`.
 
     Raises:
         ValueError: as :class:`Surrogate` and :class:`Acquisition`, or restarts or max_steps is not
@@ -195,17 +161,12 @@ def walk(
 ) -> tuple[Tensor, list[list[Step]]]:
     """Move the coordinate with the largest finite difference by one, while that improves.
 
-    All walks take their steps together. Each considers the moves that go uphill by the finite
-    difference and raise the acquisition, and takes the one with the largest difference. If there
-    is none (both neighbours of a coordinate may be better, with a difference of zero), it takes the
-    move that raises the acquisition most, and it stops when no move does. No move leads to a
-    configuration that is scored (it would teach nothing) or not allowed; a walk that stands on a
-    scored one moves even if the acquisition falls.
-
-    Args:
-        acquisition: what to climb.
-        restarts: (s, d) integers, where the walks begin; all of them allowed.
-        max_steps: T.
+    All walks, from (s, d) allowed restarts, take their steps together, at most T each. A walk
+    considers the moves that go uphill by the finite difference and raise the acquisition, and
+    takes the one with the largest difference. If there is none (both neighbours of a coordinate
+    may be better, with a difference of zero), it takes the move that raises the acquisition most,
+    and it stops when no move does. No move leads to a configuration that is scored (it would teach
+    nothing) or not allowed; a walk that stands on a scored one moves even if the acquisition falls.
 
     Returns:
         Where the walks ended, (s, d), and the steps of each.
@@ -233,9 +194,8 @@ def walk(
 def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The next move of each of (s, d) walks, as :func:`walk` chooses it.
 
-    Returns:
-        Four (s,): coordinate, change, log of the acquisition after the move, and whether there
-        is a move at all; where not, the others mean nothing.
+    Coordinate, change, log of the acquisition after the move, and whether there is a move at all,
+    (s,) each.
     """
     moves, costs = allowed_moves(acquisition.cost_of, here, acquisition.surrogate.cardinalities)
     values, current, unit = _comparable(acquisition, here, moves, costs)
@@ -261,13 +221,10 @@ def best_moves(acquisition: Acquisition, here: Tensor) -> tuple[Tensor, Tensor, 
 def _comparable(
     acquisition: Acquisition, here: Tensor, moves: Moves, costs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The acquisition after each move and at each walk, in a unit of each walk's own.
+    """The acquisition after each move, (k,), and at each walk, (s,), in a unit of the walk's own.
 
     The next move of a walk does not depend on the unit. Where the values underflow, the unit is the
-    largest of them, known by its logarithm.
-
-    Returns:
-        (k,) after each move, (s,) at the walks, and (s,) the logarithm of the unit.
+    largest of them; its logarithm is returned too, (s,).
     """
     values, current = acquisition.around(here, moves, costs)
     top = current.scatter_reduce(0, moves.start, values, "amax")
@@ -282,8 +239,7 @@ def _comparable(
 def _meets_scored(scored: Tensor, here: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
     """Whether each walk stands on a scored configuration, (s,), and each move leads to one, (k,).
 
-    A move leads to a scored configuration if that differs from where the walk stands in the moved
-    coordinate alone, and by the move.
+    A move does if the scored one differs from where the walk stands by that move alone.
     """
     differs = here[:, None] != scored
     distance = differs.sum(2)

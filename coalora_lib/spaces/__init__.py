@@ -2,7 +2,6 @@
 
 from coalora_lib.spaces.blockwise import INTEGER, NORMAL_FLOAT, BlockwiseSpace
 from coalora_lib.spaces.costs import LayerCosts, mean_bits_cost
-from coalora_lib.spaces.registry import get_space, register_space, spaces
 from coalora_lib.spaces.sampling import random_at_bits, random_configuration
 from coalora_lib.spaces.space import (
     Choice,
@@ -10,7 +9,10 @@ from coalora_lib.spaces.space import (
     ConfigurationSpace,
     QuantizedWeight,
     Shape,
+    get_space,
     parameters,
+    register_space,
+    spaces,
 )
 
 __all__ = [

@@ -1,7 +1,5 @@
 """The paper's 432 block-wise choices: as NormalFloat, and the same with integer codes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,16 +9,11 @@ from torch import Tensor
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
 from coalora_lib.quantization.choices import FIELDS, BlockwiseChoice
 from coalora_lib.quantization.errors import error_parts
-from coalora_lib.spaces.registry import register_space
-from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters
+from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters, register_space
 
 
 class BlockwiseSpace(ConfigurationSpace):
-    """Every :class:`~coalora_lib.quantization.BlockwiseChoice` of one code book.
-
-    Args:
-        code_book: a key of :data:`~coalora_lib.quantization.CODE_BOOKS`; the space has its name.
-    """
+    """Every :class:`~coalora_lib.quantization.BlockwiseChoice` of one code book, named after it."""
 
     fields = FIELDS
 

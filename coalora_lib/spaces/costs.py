@@ -1,24 +1,18 @@
 """Costs of a configuration that are sums over its layers: bits, bytes, latency."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from coalora_lib.spaces.registry import get_space
-from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters
+from coalora_lib.spaces.space import ConfigurationSpace, Shape, get_space, parameters
 
 
 class LayerCosts:
-    """sum_i n_i t_i(c_i): a table of costs, and a factor for each layer.
-
-    It is the search's second objective; :meth:`after` spares it from building a row for each step.
+    """sum_i n_i t_i(c_i): a table of costs, and a factor for each layer; a cost for the search.
 
     Args:
-        table: (layers, choices) float64, t. Infinite where a layer may not take a choice: the
-            search then proposes no such configuration.
+        table: (layers, choices) float64, t; infinite where a layer may not take a choice.
         space: whose choices the columns are.
         factors: (layers,) float64, n; one by default.
     """
@@ -43,15 +37,9 @@ class LayerCosts:
         return self._table[self._entries(indices)] @ self._factors
 
     def after(self, indices: Tensor, start: Tensor, coordinate: Tensor, change: Tensor) -> Tensor:
-        """The costs after single steps: each changes one layer.
+        """The costs after k single steps, (k,) float64, without building a row for each.
 
-        Args:
-            indices: (s, layers * fields) integers, of finite costs.
-            start, coordinate, change: (k,) which row takes the step, in which coordinate, by -1
-                or +1.
-
-        Returns:
-            (k,) float64.
+        Row ``start`` of (s, layers * fields) integers takes the step, in a coordinate, by -1 or +1.
         """
         entries = self._entries(indices)
         fields = len(self._strides)

@@ -1,14 +1,11 @@
 """Random configurations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from coalora_lib.spaces.registry import get_space
-from coalora_lib.spaces.space import Choice, ConfigurationSpace, Shape
+from coalora_lib.spaces.space import Choice, ConfigurationSpace, Shape, get_space
 
 
 def random_configuration(
@@ -18,10 +15,8 @@ def random_configuration(
 ) -> list[Choice]:
     """One configuration drawn uniformly from all that are allowed.
 
-    Args:
-        layers: the number of layers, or their shapes where bits or allowed choices depend on them.
-        generator: of the draw.
-        space: a name or a space.
+    ``layers`` are the number of layers, or their shapes where bits or allowed choices depend on
+    them.
     """
     space = get_space(space)
     count, tables = _tables(layers, space)
@@ -39,21 +34,12 @@ def random_at_bits(
     generator: torch.Generator,
     space: str | ConfigurationSpace = "nf",
 ) -> list[Choice]:
-    """One random configuration whose layers have so many bits in expectation.
+    """One random configuration whose layers have so many bits in expectation, scales included.
 
     Each layer draws its choice by itself, with probability p(c) proportional to exp(-lambda
     bits(c)): of all distributions with that mean the one with the most entropy. A uniform draw
-    over the paper's choices has 4.4 bits, so that many layers hardly ever come out low; this
-    reaches the whole range.
-
-    Args:
-        layers: the number of layers, or their shapes where bits or allowed choices depend on them.
-        bits: expected bits per parameter of a layer, scales included.
-        generator: of the draw.
-        space: a name or a space.
-
-    Raises:
-        ValueError: no distribution over the choices has that mean.
+    over the paper's choices has 4.4 bits, so that many layers hardly ever come out low. ``layers``
+    are as for :func:`random_configuration`. ValueError if no distribution has that mean.
     """
     space = get_space(space)
     count, tables = _tables(layers, space)
@@ -66,7 +52,7 @@ def random_at_bits(
 
 
 def _tables(layers: int | Sequence[Shape], space: ConfigurationSpace) -> tuple[int, Tensor]:
-    """The number of layers; and (layers, choices) bits, infinite where a choice is not allowed.
+    """The number of layers, and (layers, choices) bits, infinite where a choice is not allowed.
 
     One row stands for all layers where they do not differ.
     """

@@ -1,7 +1,5 @@
 """What a layer may be quantized to: a finite set of choices, each a value of every field."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -38,13 +36,10 @@ class QuantizedWeight(Protocol):
 class ConfigurationSpace(ABC):
     """The choices for a layer, what each costs, and how a weight is quantized to it.
 
-    A subclass sets :attr:`name` and :attr:`fields` and defines :meth:`nbytes`,
-    :meth:`bits_per_parameter` and :meth:`quantize`; see :func:`~coalora_lib.spaces.register_space`.
-
-    Attributes:
-        name: what one passes as ``space``.
-        fields: each field's values in their order. A step of one field's index is a move of the
-            search, so neighbours should be alike.
+    A subclass sets :attr:`name`, what one passes as ``space``, and :attr:`fields`, each field's
+    values in their order (a step of one field's index is a move of the search, so neighbours
+    should be alike). It defines :meth:`nbytes`, :meth:`bits_per_parameter` and :meth:`quantize`;
+    see :func:`~coalora_lib.spaces.register_space`.
     """
 
     name: str
@@ -71,14 +66,10 @@ class ConfigurationSpace(ABC):
         return self._choice_type(*values)
 
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
-        """The squared error of a weight under every choice: (choices,) float64.
+        """The squared error of a floating-point weight under every choice: (choices,) float64.
 
-        sum F (w - w^)^2 with F the importance, or 1. A choice that is not allowed counts as if the
-        weight were lost, sum F w^2.
-
-        Args:
-            weight: floating point.
-            importance: of the weight's shape, not negative.
+        sum F (w - w^)^2 with F the importance, of the weight's shape and not negative, or 1. What
+        is not allowed counts as if the weight were lost, sum F w^2.
         """
         exact = weight.detach().double()
         factor = 1.0 if importance is None else importance.to(exact)
@@ -97,10 +88,8 @@ class ConfigurationSpace(ABC):
     ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """:meth:`errors` in parts to be computed in any order, and added: one by default.
 
-        Args:
-            weight, importance: as :meth:`errors` takes them.
-            pieces, sample: a space that knows how its weights are cut may estimate the errors from
-                so many pieces, or from a share of the weights; this one looks at all.
+        A space may estimate the errors from so many ``pieces``, or from a ``sample`` of this share
+        of the weight; this one is exact whatever is asked.
 
         Yields:
             Weights that the part stands for, and () to (choices,) float64.
@@ -110,12 +99,13 @@ class ConfigurationSpace(ABC):
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """All choices in lexicographic order of the fields, the last one fastest."""
-        return tuple(self.make_choice(*values) for values in itertools.product(*self._values))
+        combinations = itertools.product(*self.fields.values())
+        return tuple(self.make_choice(*values) for values in combinations)
 
     @cached_property
     def cardinalities(self) -> tuple[int, ...]:
         """How many values each field has."""
-        return tuple(len(values) for values in self._values)
+        return tuple(len(values) for values in self.fields.values())
 
     @cached_property
     def strides(self) -> tuple[int, ...]:
@@ -131,11 +121,7 @@ class ConfigurationSpace(ABC):
         return self.choices[int(bits.argmax())]
 
     def index(self, choice: Choice) -> int:
-        """A choice's row in :attr:`choices`.
-
-        Raises:
-            TypeError: it is no choice of this space.
-        """
+        """A choice's row in :attr:`choices`; TypeError if it is none of this space."""
         try:
             return self._index[choice]
         except (KeyError, TypeError):
@@ -146,11 +132,7 @@ class ConfigurationSpace(ABC):
 
     def indices(self, choice: Choice) -> tuple[int, ...]:
         """The position of each field's value among its values."""
-        row = self.index(choice)
-        return tuple(
-            row // stride % size
-            for stride, size in zip(self.strides, self.cardinalities, strict=True)
-        )
+        return tuple(self.to_indices([choice])[0].tolist())
 
     def to_indices(self, configuration: Configuration) -> Tensor:
         """A configuration as integers: (layers, fields) int64."""
@@ -158,11 +140,7 @@ class ConfigurationSpace(ABC):
         return rows[:, None] // torch.tensor(self.strides) % torch.tensor(self.cardinalities)
 
     def from_indices(self, indices: Tensor) -> list[Choice]:
-        """The inverse of :meth:`to_indices`; also takes the flat form (layers * fields,).
-
-        Raises:
-            ValueError: the number of integers is no multiple of the fields, or one is out of range.
-        """
+        """The inverse of :meth:`to_indices`, flat or not; ValueError out of range."""
         width = len(self.fields)
         if indices.numel() % width:
             raise ValueError(f"{indices.numel()} indices are no multiple of {width}")
@@ -171,7 +149,7 @@ class ConfigurationSpace(ABC):
             outside = rows[(rows[:, column] < 0) | (rows[:, column] >= size), column]
             if len(outside):
                 raise ValueError(f"index {int(outside[0])} of {name} is outside 0..{size - 1}")
-        return [self.choices[row] for row in self.rows(rows.flatten()).tolist()]
+        return self.from_rows(self.rows(rows.flatten()).tolist())
 
     def to_flat(self, configurations: Sequence[Configuration]) -> Tensor:
         """Configurations as the search's integers: (n, layers * fields) int64."""
@@ -188,11 +166,7 @@ class ConfigurationSpace(ABC):
         return [self.index(choice) for choice in configuration]
 
     def from_rows(self, rows: Sequence[int]) -> list[Choice]:
-        """A configuration from rows of :attr:`choices`, one for each layer.
-
-        Raises:
-            ValueError: a row is out of range.
-        """
+        """The inverse of :meth:`to_rows`; ValueError out of range."""
         for row in rows:
             if not 0 <= row < len(self.choices):
                 raise ValueError(f"choice {row} is outside 0..{len(self.choices) - 1}")
@@ -215,11 +189,7 @@ class ConfigurationSpace(ABC):
         return self._table("allowed", shape, self.allowed, torch.bool)
 
     def mean_bits(self, configuration: Configuration, shapes: Sequence[Shape]) -> float:
-        """A model's bits per parameter: the layers' bits weighted by their sizes.
-
-        Raises:
-            ValueError: the two lengths differ.
-        """
+        """A model's bits per parameter: the layers' bits weighted by their sizes."""
         if len(configuration) != len(shapes):
             raise ValueError(f"{len(configuration)} choices for {len(shapes)} layers")
         sizes = [parameters(shape) for shape in shapes]
@@ -228,10 +198,6 @@ class ConfigurationSpace(ABC):
             for choice, shape, size in zip(configuration, shapes, sizes, strict=True)
         )
         return stored / sum(sizes)
-
-    @cached_property
-    def _values(self) -> tuple[tuple, ...]:
-        return tuple(tuple(values) for values in self.fields.values())
 
     @cached_property
     def _choice_type(self) -> type:
@@ -257,3 +223,38 @@ class ConfigurationSpace(ABC):
 def parameters(shape: Shape) -> int:
     """The number of weights of a shape."""
     return shape if isinstance(shape, int) else math.prod(shape)
+
+
+_SPACES: dict[str, ConfigurationSpace] = {}
+
+
+def register_space(space: ConfigurationSpace) -> ConfigurationSpace:
+    """Make a space known by its name, and return it.
+
+    Raises:
+        TypeError: it is no ConfigurationSpace.
+        ValueError: another space has the name, or a field has no values or one twice.
+    """
+    if not isinstance(space, ConfigurationSpace):
+        raise TypeError(f"{space!r} is no ConfigurationSpace")
+    if _SPACES.get(space.name, space) is not space:
+        raise ValueError(f"a space named {space.name!r} is registered already")
+    for field, values in space.fields.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"field {field!r} of {space.name!r} needs distinct values: {values}")
+    _SPACES[space.name] = space
+    return space
+
+
+def get_space(space: str | ConfigurationSpace) -> ConfigurationSpace:
+    """The space of a name, ValueError if none has it; a space as it is."""
+    if isinstance(space, ConfigurationSpace):
+        return space
+    if space not in _SPACES:
+        raise ValueError(f"space={space!r} is not known; allowed: {', '.join(_SPACES)}")
+    return _SPACES[space]
+
+
+def spaces() -> tuple[str, ...]:
+    """The names of the registered spaces."""
+    return tuple(_SPACES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 from collections.abc import Iterator
@@ -15,14 +14,12 @@ import datasets
 from datasets import Dataset
 
 from coalora_lib.tasks.embedded import review_phrases
+from coalora_lib.tasks.glue import LAYOUTS, find_folder, read_glue
+from coalora_lib.tasks.table import from_table
 
 
 class HubTask(NamedTuple):
-    """Where the hub keeps a task, and what its columns are called there.
-
-    ``labels`` is None where texts are to be continued, not classified; ``files`` are those of each
-    split to take, where a data set is too large to take whole.
-    """
+    """Where the hub keeps a task, its columns and files there; no labels: texts to continue."""
 
     path: str
     name: str | None
@@ -32,24 +29,17 @@ class HubTask(NamedTuple):
     files: dict[str, str] | None = None
 
 
-#: The tasks of the paper's experiments. A pair of texts keeps its second one in the column
-#: "second". Of C4 the first of the English files.
+_C4_FILES = {
+    "train": "en/c4-train.00000-of-01024.json.gz",
+    "validation": "en/c4-validation.00000-of-00008.json.gz",
+}
+#: The tasks of the paper's experiments. Of C4 the first of the English files.
 TASKS: dict[str, HubTask] = {
     "sst2": HubTask("stanfordnlp/sst2", None, ("sentence",), "validation", 2),
     "qnli": HubTask("nyu-mll/glue", "qnli", ("question", "sentence"), "validation", 2),
     "mnli": HubTask("nyu-mll/glue", "mnli", ("premise", "hypothesis"), "validation_matched", 3),
     "qqp": HubTask("nyu-mll/glue", "qqp", ("question1", "question2"), "validation", 2),
-    "c4": HubTask(
-        "allenai/c4",
-        None,
-        ("text",),
-        "validation",
-        None,
-        {
-            "train": "en/c4-train.00000-of-01024.json.gz",
-            "validation": "en/c4-validation.00000-of-00008.json.gz",
-        },
-    ),
+    "c4": HubTask("allenai/c4", None, ("text",), "validation", None, _C4_FILES),
 }
 #: For tuning: the validation split is held out of another task's train, see :func:`hold_out`.
 TUNING = {"sst2-tuning": "sst2"}
@@ -58,14 +48,12 @@ TASKS |= {name: TASKS[whole] for name, whole in TUNING.items()}
 HELD_OUT, HELD_OUT_WORDS = 1024, 8
 SOURCES = ("embedded", "directory", "hub")
 DIRECTORY_VARIABLE = "COALORA_DATA_DIR"
-EMBEDDED_SIZES = {"train": 1088, "validation": 256}
+#: Generated phrases.
+TRAIN, VALIDATION = 1088, 256
 
 
 class TaskSplits(NamedTuple):
-    """A task's two splits, each a ``datasets.Dataset`` with the columns sentence and label.
-
-    Pairs have a column second; texts to be continued have no label.
-    """
+    """A task's splits, with the columns sentence, label if there are any, and second of pairs."""
 
     train: Dataset
     validation: Dataset
@@ -76,11 +64,11 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
 
     Args:
         name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
-        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's train.tsv
-            and dev.tsv under ``$COALORA_DATA_DIR/<name>/``, or, where texts have no label,
-            train.jsonl and validation.jsonl with a field "text"; "hub" downloads through
-            ``datasets``. By default: embedded for that name, the directory if the variable is set,
-            else the hub.
+        source: "embedded" generates synthetic review phrases; "directory" reads GLUE's files under
+            ``$COALORA_DATA_DIR/<name>/`` (or GLUE's spelling, SST-2): train.tsv and dev.tsv,
+            MNLI's dev_matched.tsv, or, where texts have no label, train.jsonl and
+            validation.jsonl with a field "text"; "hub" downloads through ``datasets``. By default:
+            embedded for that name, the directory if the variable is set, else the hub.
         seed: of the generated phrases; the other sources do not use it.
 
     Raises:
@@ -116,15 +104,11 @@ def data_checksum(splits: TaskSplits) -> str:
 
 
 def hold_out(train: Dataset, count: int = HELD_OUT) -> TaskSplits:
-    """Whole texts held out of a split, and what shares no words with them by descent.
+    """``count`` texts of :data:`HELD_OUT_WORDS` words or more held out, or all if there are fewer.
 
     SST-2's training split holds sentences and their phrases. Phrases held out at random have
     relatives that are trained on, and what memorises looks good on them. So the texts held out are
     contained in no other text, and the texts contained in them are not trained on.
-
-    Args:
-        train: with a column sentence.
-        count: texts to hold out, of :data:`HELD_OUT_WORDS` words or more; fewer if there are fewer.
     """
     words = [tuple(text.split()) for text in train["sentence"]]
     texts = set(words)
@@ -144,93 +128,28 @@ def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _generate(seed: int) -> TaskSplits:
-    phrases = review_phrases(sum(EMBEDDED_SIZES.values()), seed)
-    cut = EMBEDDED_SIZES["train"]
-    return TaskSplits(
-        *(_dataset(*zip(*part, strict=True)) for part in (phrases[:cut], phrases[cut:]))
-    )
+    whole = _dataset(review_phrases(TRAIN + VALIDATION, seed))
+    return TaskSplits(whole.select(range(TRAIN)), whole.select(range(TRAIN, len(whole))))
 
 
-def _dataset(sentences, labels) -> Dataset:
+def _dataset(rows: list[tuple[str, int]]) -> Dataset:
+    sentences, labels = zip(*rows, strict=True)
     return Dataset.from_dict({"sentence": list(sentences), "label": list(labels)})
 
 
 def _from_directory(name: str) -> TaskSplits:
-    if len(TASKS[name].columns) > 1:
-        single = ", ".join(task for task, spec in TASKS.items() if len(spec.columns) == 1)
-        raise ValueError(f"task {name!r} has text pairs; a directory may hold: {single}")
     root = os.environ.get(DIRECTORY_VARIABLE)
     if not root:
         raise FileNotFoundError(
             f"source 'directory' reads ${DIRECTORY_VARIABLE}/{name}/, and ${DIRECTORY_VARIABLE} "
             "is not set"
         )
-    folder = Path(root) / name
-    labels = TASKS[name].labels
-    if labels is None:
-        return TaskSplits(
-            *(read_jsonl(folder / file) for file in ("train.jsonl", "validation.jsonl"))
-        )
-    return TaskSplits(*(read_tsv(folder / file, labels) for file in ("train.tsv", "dev.tsv")))
-
-
-def read_tsv(path: Path, labels: int) -> Dataset:
-    """Read GLUE's single-sentence format: a header line, then sentence, tab, label.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a bad header, row or label, or no rows; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        lines = path.read_bytes().decode().split("\n")
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
-    if lines[0].rstrip("\r").split("\t") != ["sentence", "label"]:
-        raise ValueError(f"{path}, line 1: the header must be sentence<TAB>label, got {lines[0]!r}")
-    allowed = {str(label): label for label in range(labels)}
-    sentences, values = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        sentence, tab, label = line.rstrip("\r").rpartition("\t")
-        if not tab or not sentence.strip() or "\t" in sentence:
-            raise ValueError(f"{path}, line {number}: expected sentence<TAB>label, got {line!r}")
-        if label not in allowed:
-            raise ValueError(
-                f"{path}, line {number}: label {label!r} is not one of {', '.join(allowed)}"
-            )
-        sentences.append(sentence.strip())
-        values.append(allowed[label])
-    if not sentences:
-        raise ValueError(f"{path}, line 2: the file has a header and no rows")
-    return _dataset(sentences, values)
-
-
-def read_jsonl(path: Path) -> Dataset:
-    """Read texts without labels: a JSON object a line, of which the field "text" is taken.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no such object, or there are none; the message names file and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    texts = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, TypeError, KeyError):
-                text = None
-            if not isinstance(text, str):
-                raise ValueError(f'{path}, line {number}: expected {{"text": "..."}}')
-            texts.append(text)
-    if not texts:
-        raise ValueError(f"{path}, line 1: the file has no rows")
-    return Dataset.from_dict({"sentence": texts})
+    folder = find_folder(Path(root), name)
+    if name not in LAYOUTS:
+        return TaskSplits(*(from_table(folder / f"{split}.jsonl") for split in TaskSplits._fields))
+    layout = LAYOUTS[name]
+    files = ("train.tsv", layout.validation)
+    return TaskSplits(*(read_glue(folder / file, layout) for file in files))
 
 
 def _from_hub(name: str) -> TaskSplits:
@@ -238,7 +157,8 @@ def _from_hub(name: str) -> TaskSplits:
     try:
         splits = datasets.load_dataset(spec.path, spec.name, data_files=spec.files)
     except (ConnectionError, FileNotFoundError) as error:
-        files = "train.tsv and dev.tsv" if spec.labels else "train.jsonl and validation.jsonl"
+        dev = LAYOUTS[name].validation if spec.labels else "validation.jsonl"
+        files = f"train.{dev.rpartition('.')[2]} and {dev}"
         raise ConnectionError(
             f"task {name!r} was not found on the hub ({spec.path}): {error}. Without a connection, "
             f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds {files}"

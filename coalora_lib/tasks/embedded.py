@@ -9,74 +9,22 @@ from __future__ import annotations
 
 from random import Random
 
-ASPECTS = (
-    "acting",
-    "camera work",
-    "cast",
-    "comedy",
-    "dialogue",
-    "direction",
-    "drama",
-    "editing",
-    "ending",
-    "film",
-    "first half",
-    "music",
-    "pace",
-    "plot",
-    "remake",
-    "romance",
-    "score",
-    "script",
-    "sequel",
-    "story",
+_ASPECTS = (
+    "acting, camera work, cast, comedy, dialogue, direction, drama, editing, ending, film, "
+    "first half, music, pace, plot, remake, romance, score, script, sequel, story"
 )
-ADJECTIVES = {
-    1: (
-        "absorbing",
-        "assured",
-        "charming",
-        "clever",
-        "delightful",
-        "elegant",
-        "fresh",
-        "funny",
-        "gripping",
-        "inspired",
-        "lively",
-        "lovely",
-        "moving",
-        "sharp",
-        "superb",
-        "tender",
-        "thoughtful",
-        "warm",
-        "witty",
-        "wonderful",
-    ),
-    0: (
-        "awful",
-        "bland",
-        "boring",
-        "clumsy",
-        "cold",
-        "dreary",
-        "dull",
-        "empty",
-        "flat",
-        "forgettable",
-        "hollow",
-        "lazy",
-        "messy",
-        "pointless",
-        "silly",
-        "stale",
-        "stiff",
-        "tedious",
-        "tiresome",
-        "weak",
-    ),
-}
+_PRAISE = (
+    "absorbing, assured, charming, clever, delightful, elegant, fresh, funny, gripping, "
+    "inspired, lively, lovely, moving, sharp, superb, tender, thoughtful, warm, witty, "
+    "wonderful"
+)
+_BLAME = (
+    "awful, bland, boring, clumsy, cold, dreary, dull, empty, flat, forgettable, hollow, lazy, "
+    "messy, pointless, silly, stale, stiff, tedious, tiresome, weak"
+)
+ASPECTS = _ASPECTS.split(", ")
+#: By the label that they speak for.
+ADJECTIVES = {1: _PRAISE.split(", "), 0: _BLAME.split(", ")}
 INTENSITY = ("", "", "", "quite", "really", "rather", "truly", "utterly", "very")
 NEGATIONS = ("not", "never", "hardly", "far from", "anything but")
 #: A contrast: {other} is granted, {main} is what the phrase settles on.
@@ -93,12 +41,7 @@ def review_phrases(count: int, seed: int) -> list[tuple[str, int]]:
     """Distinct phrases with their labels (1 positive, 0 negative), in random order.
 
     Half of them carry each label up to chance; the same seed gives the same list.
-
-    Raises:
-        ValueError: count is not positive.
     """
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
     random = Random(seed)
     phrases: dict[str, int] = {}
     while len(phrases) < count:

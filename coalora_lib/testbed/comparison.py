@@ -1,5 +1,4 @@
-"""Search strategies compared on landscapes with a known front, at equal numbers of scored
-configurations."""
+"""Search strategies compared on landscapes with a known front, at equal numbers of scorings."""
 
 from __future__ import annotations
 
@@ -9,20 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from coalora_lib.allocation.budgets import spread
-from coalora_lib.files import atomic_file
+from coalora_lib.allocation import spread
 from coalora_lib.records.environment import versions
+from coalora_lib.records.schema import Strict
+from coalora_lib.records.store import write_json
 from coalora_lib.search import ScoredSet, SearchPlan, extend, hypervolume
 from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.testbed.landscape import CHANCE, Landscape
 
 #: The reference point of the hypervolumes: the loss of a guess, and more bits than the front has.
 REFERENCE = (CHANCE, 8.5)
-#: Budgets of the allocated configurations that the search starts from: as many as in the training
-#: set of the standard profile, over nearly the whole range of bits (2.03 to 8.63).
+#: Budgets of the allocated configurations that the search starts from: as many as the standard
+#: profile's, over nearly the whole range of bits (2.03 to 8.63).
 START = spread(2.1, 7.6, 25)
 #: Budgets at which the front is computed, every 0.05 bits.
 FRONT = spread(2.1, 7.6, 111)
@@ -30,24 +29,21 @@ FRONT = spread(2.1, 7.6, 111)
 ALLOCATION = "allocation"
 #: Seed of the first landscape that is reported on; the search was tuned on seeds below.
 FIRST_SEED = 100
-#: The hypervolume is recorded each time so many more configurations are scored, as many as the
-#: search proposes at a time.
+#: Configurations that are proposed at a time, after which the hypervolume is recorded.
 EVERY = 5
-#: Longest walk, as in the standard profile.
-MAX_STEPS = 30
+#: The sizes of the search; its longest walk is the standard profile's.
+PLAN = SearchPlan(rounds=1, restarts=EVERY, max_steps=30)
 
 
-class SyntheticRun(BaseModel):
+class SyntheticRun(Strict):
     """One landscape, every strategy.
 
     Attributes:
-        layers, seed: of the landscape; the seed is the strategies' too.
+        seed: of the landscape and of the strategies.
         true: hypervolume of the front; start: of the allocated set that all begin with.
         found: strategy to the hypervolume after each :data:`EVERY` scored configurations.
         seconds: strategy to the time its proposals took.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     layers: int
     seed: int
@@ -63,52 +59,38 @@ class SyntheticRun(BaseModel):
         return [round((value - self.start) / gap, 4) + 0.0 for value in self.found[strategy]]
 
 
-class SyntheticRecord(BaseModel):
+class SyntheticRecord(Strict):
     """The synthetic comparison, with what made it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     plan: dict
     versions: dict[str, str]
     runs: list[SyntheticRun]
 
 
-def synthetic_plan(proposals: int) -> SearchPlan:
-    """The sizes of the synthetic search, with a budget of scored configurations."""
-    return SearchPlan(rounds=1, restarts=EVERY, max_steps=MAX_STEPS, proposals=proposals)
-
-
 def compare_on_landscape(
     layers: int, seeds: Iterable[int], plan: SearchPlan, strategies: Sequence[str], path: Path
 ) -> SyntheticRecord:
-    """Let strategies search the same landscapes; the record is written after each.
+    """Let strategies search the same landscapes, one a seed; the record is written after each.
 
-    Args:
-        layers: of the made-up model.
-        seeds: one landscape each.
-        plan: sizes of the search; ``proposals`` is the budget of scored configurations.
-        strategies: of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`.
-        path: of the record. If there is one, landscapes that it holds are not searched again.
+    Strategies are of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`; the plan's
+    ``proposals`` are the budget of scored configurations. Landscapes that are in a record at
+    ``path`` are not searched again.
 
     Raises:
         ValueError: the record that is there was made with another plan, versions or strategies.
     """
-    sizes = {"layers": layers, "restarts": plan.restarts, "max_steps": plan.max_steps}
-    record = SyntheticRecord(
-        plan=sizes | {"proposals": plan.proposals}, versions=versions(), runs=[]
-    )
+    sizes = {name: getattr(plan, name) for name in ("restarts", "max_steps", "proposals")}
+    record = SyntheticRecord(plan={"layers": layers} | sizes, versions=versions(), runs=[])
     if path.exists():
         found = SyntheticRecord.model_validate_json(path.read_text())
         other = any(sorted(run.found) != sorted(strategies) for run in found.runs)
         if (found.plan, found.versions) != (record.plan, record.versions) or other:
             raise ValueError(f"{path} was made with another plan, versions or strategies")
         record = found
-    path.parent.mkdir(parents=True, exist_ok=True)
     there = {run.seed for run in record.runs}
     for seed in tqdm([seed for seed in seeds if seed not in there], "landscapes", disable=None):
         record.runs.append(search_landscape(layers, seed, plan, strategies))
-        with atomic_file(path) as partial:
-            partial.write_text(record.model_dump_json(indent=1) + "\n")
+        write_json(record, path, indent=1)
     return record
 
 

@@ -39,10 +39,6 @@ class Landscape:
         layers: an even number; every third pair is four times as large, as in a transformer.
         seed: of sensitivities and interactions.
 
-    Attributes:
-        sizes: weights of each layer.
-        cost_of: mean bits of integers.
-
     Raises:
         ValueError: layers is not an even number, at least 2.
     """
@@ -70,10 +66,7 @@ class Landscape:
         return self._saturated(total)
 
     def allocated(self, budgets: Sequence[float]) -> Tensor:
-        """The configuration of least error within each budget: (budgets, 5 * layers) int64.
-
-        The sensitivities are not used.
-        """
+        """The configuration of least error within each budget: (budgets, 5 * layers) int64."""
         errors = self.energy[:, None] * self._relative
         found = [allocate(errors, self.sizes, budget).configs for budget in budgets]
         return NORMAL_FLOAT.to_flat(found)
@@ -82,16 +75,15 @@ class Landscape:
         """The least loss within each budget, exact: (budgets, 2) of [loss, bits]."""
         costs, weights = [], []
         stored, whole = bit_parts(NORMAL_FLOAT, self.sizes)
-        for pair in range(len(self.interaction)):
+        for pair, interaction in enumerate(self.interaction):
             i, j = 2 * pair, 2 * pair + 1
             first, second = (self.sensitivity[layer] * self._relative for layer in (i, j))
-            cost = (
-                first[:, None] + second + self.interaction[pair] * (first[:, None] * second).sqrt()
-            )
-            weight = stored[i][:, None] + stored[j]
-            kept = undominated(cost.flatten(), weight.flatten())
-            costs.append(cost.flatten()[kept].numpy())
-            weights.append(weight.flatten()[kept].numpy())
+            both = (first[:, None] * second).sqrt()
+            cost = (first[:, None] + second + interaction * both).flatten()
+            weight = (stored[i][:, None] + stored[j]).flatten()
+            kept = undominated(cost, weight)
+            costs.append(cost[kept].numpy())
+            weights.append(weight[kept].numpy())
         points = []
         for budget in budgets:
             picked = solve(costs, weights, math.floor(budget * whole + ROUNDING))

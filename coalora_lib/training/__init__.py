@@ -1,12 +1,9 @@
 """Training over a set of configurations with the search between, baselines, evaluation."""
 
-from coalora_lib.training.activations import mean_inputs
-from coalora_lib.training.batches import tokenize, tokenize_blocks
 from coalora_lib.training.evaluation import Evaluation, evaluate
-from coalora_lib.training.history import History
-from coalora_lib.training.importance import fisher_importance
 from coalora_lib.training.loop import train
-from coalora_lib.training.plan import TrainingPlan
+from coalora_lib.training.measures import fisher_importance, mean_inputs
+from coalora_lib.training.plan import History, TrainingPlan
 
 __all__ = [
     "Evaluation",
@@ -15,7 +12,5 @@ __all__ = [
     "evaluate",
     "fisher_importance",
     "mean_inputs",
-    "tokenize",
-    "tokenize_blocks",
     "train",
 ]

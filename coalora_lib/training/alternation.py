@@ -1,7 +1,5 @@
 """The search over a model's configurations: what it scores, and what it may choose from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,9 +8,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coalora_lib.adapter import CoaLora, describe_layers
+from coalora_lib.kinds import Examples, TaskKind
 from coalora_lib.search import Round, ScoredSet, SearchPlan, search_round
 from coalora_lib.spaces import ConfigurationSpace, mean_bits_cost
-from coalora_lib.training.evaluation import Examples, evaluate_each
+from coalora_lib.training.evaluation import evaluate_each
 
 #: Examples in a forward pass while scoring: as many as the standard profile scores on, so that each
 #: configuration takes one pass.
@@ -20,47 +19,43 @@ SCORING_BATCH = 512
 
 
 def search_model(
-    model: CoaLora, configurations: Tensor, plan: SearchPlan, scoring: Examples, seed: int
+    model: CoaLora,
+    configurations: Tensor,
+    plan: SearchPlan,
+    scoring: Examples,
+    seed: int,
+    kind: TaskKind | None = None,
 ) -> Round:
-    """Score a set with the current adapters and search from it.
+    """Score a set, (n, layers * fields) int64, with the current adapters and search from it.
 
-    Args:
-        model: scores.
-        configurations: (n, layers * fields) int64, the set.
-        plan: sizes and strategy of the search.
-        scoring: the examples that a loss is measured on.
-        seed: of the strategy.
+    The losses are on the examples ``scoring``; the cost is a configuration's mean bits.
     """
-    scored = scored_set(model, configurations, scoring)
-    return search_round(scored, partial(score, model, scoring=scoring), plan, seed)
-
-
-def scored_set(model: CoaLora, configurations: Tensor, scoring: Examples) -> ScoredSet:
-    """A model's configurations, (n, layers * fields) int64, scored; the cost is their mean bits."""
-    return ScoredSet(
+    scored = ScoredSet(
         configurations,
-        score(model, configurations, scoring),
+        score(model, configurations, scoring, kind),
         mean_bits_cost(model.space, model.shapes),
         model.space.cardinalities * len(model.layer_names),
         length_scale_groups(model.layer_names, model.space),
     )
+    return search_round(scored, partial(score, model, scoring=scoring, kind=kind), plan, seed)
 
 
 def length_scale_groups(layer_names: Sequence[str], space: ConfigurationSpace) -> Tensor:
     """Which coordinates share a length scale: (layers * fields,) int64 groups.
 
     Coordinates of the same field in layers of the same module type do: the loss is about as
-    sensitive to a field in every query layer as in one of them. A few length scales are fitted
-    instead of hundreds.
+    sensitive to a field in every query layer as in one of them.
     """
     kinds = describe_layers(layer_names).type_index
     fields = len(space.fields)
     return (kinds[:, None] * fields + torch.arange(fields)).flatten()
 
 
-def score(model: CoaLora, configurations: Tensor, scoring: Examples) -> Tensor:
-    """f1 of each of (n, layers * fields) configurations: (n,) float64, losses on fixed examples."""
+def score(
+    model: CoaLora, configurations: Tensor, scoring: Examples, kind: TaskKind | None = None
+) -> Tensor:
+    """f1 of (n, layers * fields) configurations: (n,) float64, losses on fixed examples."""
     bar = tqdm(configurations, "scoring", disable=None, leave=False)
     each = (model.space.from_indices(row) for row in bar)
-    found = evaluate_each(model, scoring, each, batch_size=SCORING_BATCH)
+    found = evaluate_each(model, scoring, each, batch_size=SCORING_BATCH, kind=kind)
     return torch.tensor([evaluation.loss for evaluation in found], dtype=torch.float64)

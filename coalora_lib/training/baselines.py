@@ -1,12 +1,9 @@
 """The methods CoA-LoRA is measured against.
 
 All have LoRA in the same layers, with the same rank and scaling, and the head trained in full; they
-differ in the frozen weights behind LoRA. Shared-LoRA, and QLoRA at mixed bits with our quantizer,
-are a :class:`~coalora_lib.adapter.CoaLora` with ``adjuster="none"``, trained on the whole set
-or on one configuration.
+differ in the frozen weights behind LoRA. Shared-LoRA, and QLoRA at mixed bits, are a
+:class:`~coalora_lib.adapter.CoaLora` with ``adjuster="none"``.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -22,12 +19,7 @@ from coalora_lib.spaces import Configuration, ConfigurationSpace, get_space
 
 
 def lora(base_model: PreTrainedModel, rank: int = 16, alpha: float = 16) -> PeftModel:
-    """PEFT LoRA on the unquantized model: what quantization is to lose nothing against.
-
-    Args:
-        base_model: taken over and changed.
-        rank, alpha: of the LoRA factors.
-    """
+    """PEFT LoRA on the unquantized model, which is taken over and changed."""
     return attach_lora(base_model, rank, alpha)
 
 
@@ -43,15 +35,12 @@ def lq_lora(
 ) -> PeftModel:
     """LQ-LoRA (arXiv 2311.12023): every weight split into a quantized and a trained low-rank part.
 
-    The factors start from the split, so that the model starts closer to the unquantized one.
+    The model is taken over and changed, and starts closer to the unquantized one than LoRA does.
 
     Args:
-        base_model: taken over and changed.
-        configuration: of the quantized parts, one for each of its adaptable layers.
-        rank, alpha: of the LoRA factors.
+        configuration: of the quantized parts, one for each of the model's adaptable layers.
         importance: layer to (out, in) weights of the error; see
             :func:`~coalora_lib.training.fisher_importance`.
-        space: of the configuration; a name or a space.
         svd: see :func:`~coalora_lib.decomposition.lowrank_plus_quantized`.
 
     Raises:
@@ -82,9 +71,5 @@ def lq_lora(
 
 
 def full_fine_tuning(base_model: PreTrainedModel) -> PreTrainedModel:
-    """Every parameter trained, nothing quantized.
-
-    Args:
-        base_model: taken over and changed.
-    """
+    """Every parameter of the model trained, nothing quantized."""
     return base_model.requires_grad_(True)

@@ -1,111 +1,68 @@
 """Tokenized data in batches of similar length: short phrases waste little on padding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+
+from coalora_lib.kinds import IGNORED, Examples
 
 #: Batches sorted together: longer pools pad less, shorter ones mix the lengths more.
 POOL = 16
-#: Label of a token that no loss is counted for, as in transformers.
-IGNORED = -100
+#: An example's entries that may say how long it is, the first that it has.
+LENGTHS = ("input_ids", "input_features", "input_values", "inputs_embeds")
 
 
-def tokenize(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[dict[str, Tensor]]:
-    """A split as examples: token tensors of their own length, and the label as "labels".
-
-    Args:
-        split: with columns sentence and label, and second for tasks of text pairs.
-        tokenizer: of the model that will read them.
-        max_length: longer texts are cut, in tokens.
-    """
-    texts = [list(split[name]) for name in ("sentence", "second") if name in split.column_names]
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-    examples = [
-        {name: torch.tensor(column[i]) for name, column in encoded.items()}
-        for i in range(len(split))
-    ]
-    for example, label in zip(examples, split["label"], strict=True):
-        example["labels"] = torch.tensor(label)
-    return examples
+def length_of(example: dict[str, Tensor]) -> int:
+    """What examples are sorted by: tokens, or frames; 0 of those that are all alike."""
+    return next((len(example[name]) for name in LENGTHS if name in example), 0)
 
 
-def tokenize_blocks(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
-) -> list[dict[str, Tensor]]:
-    """A split as examples for a causal language model: all texts in a row, cut into blocks.
+def collate(examples: Examples, pad_token: int, multiple: int = 1) -> dict[str, Tensor]:
+    """Stack examples; rows of integers and what differs in length are padded on the right.
 
-    Args:
-        split: with a column sentence.
-        tokenizer: of the model; its end-of-sequence token stands between texts, if it has one.
-        length: tokens of a block; what is left over at the end is dropped.
-
-    Returns:
-        input_ids, attention_mask and labels, each (length,); the labels are the tokens.
+    Tokens and their labels are (batch, length): padded to the longest, or on to a multiple of some
+    length, labels with -100. Numbers, images and vectors are stacked as they are.
 
     Raises:
-        ValueError: the texts do not fill one block.
+        ValueError: an example has other entries than the first, or another shape that no padding
+            mends; it is named.
     """
-    between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = tokenizer(list(split["sentence"]), add_special_tokens=False)["input_ids"]
-    tokens = torch.tensor([token for text in encoded for token in (*text, *between)])
-    if len(tokens) < length:
-        raise ValueError(f"{len(tokens)} tokens do not fill one block of {length}")
-    return [
-        {"input_ids": block, "attention_mask": torch.ones_like(block), "labels": block}
-        for block in tokens[: len(tokens) // length * length].split(length)
-    ]
-
-
-def collate(
-    examples: list[dict[str, Tensor]], pad_token: int, multiple: int = 1
-) -> dict[str, Tensor]:
-    """Stack examples, padded on the right to the longest, or on to a multiple of some length.
-
-    Returns:
-        Each (batch, length); labels (batch,), or (batch, length) where every token has one, with
-        -100 on the padding.
-    """
-    padding = {"input_ids": pad_token, "labels": IGNORED}
-    batch = {}
+    padding = {"input_ids": pad_token, "decoder_input_ids": pad_token, "labels": IGNORED}
+    names, batch = examples[0].keys(), {}
+    for number, example in enumerate(examples):
+        if example.keys() != names:
+            raise ValueError(
+                f"example {number} of a batch has {sorted(example)}, the first {sorted(names)}"
+            )
     for name, first in examples[0].items():
         rows = [example[name] for example in examples]
-        if first.ndim == 0:
+        tokens = first.ndim == 1 and not first.is_floating_point()
+        if not tokens and all(row.shape == first.shape for row in rows):
             batch[name] = torch.stack(rows)
             continue
+        if any(row.shape[1:] != first.shape[1:] or row.ndim != first.ndim for row in rows):
+            shapes = sorted({tuple(row.shape) for row in rows})
+            raise ValueError(f"{name} of a batch differs in shape beyond its length: {shapes}")
         fill = padding.get(name, 0)
-        padded = torch.nn.utils.rnn.pad_sequence(rows, True, fill)
-        batch[name] = torch.nn.functional.pad(padded, (0, -padded.shape[1] % multiple), value=fill)
+        batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, fill)
+        if tokens:
+            further = -batch[name].shape[1] % multiple
+            batch[name] = torch.nn.functional.pad(batch[name], (0, further), value=fill)
     return batch
 
 
 class ShuffledBatches:
-    """Batches for ever, epoch after epoch, each epoch in a new order with lengths bucketed.
+    """Batches of ``size`` for ever, each epoch in a new order with lengths bucketed.
 
     The order depends on the seed and the epoch alone, so that epoch and position say where a run
-    stands.
-
-    Args:
-        examples: from :func:`tokenize` or :func:`tokenize_blocks`.
-        size: examples in a batch.
-        pad_token: see :func:`collate`.
-        seed: of the orders.
-        multiple: see :func:`collate`.
-
-    Raises:
-        ValueError: there are fewer examples than one batch.
+    stands. ValueError if there are fewer examples than one batch.
     """
 
     def __init__(
         self,
-        examples: list[dict[str, Tensor]],
+        examples: Examples,
         size: int,
         pad_token: int,
         seed: int,
@@ -141,7 +98,7 @@ class ShuffledBatches:
         batches = []
         for start in range(0, len(order), pool_size):
             pool = order[start : start + pool_size]
-            pool.sort(key=lambda row: len(self.examples[row]["input_ids"]))
+            pool.sort(key=lambda row: length_of(self.examples[row]))
             batches += [pool[i : i + self.size] for i in range(0, len(pool), self.size)]
         batches = [batch for batch in batches if len(batch) == self.size]
         shuffled = torch.randperm(len(batches), generator=generator)
@@ -149,10 +106,10 @@ class ShuffledBatches:
 
 
 def ordered_batches(
-    examples: list[dict[str, Tensor]], size: int, pad_token: int
+    examples: Examples, size: int, pad_token: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Every example once, longest first: the rows of each batch, and the batch."""
-    rows = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"]))
+    rows = sorted(range(len(examples)), key=lambda row: -length_of(examples[row]))
     for i in range(0, len(rows), size):
         part = rows[i : i + size]
         yield part, collate([examples[row] for row in part], pad_token)

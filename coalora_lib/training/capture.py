@@ -1,7 +1,5 @@
 """Forward and backward as CUDA graphs: a small model spends its time on launches, not on sums."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -44,15 +42,10 @@ class _Graph(NamedTuple):
 class CapturedPass:
     """A pass over a batch, captured once for each shape of its inputs and then replayed.
 
-    What is replayed reads and writes the memory it was captured with. Inputs are copied there;
-    gradients are added to what ``grad`` of the parameters holds, so they are to be zeroed, not
-    dropped; and the weights must stay where they are, see
-    :meth:`~coalora_lib.adapter.layers.AdaptedLayers.static_memory`. It is called as the pass
-    itself.
-
-    Args:
-        run: the pass; it does not wait for the GPU.
-        parameters: whose gradients it adds to.
+    The pass must not wait for the GPU. What is replayed reads and writes the memory it was captured
+    with. Inputs are copied there; gradients are added to what ``grad`` of the parameters holds, so
+    they are to be zeroed, not dropped; and the weights must stay where they are, see
+    :meth:`~coalora_lib.adapter.layers.AdaptedLayers.static_memory`.
     """
 
     def __init__(self, run: TrainingPass, parameters: Iterable[nn.Parameter]) -> None:
@@ -102,9 +95,8 @@ class CapturedPass:
 def ready_for_capture(model: nn.Module) -> Iterator[None]:
     """While it lasts, passes of the model may be captured: weights stay where they are.
 
-    Args:
-        model: a CoaLora, whose configurations are then copied into the same memory; or a PEFT
-            model, whose frozen weights are.
+    A CoaLora's configurations are copied into the same memory; of a PEFT model it is the frozen
+    weights.
     """
     if isinstance(model, CoaLora):
         fixed = model.layers.static_memory()

@@ -1,14 +1,10 @@
 """Checkpoint folders: all that a run needs to go on as if it had not been stopped, as files.
 
-    step-00001200-1/         one checkpoint; its name sorts by progress
-        state.safetensors    the run's tensors
-        state.json           its other values, which run it is, and checksums of both files
-    .lock                    held by the training that writes here
-
-A checkpoint is a folder that appears whole; the two newest are kept.
+step-00001200-1/         one checkpoint; it appears whole, and its name sorts by progress
+    state.safetensors    the run's tensors
+    state.json           its other values, which run it is, and checksums of both files
+.lock                    held by the training that writes here
 """
-
-from __future__ import annotations
 
 import errno
 import fcntl
@@ -20,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,28 +24,54 @@ from torch import Tensor
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
 
 VALUES, TENSORS, LOCK = "state.json", "state.safetensors", ".lock"
+#: Stands in state.json before the name of a tensor.
+TENSOR = "tensor"
 #: The newest, and one before it should the newest turn out to be damaged.
 KEPT = 2
 
 
 class State(NamedTuple):
-    """A run's state as it is stored.
-
-    Attributes:
-        values: what JSON holds.
-        tensors: by name.
-    """
+    """A run's state as it is stored: what JSON holds, and tensors by name."""
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Self:
+        """Of nested dictionaries and lists, whose tensors are named by their paths."""
+        tensors: dict[str, Tensor] = {}
+
+        def named(value: Any, path: str) -> Any:
+            if isinstance(value, Tensor):
+                tensors[path] = value
+                return {TENSOR: path}
+            if isinstance(value, dict):
+                return {str(key): named(each, f"{path}.{key}") for key, each in value.items()}
+            if isinstance(value, list):
+                return [named(each, f"{path}.{place}") for place, each in enumerate(value)]
+            return value
+
+        return cls({key: named(each, key) for key, each in tree.items()}, tensors)
+
+    def tree(self) -> Any:
+        """The inverse of :meth:`of`; all keys are texts, as in JSON."""
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, list):
+                return [filled(each) for each in value]
+            if not isinstance(value, dict):
+                return value
+            if value.keys() == {TENSOR}:
+                return self.tensors[value[TENSOR]]
+            return {key: filled(each) for key, each in value.items()}
+
+        return filled(self.values)
 
 
 class CheckpointFolder:
     """A folder of one run's checkpoints; only one training at a time writes into it.
 
-    Args:
-        path: the folder; made if missing.
-        run: what a checkpoint must agree with to be one of this run, as JSON holds it.
+    ``run`` is what a checkpoint must agree with to be one of this run, as JSON holds it.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:
@@ -60,12 +82,8 @@ class CheckpointFolder:
     def open(self) -> None:
         """Get ready to write: make the folder, lock it, remove what a killed run left unfinished.
 
-        The lock is the operating system's (``flock``): it ends with the process that holds it,
-        however that ends. Reading needs no lock.
-
-        Raises:
-            OSError: the folder cannot be made or written into.
-            RuntimeError: another training writes into it.
+        The lock is the operating system's (``flock``): it ends with the process that holds it.
+        OSError or RuntimeError if the folder cannot be written into, or another training does.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +107,7 @@ class CheckpointFolder:
         path = self.path / name
         if path.exists():
             return
-        with atomic_folder(path, VALUES) as partial:
+        with atomic_folder(path, VALUES, (TENSORS,)) as partial:
             tensors = {n: t.detach().cpu().contiguous() for n, t in state.tensors.items()}
             save_file(tensors, partial / TENSORS)
             own = {"run": self._run, "tensors_sha256": sha256_of(partial / TENSORS)}
@@ -98,12 +116,9 @@ class CheckpointFolder:
             shutil.rmtree(old)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint, or None.
+        """The newest whole checkpoint; ValueError if it is of another run.
 
-        One that was cut short or altered is named in a warning and put aside.
-
-        Raises:
-            ValueError: it is of another run.
+        A damaged one is named in a warning and put aside.
         """
         for path in reversed(list_checkpoints(self.path)):
             try:

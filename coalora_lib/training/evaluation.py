@@ -1,43 +1,71 @@
-"""Accuracy, loss and perplexity under a configuration."""
+"""Loss and metrics under a configuration."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor, nn
 
+from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.resolving import ConfigurationLike
+from coalora_lib.kinds import Examples, Loss, TaskKind, Values, objective_of
 from coalora_lib.training.batches import ordered_batches
-from coalora_lib.training.losses import next_token_logits
-
-Examples = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on some examples.
+    """How a model does on some examples; metrics are computed when they are asked for."""
 
-    Attributes:
-        accuracy: 0 to 1; of a causal model, the share of tokens predicted first.
-        loss: mean cross-entropy in nats, over examples or predicted tokens.
-        correct: (examples,) bool in the examples' order; of a causal model, (tokens,).
-        of_tokens: it is a causal model's.
-    """
+    loss: float  #: mean over examples, or over predicted tokens
+    objective: TaskKind
+    predicted: Values = field(repr=False)
+    expected: Values = field(repr=False)
 
-    accuracy: float
-    loss: float
-    correct: Tensor
-    of_tokens: bool = False
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """By name, the loss among them."""
+        found = self.objective.metrics(self.predicted, self.expected, self.loss)
+        return {"loss": self.loss} | found
+
+    @property
+    def primary(self) -> str:
+        """The name of the metric that models are compared by."""
+        return self.objective.primary
+
+    @property
+    def value(self) -> float:
+        """The primary metric."""
+        return self.metrics[self.primary]
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """(examples,) bool in their order, or (tokens,) of them in a row.
+
+        Raises:
+            ValueError: predictions of this kind are not right or wrong.
+        """
+        right = self.objective.right(self.predicted, self.expected)
+        if right is None:
+            raise ValueError(f"what a {self.objective.name} model predicts is not right or wrong")
+        return right
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions, of examples or of tokens."""
+        return self._metric("token_accuracy" if self.objective.of_tokens else "accuracy")
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): the metric of language models."""
-        return math.exp(self.loss)
+        """exp(loss), of language models."""
+        return self._metric("perplexity")
+
+    def _metric(self, name: str) -> float:
+        if name not in self.metrics:
+            raise AttributeError(f"{name} was not measured; there are: {', '.join(self.metrics)}")
+        return self.metrics[name]
 
 
 def evaluate(
@@ -45,16 +73,19 @@ def evaluate(
     examples: Examples,
     configuration: ConfigurationLike | None = None,
     batch_size: int = 64,
+    *,
+    kind: str | TaskKind | None = None,
+    loss: Loss | None = None,
 ) -> Evaluation:
-    """A model's accuracy and loss, under a configuration if it is a CoaLora.
+    """A model's loss and metrics, under a configuration if it is a CoaLora.
 
-    Args:
-        model: left in evaluation mode, with the configuration set.
-        examples: from :func:`coalora_lib.training.tokenize` or ``tokenize_blocks``.
-        configuration: what ``set_configuration`` takes; None for the current one.
-        batch_size: examples in a forward.
+    The model is left in evaluation mode, with the configuration set; None is the current one.
+    ``kind`` and ``loss`` are as :func:`~coalora_lib.kinds.objective_of` takes them.
+
+    Raises:
+        ValueError: there are no examples.
     """
-    return next(evaluate_each(model, examples, [configuration], batch_size))
+    return next(evaluate_each(model, examples, [configuration], batch_size, kind=kind, loss=loss))
 
 
 def evaluate_each(
@@ -62,46 +93,53 @@ def evaluate_each(
     examples: Examples,
     configurations: Iterable[ConfigurationLike | None],
     batch_size: int = 64,
+    *,
+    kind: str | TaskKind | None = None,
+    loss: Loss | None = None,
 ) -> Iterator[Evaluation]:
     """:func:`evaluate` under one configuration after another; the batches are made once."""
+    if not len(examples):
+        raise ValueError("there are no examples to evaluate on")
+    objective = objective_of(transformers_model(model), kind, loss)
     accelerator = new_accelerator()
     model.to(accelerator.device)
     batches = [
         (rows, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model))
     ]
-    model.eval()
     for configuration in configurations:
-        if model.training:  # by whoever takes the results; eval walks through every module
+        if model.training:  # at first, or by whoever takes the results
             model.eval()
         if configuration is not None:
             model.set_configuration(configuration)
-        yield _evaluate(model, batches, accelerator)
+        yield _evaluate(model, batches, accelerator, objective)
 
 
 @torch.no_grad()
 def _evaluate(
-    model: nn.Module, batches: list[tuple[list[int], dict[str, Tensor]]], accelerator: Accelerator
+    model: nn.Module,
+    batches: list[tuple[list[int], dict[str, Tensor]]],
+    accelerator: Accelerator,
+    objective: TaskKind,
 ) -> Evaluation:
-    correct: dict[int, Tensor] = {}
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
     total, count = 0.0, 0
     for rows, batch in batches:
-        labels = batch["labels"]
         with accelerator.autocast():
-            logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        per_row = [1] * len(rows)
-        if logits.ndim == 3:
-            per_row = (labels[:, 1:] >= 0).sum(1).tolist()
-            logits, labels = next_token_logits(logits, labels)
-        logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-        total += F.cross_entropy(logits, labels, reduction="sum").item()
-        count += len(labels)
-        right = (logits.argmax(-1) == labels).cpu()
-        for row, part in zip(rows, right.split(per_row), strict=True):
-            correct[row] = part
-    joined = torch.cat([correct[row] for row in sorted(correct)])
-    of_tokens = batches[0][1]["labels"].ndim == 2
-    return Evaluation(joined.double().mean().item(), total / count, joined, of_tokens)
+            output = model(**objective.inputs(batch))
+        scored = objective.score(output, batch)
+        total, count = total + scored.loss, count + scored.count
+        for row, *values in zip(rows, scored.predicted, scored.expected, strict=True):
+            kept[row] = (values[0], values[1])
+    predicted, expected = zip(*(kept[row] for row in sorted(kept)), strict=True)
+    loss = total / count if count else float("nan")
+    return Evaluation(loss, objective, predicted, expected)
+
+
+def transformers_model(model: nn.Module) -> nn.Module:
+    """What is inside PEFT's and our own wrappers."""
+    inner = model.model if isinstance(model, CoaLora) else model
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
 
 def new_accelerator() -> Accelerator:
@@ -112,5 +150,6 @@ def new_accelerator() -> Accelerator:
 
 
 def pad_token_of(model: nn.Module) -> int:
-    """The id the model's tokenizer pads with."""
-    return model.config.pad_token_id or 0
+    """The id the model's tokenizer pads with; 0 where it has none, or no tokens at all."""
+    config = transformers_model(model).config.get_text_config()
+    return getattr(config, "pad_token_id", None) or 0

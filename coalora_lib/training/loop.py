@@ -1,7 +1,5 @@
 """One training loop for every method: over a set of configurations, with the search between."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,28 +14,23 @@ from tqdm import tqdm
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.saving import load_parameters, trained_parameters
+from coalora_lib.kinds import Examples, Loss, TaskKind, objective_of
 from coalora_lib.search import Round, SearchPlan
 from coalora_lib.training.alternation import search_model
 from coalora_lib.training.batches import ShuffledBatches
 from coalora_lib.training.capture import PADDING, CapturedPass, ready_for_capture
 from coalora_lib.training.checkpoint import CheckpointFolder, State
-from coalora_lib.training.distillation import new_distillation
-from coalora_lib.training.evaluation import Examples, new_accelerator, pad_token_of
-from coalora_lib.training.history import History
-from coalora_lib.training.optimizer import load_moments, moments, new_optimizer
-from coalora_lib.training.plan import TrainingPlan
-from coalora_lib.training.processes import (
+from coalora_lib.training.evaluation import new_accelerator, pad_token_of, transformers_model
+from coalora_lib.training.plan import History, TrainingPlan
+from coalora_lib.training.state import (
+    data_digest,
     gathered_random_states,
+    new_optimizer,
     on_main_process,
     set_random_states,
 )
-from coalora_lib.training.state import data_digest, load_rounds, prefixed, rounds_state, under
-from coalora_lib.training.step import forward_backward
-from coalora_lib.training.training_set import (
-    Drawn,
-    configuration_kept,
-    new_training_set,
-)
+from coalora_lib.training.step import Distillation, forward_backward
+from coalora_lib.training.training_set import Drawn, TrainingSet, configuration_kept
 
 
 def train(
@@ -49,54 +42,48 @@ def train(
     search: SearchPlan | None = None,
     scoring: Examples | None = None,
     teacher: nn.Module | None = None,
+    kind: str | TaskKind | None = None,
+    loss: Loss | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 200,
 ) -> History:
     """Train a model, over a set of configurations if it is a :class:`CoaLora`.
 
     Each step draws ``configurations_per_step`` of the set and follows the mean gradient of the
-    task loss (paper, equation 5: the expectation over configurations). With
-    ``adjuster="none"`` this is Shared-LoRA, and QLoRA on a set of one. The run uses the
-    GPU if there is one, and all processes that ``accelerate launch`` or ``torchrun`` started.
-    Afterwards, and after an error, the model has the configuration that it had before; if it had
-    none, its weights are the pre-trained ones again.
+    task loss (paper, equation 5). With ``adjuster="none"`` this is Shared-LoRA, and QLoRA on a set
+    of one. The run uses the GPU if there is one, and all processes that ``accelerate launch`` or
+    ``torchrun`` started. Afterwards, and after an error, the model has the configuration, or none,
+    that it had before.
 
     Args:
         model: trained in place.
-        examples: from :func:`~coalora_lib.training.tokenize` or ``tokenize_blocks``.
-        configurations: the training set, each what ``set_configuration`` takes (layer by layer, a
-            budget in bits per parameter, ...); None for a model without configurations.
+        examples: as a :class:`~coalora_lib.kinds.TaskKind` makes them, or one's own.
+        configurations: the training set, each what ``set_configuration`` takes; None for a model
+            without configurations.
         plan: sizes, schedule, seed.
-        search: improve the set between stretches of training.
-        scoring: examples that the search scores configurations on; not those that results are
-            reported on.
+        search: improve the set between stretches of training, scored on the examples ``scoring``;
+            results are to be reported on others.
         teacher: an unquantized model, where ``plan.teacher`` is "model".
-        checkpoints: folder to write checkpoints into, and to go on from if it holds some of the
-            same run: a run that was killed ends with the weights of one that was not, bit for bit
-            on a CPU. One training at a time.
-        checkpoint_every: steps between checkpoints.
+        kind, loss: what it is trained for, see :func:`~coalora_lib.kinds.objective_of`; by default
+            what the model's class says.
+        checkpoints: folder to write checkpoints into every so many steps, and to go on from if it
+            holds some of the same run: a run that was killed ends with the weights of one that was
+            not, bit for bit on a CPU.
 
     Raises:
-        ValueError: the set is empty, the model and the arguments do not fit together, or the
+        ValueError, TypeError: the set is empty or none, what is given does not fit together, or the
             folder holds checkpoints of another run.
-        TypeError: ``configurations`` is no set, or holds something else than configurations.
-        OSError: the folder cannot be written into; before the first step.
-        RuntimeError: another training writes into the folder.
+        OSError, RuntimeError: the folder cannot be written into, or another training does.
         FloatingPointError: a loss is not finite; step and configuration are named, and the
             weights are those before the step.
     """
-    trainer = Trainer(model, examples, configurations, plan, search, scoring, teacher)
+    objective = objective_of(transformers_model(model), kind, loss)
+    trainer = Trainer(model, examples, configurations, plan, search, scoring, teacher, objective)
     return trainer.run(checkpoints, checkpoint_every)
 
 
 class Trainer:
-    """The state of a run; arguments as :func:`train`, which most callers want.
-
-    Attributes:
-        step: optimizer steps made.
-        parameters: what is trained, by name.
-        set: the configurations that are trained over.
-    """
+    """The state of a run; arguments as :func:`train`, which most callers want."""
 
     def __init__(
         self,
@@ -107,34 +94,39 @@ class Trainer:
         search: SearchPlan | None = None,
         scoring: Examples | None = None,
         teacher: nn.Module | None = None,
+        objective: TaskKind | None = None,
     ) -> None:
         self.accelerator = new_accelerator()
+        self.objective = objective or objective_of(transformers_model(model))
         self.plan, self.search, self.scoring = plan, search, scoring
-        self._check(configurations is not None)
+        if search is not None and (configurations is None or not scoring):
+            raise ValueError("a search needs a set of configurations and examples to score on")
+        if plan.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                f"batch_size={plan.batch_size} cannot be shared by "
+                f"{self.accelerator.num_processes} processes"
+            )
         self.step = 0
         self.losses: list[float] = []
         self.rounds: list[Round] = []
         self.search_seconds = 0.0
         self.model = model.to(self.accelerator.device)
-        self.set = new_training_set(model, configurations, plan.seed)
-        self.distillation = new_distillation(plan, model, teacher, self.accelerator)
+        self.set = TrainingSet(model, configurations, plan.seed)
+        self.distillation = Distillation(plan, model, teacher, self.accelerator, self.objective)
         self.parameters = trained_parameters(model)
         self.optimizer, self.schedule = new_optimizer(self.parameters, plan)
         on_one_gpu = self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
         self.captures = plan.cuda_graphs and on_one_gpu
+        multiple = PADDING if self.captures else 1
         self.batches = ShuffledBatches(
-            examples,
-            plan.batch_size,
-            pad_token_of(model),
-            plan.seed,
-            multiple=PADDING if self.captures else 1,
+            examples, plan.batch_size, pad_token_of(model), plan.seed, multiple
         )
         self._data = data_digest(examples, self.set.flat())
         torch.manual_seed(plan.seed + self.accelerator.process_index)
         self._parallel = model  # what a step calls: gradients are averaged over processes
         if self.accelerator.num_processes > 1:
             self._parallel = self.accelerator.prepare_model(model)
-        self._pass = forward_backward(self._parallel, plan, self.accelerator)
+        self._pass = forward_backward(self._parallel, plan, self.accelerator, self.objective)
 
     def run(self, checkpoints: str | Path | None = None, checkpoint_every: int = 200) -> History:
         """Train to the end of the plan, from the newest checkpoint if there is one."""
@@ -226,59 +218,36 @@ class Trainer:
 
         Processes of one run ask for it together, and get the same.
         """
-        rounds, proposed = rounds_state(self.rounds)
-        tensors = {"draws": self.set.generator.get_state()}
-        for prefix, more in (
-            ("parameter.", self.parameters),
-            ("optimizer.", moments(self.optimizer, self.parameters)),
-            ("random.", gathered_random_states(self.accelerator)),
-            ("round.", rounds),
-        ):
-            tensors |= prefixed(prefix, more)
-        if (flat := self.set.flat()) is not None:
-            tensors["set"] = flat
-        values = {
+        tree = {
             "step": self.step,
-            "losses": list(self.losses),
+            "losses": self.losses,
+            "parameter": self.parameters,
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "learning_rates": [group["lr"] for group in self.optimizer.param_groups],
+            "draws": self.set.generator.get_state(),
+            "random": gathered_random_states(self.accelerator),
             "epoch": self.batches.epoch,
             "position": self.batches.position,
-            "proposed": proposed,
+            "rounds": [vars(each) for each in self.rounds],
+            "set": self.set.flat(),
         }
-        return State(values, tensors)
+        return State.of(tree)
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where :meth:`state_dict` was taken, in a trainer of the same arguments.
-
-        Raises:
-            ValueError: a trained parameter's name or shape differs.
-        """
-        values, tensors = state
-        load_parameters(self.model, under(tensors, "parameter."), "the state")
-        remembered = under(tensors, "optimizer.")
-        load_moments(self.optimizer, self.parameters, remembered, values["learning_rates"])
-        self.schedule.load_state_dict(values["schedule"])
-        self.set.generator.set_state(tensors["draws"])
-        set_random_states(self.accelerator, under(tensors, "random."))
-        self.step, self.losses = values["step"], list(values["losses"])
-        self.batches.seek(values["epoch"], values["position"])
-        self.rounds = load_rounds(under(tensors, "round."), values["proposed"])
-        if "set" in tensors:
-            self.set.replace(tensors["set"])
-
-    @property
-    def about(self) -> dict:
-        """What a checkpoint must agree with to be one of this run."""
-        aware = isinstance(self.model, CoaLora)
-        return {
-            "plan": asdict(self.plan),
-            "search": None if self.search is None else asdict(self.search),
-            "settings": self.model.settings.model_dump() if aware else None,
-            "data": self._data,
-            "processes": self.accelerator.num_processes,
-            "parameters": {name: list(p.shape) for name, p in self.parameters.items()},
-        }
+        """Go on where :meth:`state_dict` was taken, in a trainer of the same arguments."""
+        tree = state.tree()
+        load_parameters(self.model, tree["parameter"], "the state")
+        optimizer = tree["optimizer"]
+        moments = {int(number): each for number, each in optimizer["state"].items()}
+        self.optimizer.load_state_dict(optimizer | {"state": moments})
+        self.schedule.load_state_dict(tree["schedule"])
+        self.set.generator.set_state(tree["draws"])
+        set_random_states(self.accelerator, tree["random"])
+        self.step, self.losses = tree["step"], tree["losses"]
+        self.batches.seek(tree["epoch"], tree["position"])
+        self.rounds = [Round(**each) for each in tree["rounds"]]
+        if tree["set"] is not None:
+            self.set.replace(tree["set"])
 
     @contextmanager
     def _opened(self, checkpoints: str | Path | None) -> Iterator[CheckpointFolder | None]:
@@ -286,7 +255,16 @@ class Trainer:
         if checkpoints is None:
             yield None
             return
-        folder = CheckpointFolder(checkpoints, self.about)
+        aware = isinstance(self.model, CoaLora)
+        about = {
+            "plan": asdict(self.plan),
+            "search": None if self.search is None else asdict(self.search),
+            "settings": self.model.settings.model_dump() if aware else None,
+            "data": self._data,
+            "processes": self.accelerator.num_processes,
+            "parameters": {name: list(p.shape) for name, p in self.parameters.items()},
+        }
+        folder = CheckpointFolder(checkpoints, about)
         on_main_process(self.accelerator, folder.open)
         try:
             newest = on_main_process(self.accelerator, folder.newest)
@@ -309,7 +287,8 @@ class Trainer:
         assert plan is not None and scoring is not None and current is not None  # noqa: PT018
         seed = self.plan.seed + len(self.rounds)
         found = on_main_process(
-            self.accelerator, lambda: search_model(self.model, current, plan, scoring, seed)
+            self.accelerator,
+            lambda: search_model(self.model, current, plan, scoring, seed, self.objective),
         )
         self.rounds.append(found)
         self.set.replace(found.configurations[found.kept])
@@ -326,12 +305,3 @@ class Trainer:
                 raise FloatingPointError(
                     f"the loss is {value} at {where}; a lower learning rate may help"
                 )
-
-    def _check(self, over_set: bool) -> None:
-        if self.search is not None and not (over_set and self.scoring):
-            raise ValueError("a search needs a set of configurations and examples to score on")
-        if self.plan.batch_size % self.accelerator.num_processes:
-            raise ValueError(
-                f"batch_size={self.plan.batch_size} cannot be shared by "
-                f"{self.accelerator.num_processes} processes"
-            )

@@ -1,9 +1,10 @@
-"""The plan of a training run: sizes, schedule, seed, and who teaches."""
-
-from __future__ import annotations
+"""The plan of a training run, and what the run leaves."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from coalora_lib.search import Round
+from coalora_lib.spaces import Configuration
 
 Schedule = Literal["cosine", "linear"]
 Teacher = Literal["none", "model", "self"]
@@ -13,48 +14,34 @@ Teacher = Literal["none", "model", "self"]
 class TrainingPlan:
     """How to train; every method of a comparison gets the same plan.
 
+    Each configuration of a step sees the same examples; their losses are averaged.
+
     Attributes:
-        steps: optimizer steps.
-        batch_size: examples per step, over all processes together; each configuration of the
-            step sees the same ones.
-        configurations_per_step: forward-backward passes per step, each under a configuration of
-            its own; their losses are averaged.
-        learning_rate: the peak, reached after ``warmup`` of the steps.
-        schedule: how it falls to zero after that.
-        warmup: as a part of the steps, 0 to 1.
-        weight_decay: AdamW's.
-        max_grad_norm: gradients are clipped to this norm.
-        distillation: weight of the teacher's term in the loss, 0 to 1.
         teacher: what the passes learn from beside the labels. "none": nothing, and
-            ``distillation`` is 0. "model": the model that :func:`~coalora_lib.training.train` is
-            given as ``teacher``. "self": the first pass of a step is under the finest
-            configuration, and the others learn from its logits, so that the teacher costs no
-            passes of its own (Yu and Huang 2019, arXiv 1903.05134, section 3.3).
-        temperature: both distributions are softened by it in the teacher's term.
+            ``distillation`` is 0. "model": :func:`~coalora_lib.training.train`'s ``teacher``.
+            "self": the first pass of a step is under the finest configuration, and the others
+            learn from its logits, so that the teacher costs no passes of its own (Yu and Huang
+            2019, arXiv 1903.05134, section 3.3).
         cuda_graphs: capture the passes on a single GPU, for models so small that the launch of
-            kernels takes most of the time. Batches are padded to multiples of
-            :data:`~coalora_lib.training.capture.PADDING` tokens, so that few shapes are captured.
-            Without effect on a CPU and over several processes.
-        seed: of the order of examples and configurations, and of dropout.
+            kernels takes most of the time. Without effect on a CPU and over several processes.
 
     Raises:
-        ValueError: a value is out of range, or ``distillation`` and ``teacher`` do not fit
-            together.
+        ValueError: a value is out of range, or distillation and teacher do not fit together.
     """
 
-    steps: int
-    batch_size: int = 32
-    configurations_per_step: int = 2
-    learning_rate: float = 1e-3
-    schedule: Schedule = "cosine"
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    distillation: float = 0.0
+    steps: int  #: of the optimizer
+    batch_size: int = 32  #: examples per step, over all processes together
+    configurations_per_step: int = 2  #: passes, each under a configuration of its own
+    learning_rate: float = 1e-3  #: the peak, after the warm-up
+    schedule: Schedule = "cosine"  #: how it falls to zero after that
+    warmup: float = 0.1  #: as a part of the steps, 0 to 1
+    weight_decay: float = 0.01  #: AdamW's
+    max_grad_norm: float = 1.0  #: gradients are clipped to it
+    distillation: float = 0.0  #: weight of the teacher's term in the loss, 0 to 1
     teacher: Teacher = "none"
-    temperature: float = 2.0
+    temperature: float = 2.0  #: softens both distributions in the teacher's term
     cuda_graphs: bool = False
-    seed: int = 0
+    seed: int = 0  #: of the order of examples and configurations, and of dropout
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "configurations_per_step"):
@@ -77,3 +64,13 @@ class TrainingPlan:
             raise ValueError(
                 'teacher="self" needs at least 2 configurations_per_step: one teaches the others'
             )
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run leaves beside the trained model."""
+
+    losses: list[float]  #: of each step, averaged over its configurations
+    configurations: list[Configuration]  #: the training set at the end
+    rounds: list[Round]  #: the searches, in order
+    search_seconds: float = 0.0  #: wall time since the run was started or resumed

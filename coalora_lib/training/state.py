@@ -1,53 +1,79 @@
-"""The parts of a run's state as tensors and plain values, and back."""
-
-from __future__ import annotations
+"""The optimizer of a run, its data's digest, and what several processes of it share."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
 
-from coalora_lib.search import Round
-from coalora_lib.training.evaluation import Examples
+from coalora_lib.kinds import Examples
+from coalora_lib.training.plan import TrainingPlan
 
-
-def rounds_state(rounds: Sequence[Round]) -> tuple[dict[str, Tensor], list[int]]:
-    """Searches as tensors, "<number>.<field>", and how many rows each proposed."""
-    tensors: dict[str, Tensor] = {}
-    proposed = []
-    for number, each in enumerate(rounds):
-        values = vars(each).copy()
-        proposed.append(values.pop("proposed"))
-        tensors |= {f"{number}.{name}": value for name, value in values.items()}
-    return tensors, proposed
+Result = TypeVar("Result")
 
 
-def load_rounds(tensors: dict[str, Tensor], proposed: Sequence[int]) -> list[Round]:
-    """The searches that :func:`rounds_state` took apart."""
-    return [
-        Round(**under(tensors, f"{number}."), proposed=count)
-        for number, count in enumerate(proposed)
-    ]
-
-
-def prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The same values, their names behind a prefix."""
-    return {f"{prefix}{name}": value for name, value in tensors.items()}
-
-
-def under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The values whose names begin with a prefix, by the rest of their names."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def new_optimizer(
+    parameters: Mapping[str, nn.Parameter], plan: TrainingPlan
+) -> tuple[torch.optim.AdamW, LRScheduler]:
+    """AdamW over the parameters, and the schedule of its learning rate."""
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
+    )
+    warm_up = round(plan.warmup * plan.steps)
+    return optimizer, get_scheduler(plan.schedule, optimizer, warm_up, plan.steps)
 
 
 def data_digest(examples: Examples, flat: Tensor | None) -> str:
-    """sha256 over the tokens, their labels and the first training set, (n, fields * layers)."""
+    """sha256 over all that the examples hold and the first training set, (n, fields * layers)."""
     digest = hashlib.sha256()
-    for name in ("input_ids", "labels"):
+    for name in sorted(examples[0]):
         joined = torch.cat([example[name].reshape(-1) for example in examples])
-        digest.update(joined.numpy().data)
+        digest.update(f"{name} {joined.dtype}".encode())
+        digest.update(joined.contiguous().view(torch.uint8).numpy().data)
     if flat is not None:
         digest.update(flat.flatten().numpy().data)
     return digest.hexdigest()
+
+
+def on_main_process(accelerator: Accelerator, call: Callable[[], Result]) -> Result:
+    """What ``call`` gives on the main process, on all processes; all wait for it.
+
+    Where it raises, the others raise RuntimeError.
+    """
+    if accelerator.num_processes == 1:
+        return call()
+    shared: list[Any] = [None, None]
+    error = None
+    if accelerator.is_main_process:
+        try:
+            shared[0] = call()
+        except Exception as raised:
+            error, shared[1] = raised, f"{type(raised).__name__}: {raised}"
+    broadcast_object_list(shared)
+    if error is not None:
+        raise error
+    if shared[1] is not None:
+        raise RuntimeError(f"the main process failed with {shared[1]}")
+    return shared[0]
+
+
+def gathered_random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """torch's random states of all processes: "<process>.cpu", and "<process>.cuda" on GPUs."""
+    state = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    states = gather_object([state]) if accelerator.num_processes > 1 else [state]
+    return {f"{i}.{name}": tensor for i, each in enumerate(states) for name, tensor in each.items()}
+
+
+def set_random_states(accelerator: Accelerator, states: dict[str, Tensor]) -> None:
+    """Set this process's of :func:`gathered_random_states`."""
+    own = f"{accelerator.process_index}."
+    torch.set_rng_state(states[f"{own}cpu"])
+    if f"{own}cuda" in states:
+        torch.cuda.set_rng_state(states[f"{own}cuda"])

@@ -1,27 +1,19 @@
 """The configurations that a run trains over, and the draw of those of a step."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.resolving import ConfigurationLike
-from coalora_lib.spaces import Configuration, ConfigurationSpace
+from coalora_lib.spaces import Configuration
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A configuration that a pass trains under.
-
-    Attributes:
-        configuration: of every layer; None for a model without configurations.
-        label: what an error calls it.
-    """
+class Drawn(NamedTuple):
+    """A configuration that a pass trains under, None without, and what an error calls it."""
 
     configuration: Configuration | None = None
     label: str = "no configuration"
@@ -30,25 +22,19 @@ class Drawn:
 class TrainingSet:
     """The set C of the paper's equation 5; the expectation over it is taken by uniform draws.
 
-    Args:
-        configurations: of every layer each; None for a model without configurations.
-        space: that they are of; None without them.
-        seed: of the draws.
-
-    Attributes:
-        configurations: the set; the search replaces it.
-        generator: its state says where the draws stand.
+    ``configurations`` holds what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes, and
+    then each layer by layer; None for a model without. The state of ``generator`` says where the
+    draws stand. ValueError or TypeError for what does not fit the model, its number named.
     """
 
     def __init__(
-        self,
-        configurations: Sequence[Configuration] | None,
-        space: ConfigurationSpace | None,
-        seed: int,
+        self, model: nn.Module, configurations: Iterable[ConfigurationLike] | None, seed: int
     ) -> None:
-        self.configurations = None if configurations is None else list(configurations)
-        self._space = space
+        self._model = model
         self.generator = torch.Generator().manual_seed(seed)
+        self.configurations: list[Configuration] | None = None
+        if configurations is not None:
+            self.configurations = _spelled_out(model, configurations)
 
     def draw(self, count: int) -> list[Drawn]:
         """``count`` configurations, with replacement."""
@@ -62,35 +48,18 @@ class TrainingSet:
 
     def flat(self) -> Tensor | None:
         """The set as integers, (n, fields * layers) int64; None without configurations."""
-        if self.configurations is None or self._space is None:
+        if self.configurations is None:
             return None
-        return self._space.to_flat(self.configurations)
+        return self._model.space.to_flat(self.configurations)
 
     def replace(self, flat: Tensor) -> None:
         """Take the configurations of :meth:`flat`'s form instead."""
-        if self._space is None:
-            raise ValueError("a model without configurations has no training set to replace")
-        self.configurations = [self._space.from_indices(row) for row in flat]
+        self.configurations = [self._model.space.from_indices(row) for row in flat]
 
 
-def new_training_set(
-    model: nn.Module, configurations: Iterable[ConfigurationLike] | None, seed: int
-) -> TrainingSet:
-    """The training set with every configuration spelled out layer by layer.
-
-    Args:
-        model: to train.
-        configurations: each what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes;
-            None for a model without configurations.
-        seed: of the draws.
-
-    Raises:
-        ValueError: the set is empty, the model has no configurations, or a configuration is not
-            one of this model's (its number is named).
-        TypeError: what is given is no set, or one of it is no configuration.
-    """
-    if configurations is None:
-        return TrainingSet(None, None, seed)
+def _spelled_out(
+    model: nn.Module, configurations: Iterable[ConfigurationLike]
+) -> list[Configuration]:
     if not isinstance(configurations, Iterable):
         raise TypeError(
             f"configurations={configurations!r} is no set; allowed: a list of configurations, each "
@@ -98,7 +67,7 @@ def new_training_set(
         )
     if not isinstance(model, CoaLora):
         raise ValueError(f"a {type(model).__name__} has no configurations to train over; give None")
-    found = []
+    found: list[Configuration] = []
     for number, configuration in enumerate(configurations):
         try:
             found.append(model.resolve(configuration))
@@ -106,7 +75,7 @@ def new_training_set(
             raise type(error)(f"configuration {number} of the set: {error}") from error
     if not found:
         raise ValueError("the set of training configurations is empty")
-    return TrainingSet(found, model.space, seed)
+    return found
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from coalora_lib.book import begin
+from coalora_lib.book import begin, table
 from coalora_lib.experiments import PROFILES, Run
-from coalora_lib.experiments.run import PUBLISHED
+from coalora_lib.experiments.profiles import PUBLISHED
 
 GOOD = {"profile": "quick", "seed": 0, "dataset": "embedded"}
 
@@ -59,3 +59,7 @@ def test_a_run_knows_whether_its_parameters_are_the_published_ones(changed):
     assert begin(PUBLISHED, *names).published
     assert begin({"profile": "quick", "seed": 0}, "profile", "seed").published
     assert not begin(PUBLISHED | changed, *names).published
+
+
+def test_table_is_markdown():
+    assert table(("a", "b"), [(1, "2")]).data == "| a | b |\n| :-- | --: |\n| 1 | 2 |"

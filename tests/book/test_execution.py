@@ -19,7 +19,9 @@ def notebook(tmp_path):
         "profile = 'quick'\nseed = 0", metadata={"tags": ["parameters"]}
     )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    made = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("print(profile, seed)")], metadata=kernel)
+    made = nbformat.v4.new_notebook(
+        cells=[cell, nbformat.v4.new_code_cell("print(profile, seed)")], metadata=kernel
+    )
     path = tmp_path / "chapter.ipynb"
     nbformat.write(made, path)
     return path
@@ -36,6 +38,17 @@ def test_parameters_reach_a_chapter(notebook, tmp_path):
     assert parameters_of(notebook) == ["profile", "seed"]
     run_chapter(notebook, tmp_path / "out" / "done.ipynb", {"seed": 7})
     assert printed(tmp_path / "out" / "done.ipynb") == "quick 7\n"
+
+
+def test_a_relative_folder_of_data_is_the_same_in_a_chapter(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COALORA_DATA_DIR", "glue")
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[1].source = "import os\nprint(os.environ['COALORA_DATA_DIR'])"
+    (tmp_path / "book").mkdir()
+    nbformat.write(content, tmp_path / "book" / "chapter.ipynb")
+    run_chapter(tmp_path / "book" / "chapter.ipynb", tmp_path / "out.ipynb", {})
+    assert printed(tmp_path / "out.ipynb") == f"{tmp_path / 'glue'}\n"
 
 
 def test_unknown_parameters_stop_a_chapter_and_its_notebook_is_kept(notebook, tmp_path):

@@ -5,8 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from coalora_lib.experiments.experiment import UNIFORM_DRAWS, UNSEEN_BUDGETS
-from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of
+from coalora_lib.experiments.methods import (
+    METHODS,
+    UNIFORM_DRAWS,
+    UNSEEN_BUDGETS,
+    ablations_of,
+    methods_of,
+)
 from coalora_lib.experiments.pool import run_all, visible_gpus
 from coalora_lib.experiments.runner import (
     all_jobs,

@@ -1,6 +1,8 @@
 import pytest
 import torch
 from bitsandbytes.functional import get_4bit_type
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import norm
 
 from coalora_lib.quantization import (
@@ -10,7 +12,15 @@ from coalora_lib.quantization import (
     quantize,
     symmetric_integer,
 )
-from coalora_lib.quantization.codebooks import code_levels
+from coalora_lib.quantization.codebooks import (
+    book_grid,
+    code_book,
+    code_levels,
+    level_grid,
+    thresholds,
+)
+
+CPU = torch.device("cpu")
 
 
 def test_four_bits_are_bitsandbytes_nf4():
@@ -81,3 +91,35 @@ def test_an_unknown_code_book_is_named():
         BlockwiseChoice(4, 8, "fp32", 16, 16, "fp4")
     with pytest.raises(ValueError, match="code_book='fp4' is not known; allowed: nf, int"):
         code_levels("fp4", 4)
+
+
+def around(values):
+    """The values and the float32 numbers on both sides of each."""
+    up, down = torch.tensor(3.0), torch.tensor(-3.0)
+    return torch.cat([values, torch.nextafter(values, up), torch.nextafter(values, down)])
+
+
+@pytest.mark.parametrize("name", ["nf", "int"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_nearest_level_is_brute_force_with_ties_to_the_lower(name, bits):
+    levels, middles = code_book(name, bits), thresholds(name, bits)
+    grid = book_grid(name, bits, torch.device("cpu"))
+    edges = (torch.arange(grid.cells + 2) - grid.zero) * (2 / grid.cells)
+    values = torch.cat([torch.randn(20_000) / 2, around(middles), around(edges)])
+    assert torch.equal(grid.codes(values), torch.bucketize(values, middles))
+    distance = (values.double()[:, None] - levels.double()).abs()
+    chosen = distance.gather(1, grid.codes(values)[:, None])[:, 0]
+    torch.testing.assert_close(chosen, distance.amin(1), atol=1e-7, rtol=0)
+
+
+@given(st.lists(st.integers(-400, 400), min_size=1, max_size=40, unique=True))
+def test_any_thresholds(positions):
+    middles = torch.tensor(sorted(positions)).float() / 400
+    grid = level_grid(middles)
+    values = torch.cat([around(middles), torch.linspace(-1.5, 1.5, 999)])
+    assert torch.equal(grid.codes(values), torch.bucketize(values, middles))
+
+
+def test_levels_too_close_to_part_are_refused():
+    with pytest.raises(ValueError, match="closer than"):
+        level_grid(torch.tensor([0.5, 0.5 + 1e-6]))

@@ -14,8 +14,6 @@ from coalora_lib.records import (
     Record,
     Result,
     SearchedSet,
-    Twins,
-    frame,
     read_record,
     read_records,
     write_record,
@@ -258,23 +256,6 @@ def test_jobs_versions_commit_and_code_may_differ(tmp_path):
     )
     write_record(other, tmp_path)
     assert len(read_records(tmp_path)) == 2
-
-
-def test_a_frame_has_a_row_per_result():
-    pair = Twins(seen=result(None, bits=3.1), unseen=result(None, bits=3.2))
-    runs = [
-        record(twins=[pair, pair]),
-        record(job=Job("full-fine-tuning", None, 1), results=[result(None, bits=32)]),
-    ]
-    table = frame(runs)
-    assert table["kind"].tolist() == [
-        *("allocated", "arbitrary", "seen", "unseen", "seen", "unseen"),
-        "unquantized",
-    ]
-    assert table["number"].tolist() == [0, 0, 0, 0, 1, 1, 0]
-    assert table["rank"].isna().tolist() == [False] * 6 + [True]
-    assert table["bits"].tolist() == [2.99, 2.99, 3.1, 3.2, 3.1, 3.2, 32.0]
-    assert table["seed"].tolist() == [0] * 6 + [1]
 
 
 def test_every_stored_record_is_read_and_stands_under_its_name():

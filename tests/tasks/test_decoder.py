@@ -1,7 +1,8 @@
 import torch
 
+from coalora_lib.kinds import get_kind
 from coalora_lib.tasks import load_task, small_decoder
-from coalora_lib.training import TrainingPlan, evaluate, tokenize_blocks, train
+from coalora_lib.training import TrainingPlan, evaluate, train
 from coalora_lib.training.baselines import full_fine_tuning
 
 
@@ -26,7 +27,7 @@ def test_the_same_seed_gives_the_same_decoder():
 def test_it_learns_the_phrases():
     phrases = load_task("embedded").train.select(range(100))
     decoder, tokenizer = small_decoder(phrases)
-    blocks = tokenize_blocks(phrases, tokenizer, 16)
+    blocks = get_kind("causal-lm").examples(phrases, tokenizer, 16)
     before = evaluate(decoder, blocks).perplexity
     plan = TrainingPlan(40, 16, configurations_per_step=1, learning_rate=3e-3)
     train(full_fine_tuning(decoder), blocks, None, plan)

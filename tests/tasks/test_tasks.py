@@ -3,6 +3,7 @@ import torch
 from datasets import Dataset
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from coalora_lib.packaged import MINILM, MINILM_SHA256
 from coalora_lib.tasks import (
     TASKS,
     checkpoint_checksum,
@@ -14,7 +15,6 @@ from coalora_lib.tasks import (
 )
 from coalora_lib.tasks.data import hold_out, to_columns
 from coalora_lib.tasks.embedded import ADJECTIVES, review_phrases
-from coalora_lib.tasks.models import MINILM, MINILM_SHA256
 
 GOOD = "sentence\tlabel\na fine film \t1\ndull and long\t0\n"
 
@@ -98,7 +98,6 @@ def test_missing_folder_file_and_variable(folder, monkeypatch):
         ("sst3", "hub", "task 'sst3' is not known for source 'hub'; allowed: sst2, qnli"),
         ("sst2", "disk", "source 'disk' is not known; allowed: embedded, directory, hub"),
         ("embedded", "hub", "task 'embedded' is not known"),
-        ("qnli", "directory", "text pairs"),
     ],
 )
 def test_unknown_names_list_what_is_allowed(folder, name, source, message):

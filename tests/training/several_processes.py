@@ -1,4 +1,4 @@
-"""A small training run with searches; started alone, or by torch's launcher in several processes."""
+"""A small training run with searches, in one process or, by torch's launcher, in several."""
 
 import sys
 from pathlib import Path

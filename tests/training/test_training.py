@@ -6,19 +6,18 @@ from torch import nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import Constraints
+from coalora_lib.kinds import get_kind
 from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.search import SearchPlan
 from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.training import (
     TrainingPlan,
     evaluate,
-    tokenize,
-    tokenize_blocks,
     train,
 )
 from coalora_lib.training.batches import ShuffledBatches, collate, ordered_batches
 from coalora_lib.training.loop import Trainer
-from coalora_lib.training.losses import distillation_loss
+from coalora_lib.training.step import distillation_loss
 from tests.conftest import tiny, tiny_bert
 
 SET = [[BlockwiseChoice(bits, 8, "fp32", 16, 16)] * 12 for bits in (3, 4, 8)]
@@ -182,7 +181,7 @@ def test_tokenizing_keeps_labels_and_cuts(reviews):
     from coalora_lib.tasks import load_classifier
 
     _, tokenizer = load_classifier()
-    tokenized = tokenize(reviews, tokenizer, max_length=4)
+    tokenized = get_kind("single-label").examples(reviews, tokenizer, max_length=4)
     assert [example["labels"].item() for example in tokenized] == [1, 0]
     assert [len(example["input_ids"]) for example in tokenized] == [4, 3]
 
@@ -315,11 +314,11 @@ def test_distillation_follows_the_teacher(examples):
 
 def test_distillation_loss_is_the_divergence():
     student, teacher = torch.randn(2, 5, 3, dtype=torch.float64)
-    loss = distillation_loss(student, teacher, torch.zeros(5), temperature=2.0)
+    loss = distillation_loss(student, teacher, temperature=2.0)
     p, q = (torch.softmax(each / 2, -1) for each in (teacher, student))
     expected = 4 * (p * (p / q).log()).sum(-1).mean()
     torch.testing.assert_close(loss, expected)
-    assert distillation_loss(teacher, teacher, torch.zeros(5), 2.0) == pytest.approx(0, abs=1e-12)
+    assert distillation_loss(teacher, teacher, 2.0) == pytest.approx(0, abs=1e-12)
 
 
 def blocks(count=12, length=8):
@@ -360,8 +359,8 @@ def test_texts_become_blocks(reviews):
     from coalora_lib.tasks import load_classifier
 
     _, tokenizer = load_classifier()
-    made = tokenize_blocks(reviews, tokenizer, 2)
+    made = get_kind("causal-lm").examples(reviews, tokenizer, 2)
     assert [len(each["input_ids"]) for each in made] == [2, 2]
     assert torch.equal(made[0]["labels"], made[0]["input_ids"])
     with pytest.raises(ValueError, match="4 tokens do not fill one block of 5"):
-        tokenize_blocks(reviews, tokenizer, 5)
+        get_kind("causal-lm").examples(reviews, tokenizer, 5)

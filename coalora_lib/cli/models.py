@@ -1,0 +1,218 @@
+"""Commands for a model of one's own: train, evaluate, adapt, report."""
+
+# What does the work is imported in the commands: `--help` is to answer at once.
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+RunPath = Annotated[Path, typer.Argument(help="Folder that `coalora train` wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+
+
+def train(
+    data: Annotated[str, typer.Option(help="Table of texts: .csv, .tsv, .jsonl or .parquet.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one goes on.")],
+    text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
+    second: Annotated[
+        str | None, typer.Option(help="Column with second texts, or with texts to be written.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Name on the hub, a folder, or the packaged model.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    dtype: Annotated[
+        str, typer.Option(help="Of the model's weights: float32, bfloat16 or float64.")
+    ] = "float32",
+    task: Annotated[
+        str | None, typer.Option(help="Kind of task, as causal-lm; by default what labels say.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Another table; by default a tenth of the rows.")
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="From so many to so many mean bits.")] = "2.25-5",
+    configurations: Annotated[int, typer.Option(help="In the training set.", min=1)] = 50,
+    space: Annotated[str, typer.Option(help="What layers may be quantized to.")] = "nf",
+    rank: Annotated[int, typer.Option(help="Of the LoRA factors.", min=1)] = 16,
+    alpha: Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)] = 16,
+    epochs: Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)] = 3,
+    batch_size: Annotated[int, typer.Option(help="Texts in a step.", min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0)] = 1e-3,
+    max_length: Annotated[int, typer.Option(help="In tokens; longer texts are cut.", min=2)] = 128,
+    searches: Annotated[int, typer.Option(help="Between stretches of training.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a quantized model once, for every bit budget.
+
+    Called again with the same options it goes on where it was stopped. It runs under
+    `accelerate launch` too.
+    """
+    from coalora_lib.recipes import Settings, train_run
+
+    settings = Settings.of(
+        model=model,
+        dtype=dtype,
+        data=_absolute(data),
+        text=text,
+        label=label,
+        second=second,
+        kind=task,
+        validation=None if validation is None else _absolute(validation),
+        budgets=bit_range(budgets),
+        configurations=configurations,
+        space=space,
+        rank=rank,
+        alpha=alpha,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        searches=searches,
+        seed=seed,
+    )
+    run = train_run(out, settings)
+    if run.described.outcome is None:  # another process of the same run writes it
+        return
+    outcome = run.outcome
+    show(
+        {"run": str(run.path), **outcome.model_dump(mode="json", exclude={"losses"})},
+        as_json,
+        f"{run.path}: {outcome.kind}, {outcome.examples['training']} texts, "
+        f"{outcome.seconds:.0f} s. On {outcome.examples['validation']} others:",
+        outcome.metrics,
+    )
+
+
+def evaluate(
+    run: RunPath,
+    data: Annotated[str, typer.Option(help="Table with the columns that the run was trained on.")],
+    bits: Annotated[str, typer.Option(help="Mean bits, with commas between.")] = "2.5,3,4",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's model at some bits."""
+    from coalora_lib.recipes import RunFolder, evaluate_run
+
+    found = evaluate_run(RunFolder.open(run), bit_list(bits), _absolute(data))
+    show({"run": str(run), "metrics": found}, as_json, f"{run} on {data}:", found)
+
+
+def adapt(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export.")],
+    bits: Annotated[float | None, typer.Option(help="Mean bits of the layers.", min=0)] = None,
+    device: Annotated[
+        Path | None, typer.Option(help="YAML with bits, bytes, allowed fields, fixed layers.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Beside the adapter: base_model, packed or none.")
+    ] = "base_model",
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapter for one device as plain PEFT, with the quantized model beside it."""
+    from coalora_lib.recipes import Device, RunFolder, read_device
+    from coalora_lib.recipes import adapt as adapt_run
+
+    if (bits is None) == (device is None):
+        raise ValueError("give either --bits or --device")
+    if weights not in (allowed := ("base_model", "packed", "none")):
+        raise ValueError(f"--weights {weights} is not known; allowed: {', '.join(allowed)}")
+    described = Device(bits=bits) if device is None else read_device(device)
+    beside = None if weights == "none" else weights
+    found = adapt_run(RunFolder.open(run), out, described, beside)
+    show(
+        {"folder": str(found.folder), "bits": found.bits, "bytes": found.nbytes},
+        as_json,
+        f"{found.folder}: {found.bits:.3f} bits per parameter, {found.nbytes / 1e6:.1f} MB in "
+        f"{len(found.layers)} layers",
+        [],
+    )
+
+
+def report(
+    run: RunPath,
+    picture: Annotated[Path | None, typer.Option(help="File for a picture, .png or .svg.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's layers, bits, sizes, training and searches."""
+    from coalora_lib.recipes import RunFolder
+    from coalora_lib.recipes import report as report_run
+
+    found = report_run(RunFolder.open(run))
+    if picture is not None:
+        from coalora_lib.book.pictures import picture_of_run
+
+        picture_of_run(found, picture)
+    outcome = found.outcome
+    last = f"{outcome['losses'][-1]:.4g}" if outcome["losses"] else "none"
+    rows = [
+        {**size, **{k: v for k, v in row.items() if k != "bits"}}
+        for size, row in zip(found.sizes, outcome["metrics"], strict=True)
+    ]
+    lines = [
+        found.parameters,
+        f"training               {len(outcome['losses']):>14,}  steps, last loss {last}, "
+        f"{outcome['seconds']:.0f} s",
+        f"searches               {len(outcome['searches']):>14,}",
+    ]
+    show(found._asdict(), as_json, "\n".join(lines), rows)
+
+
+def bit_range(text: str) -> tuple[float, float]:
+    """Two budgets from "2.25-5", or one twice from "3".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parts = text.split("-")
+    try:
+        ends = [float(part) for part in parts]
+    except ValueError:
+        ends = []
+    if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1] < float("inf"):
+        raise ValueError(f"--budgets {text} is no range of bits; allowed: as 2.25-5")
+    return ends[0], ends[-1]
+
+
+def bit_list(text: str) -> list[float]:
+    """Budgets from "2.5,3,4".
+
+    Raises:
+        ValueError: a part is no positive number.
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < bits < float("inf") for bits in found):
+        raise ValueError(f"--bits {text} are no numbers; allowed: as 2.5,3,4")
+    return found
+
+
+def show(
+    content: Mapping[str, Any], as_json: bool, heading: str, rows: Sequence[Mapping[str, float]]
+) -> None:
+    """Print as JSON, or a heading and a table."""
+    if as_json:
+        typer.echo(json.dumps(content, indent=1, default=str))
+        return
+    typer.echo(heading)
+    if rows:
+        typer.echo("".join(f"{name:>16}" for name in rows[0]))
+    for row in rows:
+        typer.echo("".join(f"{_number(name, value):>16}" for name, value in row.items()))
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name == "bytes" else f"{value:.4f}"
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,51 @@
+"""What several commands have: options, checks of their values, records as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coalora_lib.experiments.methods import METHODS
+from coalora_lib.records import Record, accuracy_table
+
+#: Where commands write unless told otherwise.
+BUILD = Path("_build")
+
+
+def among(allowed: Collection[str]) -> Callable[[Any], Any]:
+    """A check of one value or of several that refuses what is not allowed, and lists what is."""
+
+    def check(given: str | list[str] | None) -> str | list[str] | None:
+        for value in [given] if isinstance(given, str) else given or ():
+            if value not in allowed:
+                raise typer.BadParameter(f"{value!r} is not known; allowed: {', '.join(allowed)}")
+        return given
+
+    return check
+
+
+def one_of(allowed: Collection[str], help: str) -> Any:
+    """An option that takes one of these."""
+    return typer.Option(help=help, callback=among(allowed))
+
+
+Root = Annotated[Path, typer.Option(help="The project's folder.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Accuracies of records of one seed: a row per method, a column per budget."""
+    first, labels = records[0], {slug: method.label for slug, method in METHODS.items()}
+    columns, rows = accuracy_table(records, labels)
+    data = f"{first.dataset} (synthetic)" if first.synthetic else first.dataset
+    lines = [
+        f"Accuracy in percent on {data}, {first.results[0].examples} examples, profile "
+        f"{first.profile}, seed {first.job.seed}"
+    ]
+    lines += [
+        f"{name:<34}" + "".join(f"{c:>10}" for c in cells) for name, *cells in (columns, *rows)
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""A device's description: what it can hold and run."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.allocation import Constraints
+
+
+class Device(BaseModel):
+    """What a device can hold and run.
+
+    bytes: 6MB                    # of the quantized layers; or bits: 3.1, or both
+    allowed:                      # fields of the space to the values it can run
+      weight_bits: [4, 8]
+    fixed:                        # layers to all fields of their choice
+      encoder.layer.0.output.dense: {weight_bits: 8, scale_bits: 8, ...}
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: float | None = Field(None, gt=0)
+    bytes: ByteSize | None = None
+    allowed: dict[str, list[Any]] | None = None
+    fixed: dict[str, dict[str, Any]] | None = None
+
+    def constraints(self, model: CoaLora) -> Constraints:
+        """The same for a model's layers.
+
+        Raises:
+            ValueError: a fixed layer or a field of its choice is not known or missing.
+        """
+        fixed: dict[str | int, Any] = {}
+        for layer, fields in (self.fixed or {}).items():
+            if layer not in model.layer_names:
+                raise ValueError(f"fixed: {layer!r} is no layer of the model{_near(layer, model)}")
+            if set(fields) != set(model.space.fields):
+                raise ValueError(
+                    f"fixed: {layer} has the fields {', '.join(fields)}; needed: "
+                    f"{', '.join(model.space.fields)}"
+                )
+            fixed[layer] = model.space.make_choice(*(fields[name] for name in model.space.fields))
+        return Constraints(self.bits, self.allowed, fixed or None, self.bytes)
+
+
+def _near(layer: str, model: CoaLora) -> str:
+    near = difflib.get_close_matches(layer, model.layer_names, 1)
+    return f"; the nearest is {near[0]!r}" if near else ""
+
+
+def read_device(path: str | Path) -> Device:
+    """Read a description from a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no description; the field is named.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no YAML: {line}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no fields; allowed: {', '.join(Device.model_fields)}")
+    for name in content:
+        if name not in Device.model_fields:
+            near = difflib.get_close_matches(str(name), Device.model_fields, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"{path}: {name!r} is not known{hint}; allowed: {', '.join(Device.model_fields)}"
+            )
+    try:
+        return Device.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from None

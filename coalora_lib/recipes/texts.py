@@ -1,0 +1,96 @@
+"""A run's texts: its tables as data sets with the columns that its kind of task reads."""
+
+import os
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, List, Value
+from transformers import AutoConfig, PretrainedConfig
+
+from coalora_lib.kinds import get_kind
+from coalora_lib.packaged import locate
+from coalora_lib.recipes.folder import Settings
+from coalora_lib.tasks import from_table
+
+#: The kinds of task that a table of texts serves.
+OF_TABLES = (
+    "single-label", "several-labels", "regression", "causal-lm", "masked-lm", "seq2seq",
+)  # fmt: skip
+#: Part of the rows that is held out where no other table is given.
+HELD_OUT = 0.1
+
+
+def model_config(name: str) -> PretrainedConfig:
+    """A model's configuration by its name."""
+    return AutoConfig.from_pretrained(locate(os.path.expanduser(name)), trust_remote_code=False)
+
+
+def kind_of_texts(settings: Settings, split: Dataset) -> str:
+    """The kind asked for, or what the labels and the model say.
+
+    Raises:
+        ValueError: it is not for tables, needs labels that are missing or others than there are,
+            or cannot be told.
+    """
+    label = split.features.get("label")
+    of_labels = {ClassLabel: "single-label", List: "several-labels", Value: "regression"}
+    told = of_labels.get(type(label))
+    wanted = settings.kind or told
+    if wanted is None:
+        names = model_config(settings.model).architectures or []
+        if not any(name.endswith(("CausalLM", "LMHeadModel")) for name in names):
+            raise ValueError(
+                "without label= the kind of task cannot be told; give kind= (allowed: "
+                f"{', '.join(OF_TABLES)})"
+            )
+        return "causal-lm"
+    if get_kind(wanted).name not in OF_TABLES:
+        raise ValueError(f"kind={wanted!r} is not for tables; allowed: {', '.join(OF_TABLES)}")
+    if wanted in of_labels.values() and wanted != told:
+        raise ValueError(
+            f"kind={wanted!r} does not fit the column {settings.label!r}, which is read as "
+            f"{told or 'no labels'}"
+        )
+    return wanted
+
+
+def read_texts(path: str, settings: Settings, classes: Any = None) -> Dataset:
+    """A table as a data set, its labels read as ``classes`` (of another table) if given."""
+    if settings.kind == "regression" and classes is None:
+        classes = Value("float32")
+    label = None if settings.kind in ("causal-lm", "masked-lm", "seq2seq") else settings.label
+    return from_table(path, settings.text, label, settings.second, classes)
+
+
+def prepared(split: Dataset, kind: str) -> Dataset:
+    """With the columns that the kind reads."""
+    if kind == "several-labels":
+        names = split.features["label"].feature.names
+        rows = []
+        for numbers in split["label"]:
+            row = torch.zeros(len(names))
+            row[list(numbers)] = 1
+            rows.append(row.tolist())
+        return split.remove_columns("label").add_column("label", rows)
+    return split.rename_column("second", "target") if kind == "seq2seq" else split
+
+
+def class_names(split: Dataset) -> list[str] | None:
+    """The names of the classes; None without classes."""
+    label = split.features.get("label")
+    if isinstance(label, List):
+        label = label.feature
+    return list(label.names) if isinstance(label, ClassLabel) else None
+
+
+def held_out(split: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and a tenth that is held out, one at least.
+
+    Raises:
+        ValueError: there are fewer than two rows.
+    """
+    if len(split) < 2:
+        raise ValueError(f"{len(split)} row is too few: some are trained on, others held out")
+    shuffled = split.shuffle(seed=seed)
+    count = max(1, round(HELD_OUT * len(split)))
+    return shuffled.select(range(count, len(split))), shuffled.select(range(count))

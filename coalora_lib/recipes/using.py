@@ -1,0 +1,112 @@
+"""What a trained run is for: measured at some bits, adapted to a device, reported on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import ClassLabel, List, Value
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.recipes.device import Device
+from coalora_lib.recipes.folder import RunFolder
+from coalora_lib.recipes.texts import prepared, read_texts
+from coalora_lib.training import evaluate
+
+
+class Adapted(NamedTuple):
+    """What was written for a device."""
+
+    folder: Path
+    bits: float  #: mean bits of the quantized layers
+    nbytes: int  #: that these layers store
+    layers: dict[str, Any]  #: each layer's choice
+
+
+def evaluate_run(run: RunFolder, bits: Sequence[float], data: str | Path) -> list[dict[str, float]]:
+    """Metrics of a run's model on a table, at some mean bits each: bits and metrics by name.
+
+    Raises:
+        ValueError, OSError: the table has other columns or classes than the run, or a budget is
+            not feasible.
+    """
+    settings, outcome = run.settings, run.outcome
+    classes: Any = None
+    if outcome.classes is not None:
+        classes = ClassLabel(names=outcome.classes)
+        classes = List(classes) if outcome.kind == "several-labels" else classes
+    elif outcome.kind == "regression":
+        classes = Value("float32")
+    split = prepared(read_texts(str(data), settings, classes), outcome.kind)
+    examples = run.kind.examples(split, run.load_tokenizer(), settings.max_length)
+    model = run.load_model()
+    found = []
+    for budget in bits:
+        metrics = evaluate(model, examples, budget, kind=run.kind).metrics
+        found.append({"bits": model.bits or 0.0} | metrics)
+    return found
+
+
+def adapt(
+    run: RunFolder, out: str | Path, device: Device, weights: str | None = "base_model"
+) -> Adapted:
+    """Write the adapter for a device as plain PEFT, and beside it the quantized model.
+
+    Args:
+        run: a finished one.
+        out: new, empty, or an earlier export, which is replaced.
+        device: what it can hold and run.
+        weights: as :meth:`~coalora_lib.adapter.CoaLora.export_peft_adapter` takes it.
+
+    Raises:
+        ValueError: the device cannot hold the model (the smallest that is feasible is named), or
+            runs none of a layer's choices.
+        FileExistsError: ``out`` holds something else.
+    """
+    model = run.load_model()
+    configuration = model.resolve(device.constraints(model))
+    folder = model.export_peft_adapter(Path(out).expanduser(), configuration, weights)
+    if weights == "base_model":
+        run.load_tokenizer().save_pretrained(folder / "base_model")
+    return Adapted(
+        folder,
+        model.space.mean_bits(configuration, model.shapes),
+        _nbytes(model, configuration),
+        dict(zip(model.layer_names, configuration, strict=True)),
+    )
+
+
+def _nbytes(model: CoaLora, configuration: Sequence[Any]) -> int:
+    pairs = zip(configuration, model.shapes, strict=True)
+    return sum(model.space.nbytes(choice, shape) for choice, shape in pairs)
+
+
+class Reported(NamedTuple):
+    """A run at a glance."""
+
+    settings: dict[str, Any]
+    outcome: dict[str, Any]
+    parameters: str  #: the model's report
+    sizes: list[
+        dict[str, float]
+    ]  #: bits and bytes of the quantized layers, at each measured budget
+    layers: dict[str, list[float]]  #: each layer's bits at these budgets
+
+
+def report(run: RunFolder) -> Reported:
+    """Layers, bits, sizes, training and searches of a finished run."""
+    model, outcome = run.load_model(), run.outcome
+    sizes: list[dict[str, float]] = []
+    layers: dict[str, list[float]] = {name: [] for name in model.layer_names}
+    for row in outcome.metrics:
+        configuration = model.resolve(row["bits"] + 1e-9)
+        bits = model.space.mean_bits(configuration, model.shapes)
+        sizes.append({"bits": bits, "bytes": float(_nbytes(model, configuration))})
+        for name, choice, shape in zip(model.layer_names, configuration, model.shapes, strict=True):
+            layers[name].append(model.space.bits_per_parameter(choice, shape))
+    return Reported(
+        run.settings.model_dump(mode="json"),
+        outcome.model_dump(mode="json"),
+        str(model.report()),
+        sizes,
+        layers,
+    )

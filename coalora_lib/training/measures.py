@@ -1,0 +1,126 @@
+"""What a task's data say of a model's linear layers: their mean inputs, and their importance.
+
+Importance is the diagonal Fisher information, squared gradients,
+
+    F_ij = mean over examples of (d loss(example) / d w_ij)^2
+
+each example's own. They come out of one backward pass a batch: for a linear layer an example's
+gradient is the product of what went in and of what came back, summed over its tokens.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from coalora_lib.kinds import Examples
+from coalora_lib.training.batches import ordered_batches
+from coalora_lib.training.evaluation import pad_token_of
+
+
+@torch.no_grad()
+def mean_inputs(
+    model: nn.Module, layers: Sequence[str], examples: Examples, batch_size: int = 64
+) -> dict[str, Tensor]:
+    """E[x] of linear layers of an unquantized model, over the tokens of examples, without padding.
+
+    The model is in evaluation mode meanwhile. Layer to (in,), float32, or float64 where the model
+    is. ValueError if there are no examples.
+    """
+    if not len(examples):
+        raise ValueError("there are no examples to measure mean inputs on")
+    sums: dict[str, Tensor] = {}
+    tokens, real = 0, torch.empty(0, dtype=torch.bool)
+
+    def add_to(name: str) -> Callable:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            entered = inputs[0].reshape(-1, inputs[0].shape[-1])[real.flatten()]
+            sums[name] = sums.get(name, 0) + entered.double().sum(0)
+
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(add_to(n)) for n in layers]
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        batches = ordered_batches(examples, batch_size, pad_token_of(model))
+        total = -(-len(examples) // batch_size)
+        for _, batch in tqdm(batches, "mean inputs", total, disable=None, leave=False):
+            batch = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            real = batch["attention_mask"].bool()
+            tokens += int(real.sum())
+            model(**batch)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    wide = next(model.parameters()).dtype == torch.float64
+    return {n: (s / tokens).to(torch.float64 if wide else torch.float32) for n, s in sums.items()}
+
+
+def fisher_importance(
+    model: nn.Module, layers: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The diagonal Fisher information of some linear layers on a task's data, in one pass.
+
+    The model, in evaluation mode meanwhile, gives for a batch, which holds ``labels``, a ``.loss``,
+    the mean over its examples.
+
+    Returns:
+        Layer to (out, in) float32, the mean squared gradient, on the model's device.
+
+    Raises:
+        TypeError: a path does not lead to a linear layer.
+        ValueError: there is no batch, or a loss is not finite (its number is named).
+    """
+    modules = {name: model.get_submodule(name) for name in layers}
+    for name, module in modules.items():
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name} is a {type(module).__name__}, not a linear layer")
+    totals = {
+        name: torch.zeros_like(module.weight, dtype=torch.float32)
+        for name, module in modules.items()
+    }
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = model.training
+    examples = 0
+    with ExitStack() as undo:
+        undo.callback(model.train, training)
+        for parameter, flag in trainable.items():
+            undo.callback(parameter.requires_grad_, flag)
+        model.eval().requires_grad_(False)
+        # Nothing is trainable; gradients flow from the embeddings on.
+        embeddings = model.get_input_embeddings()
+        handles = [embeddings.register_forward_hook(lambda *a: a[-1].requires_grad_())]
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(_accumulate_into(totals[name])))
+        for handle in handles:
+            undo.callback(handle.remove)
+        for number, batch in enumerate(tqdm(batches, "Fisher importance", disable=None)):
+            count = len(batch["labels"])
+            loss = model(**batch).loss * count  # the sum: each example's gradient on its own
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss of batch {number} is {loss.item()}")
+            loss.backward()
+            examples += count
+    if not examples:
+        raise ValueError("there is no batch to measure importance on")
+    return {name: total.div_(examples) for name, total in totals.items()}
+
+
+def _accumulate_into(total: Tensor):
+    """A forward hook that adds squared gradients once the backward pass comes by."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        entered = inputs[0].detach()
+
+        def add(gradient: Tensor) -> None:
+            for x, g in zip(entered, gradient, strict=True):
+                tokens_in, tokens_out = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+                total.add_((tokens_out.T @ tokens_in).square())
+
+        output.register_hook(add)
+
+    return hook

@@ -1,0 +1,75 @@
+"""train, evaluate, adapt and report as processes of their own, one of them killed."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+from coalora_lib.cli.models import bit_list, bit_range
+from coalora_lib.recipes import RunFolder
+from coalora_lib.tasks.embedded import review_phrases
+
+COALORA = [sys.executable, "-m", "coalora_lib"]
+
+
+def coalora(*words, folder):
+    """The command's JSON."""
+    done = subprocess.run(
+        [*COALORA, *map(str, words), "--json"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_the_four_commands_and_a_kill_between(small_run, tmp_path):
+    rows = [(text, ("bad", "good")[label]) for text, label in review_phrases(200, 0)]
+    pd.DataFrame(rows, columns=["review", "stars"]).to_csv(tmp_path / "reviews.csv", index=False)
+    words = [
+        "train", "--model", small_run.profile.model, "--data", "reviews.csv", "--text", "review",
+        "--label", "stars", "--budgets", "2.25-5", "--out", "run", "--rank", "4", "--epochs", "8",
+        "--configurations", "4", "--batch-size", "8",
+    ]  # fmt: skip
+    killed = subprocess.Popen([*COALORA, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("run/checkpoints/step-*")):
+        assert killed.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert RunFolder.open(tmp_path / "run").described.outcome is None
+    trained = coalora(*words, folder=tmp_path)
+    assert trained["classes"] == ["bad", "good"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    measured = coalora("evaluate", "run", "--data", "reviews.csv", "--bits", "3", folder=tmp_path)
+    assert measured["metrics"][0]["accuracy"] >= 0.5
+    adapted = coalora("adapt", "run", "--bits", "3.1", "--out", "phone", folder=tmp_path)
+    assert 2.9 < adapted["bits"] <= 3.1
+    reported = coalora("report", "run", "--picture", "run.png", folder=tmp_path)
+    assert len(reported["layers"]) == 12
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+
+    plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "phone").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "phone" / "base_model")
+    batch = tokenizer(rows[0][0], return_tensors="pt")
+    model = RunFolder.open(tmp_path / "run").load_model().eval()
+    model.set_configuration(3.1)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, model(**batch).logits)
+
+
+def test_bits_are_read_from_texts():
+    assert bit_range("2.25-5") == (2.25, 5)
+    assert bit_range("3") == (3, 3)
+    assert bit_list("2.5,3, 4") == [2.5, 3, 4]
+    for text in ("", "5-2", "a-b", "1-2-3", "-3", "nan", "inf"):
+        with pytest.raises(ValueError, match=r"is no range of bits; allowed: as 2\.25-5"):
+            bit_range(text)
+    for text in ("", "0", "2;3", "nan"):
+        with pytest.raises(ValueError, match=r"are no numbers; allowed: as 2\.5,3,4"):
+            bit_list(text)
