@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, Self
 
 import torch
@@ -59,6 +60,7 @@ class WeightCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._lock = Lock()  # layers of one model are made in several threads
         self.clear()
 
     def get(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -66,18 +68,24 @@ class WeightCache:
 
         It has ``nbytes``, and is handed out whatever its size.
         """
-        entries = self._entries[kind]
-        if key in entries:
-            entries.move_to_end(key)
-            return entries[key]
+        with self._lock:
+            entries = self._entries[kind]
+            if key in entries:
+                entries.move_to_end(key)
+                return entries[key]
         made = make()
-        entries[key] = made
-        self.held += made.nbytes
-        for each in self._entries.values():
-            while self.held > self.limit and each:
-                _, dropped = each.popitem(last=False)
-                self.held -= dropped.nbytes
+        with self._lock:
+            entries[key] = made
+            self.held += made.nbytes
+            for each in self._entries.values():
+                while self.held > self.limit and each:
+                    _, dropped = each.popitem(last=False)
+                    self.held -= dropped.nbytes
         return made
+
+    def holds(self, kind: str, key: Hashable) -> bool:
+        """Whether something of a kind is held under a key."""
+        return key in self._entries[kind]
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -160,11 +168,15 @@ class QuantizedLinear(nn.Module):
             None if bias is None else bias.to(weight.dtype),
         )
 
-    def switch(self, choice: Choice | None) -> None:
-        """Compute with the weight under a choice from now on; None: with the pre-trained one."""
+    def take(self, choice: Choice | None, weight: Tensor, correction: Tensor | None) -> None:
+        """Compute from now on with what :meth:`under` returned for a choice."""
         now = self._current
-        now.weight, now.correction = self.under(choice)
-        now.choice = choice
+        now.choice, now.weight, now.correction = choice, weight, correction
+
+    def holds(self, choice: Choice | None) -> bool:
+        """Whether the weight under a choice is there already."""
+        key = id(self), choice, self.pretrained.dtype
+        return choice is None or self._cache.holds("restored", key)
 
     def snapshot(self) -> Current:
         """What the layer computes with now, for :meth:`swap` to put back."""

@@ -15,8 +15,8 @@ ConfigurationLike = Sequence[Choice] | Mapping[str, Choice] | Constraints | floa
 class ConfigurationResolver:
     """Turns budgets, constraints and names into one choice for each layer.
 
-    ``errors`` are the (layers, choices) error table where the caller has it. Else it is measured
-    when a budget is first asked for: on a sample of the weights with ``estimate``.
+    ``errors`` are the (layers, choices) error table where the caller has it. It is measured else,
+    when a budget is first asked for: estimated from a sample, or on all weights.
     """
 
     def __init__(

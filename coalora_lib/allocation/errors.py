@@ -31,12 +31,11 @@ def error_table(
     whole layer.
 
     With ``sample``, they estimate it from all scales and the codes of a twelfth of the weights,
-    drawn in blocks of 64 (:mod:`coalora_lib.quantization.sampling`), but of 192 blocks of a layer
-    and of 800,000 weights at least, and 16 million at most; where that is half a layer or more, of
-    all of it. Entries that no other choice beats have a standard error of 3 to 6 %, others may be
-    farther off. A configuration allocated from the estimate had at most 0.5 % more error than the
-    best one in every model measured (10 and 55 million weights, outliers among them). The sample is
-    the same at every call.
+    drawn in blocks of 64 (:mod:`coalora_lib.quantization.sampling`), the same at every call: of
+    800,000 weights in all and 192 blocks of a layer at least, of 16 million at most; of all of a
+    layer where that is half of it or more. Entries that no other choice beats then have a standard
+    error of 3 to 6 %, others may be farther off. What is allocated from the estimate had at most
+    0.5 % more error than the best, on 11 and 55 million weights with outliers or without.
 
     Raises:
         TypeError, ValueError: as :func:`coalora_lib.quantization.quantize`, with the layer's name;

@@ -52,7 +52,8 @@ def error_parts(
     importance, of the weight's shape and not negative, are factors of the squared errors. With
     ``pieces``, only so many evenly spaced pieces of 16,384 weights are looked at, and the sums
     scaled up to the whole weight; with ``sample``, this share of the blocks, drawn as
-    :mod:`.sampling` says. Errors as :func:`~coalora_lib.quantization.quantize`'s.
+    :mod:`.sampling` says. Errors as :func:`~coalora_lib.quantization.quantize`'s; ValueError also
+    for pieces and a sample together.
     """
     if sample is not None and pieces is not None:
         raise ValueError(f"pieces={pieces} and a sample exclude each other")
@@ -118,11 +119,10 @@ def _part_errors(
     factor: float = 1.0,
     sample: Sample | None = None,
 ) -> Tensor:
-    """Squared errors of some pieces, or blocks of a sample, under every choice: (432,) float64.
+    """Squared errors of (pieces, PIECE) float32 weights under every choice: (432,) float64.
 
-    ``weights`` are (pieces, PIECE) or (blocks, BLOCK) float32. ``offsets`` holds m of the whole
-    weight for every B0, ``roots`` the importance's square roots; the sums are multiplied by
-    ``factor``.
+    ``offsets`` holds m of the whole weight for every B0, ``roots`` the importance's square roots;
+    the sums are multiplied by ``factor``. With a ``sample``, the weights are its (blocks, BLOCK).
     """
     device = weights.device
     grid, books = _shared_levels(code_book, device)
@@ -162,8 +162,8 @@ def _restored_scales(
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """For each B1, its index, rows of the choices (b1, b2), and their s^, (rows, blocks) float32.
 
-    ``together`` rows at once. ``excess`` is u, (blocks,), whole second-level blocks unless there
-    are ``peaks``, the largest u in each block's group for every B1.
+    So many rows ``together``. ``excess`` is u, (blocks,): whole second-level groups, unless the
+    largest u in each block's group is given in ``peaks``, for every B1.
     """
     count = math.prod(SHAPE[1:3])
     tops = [float(2**bits - 1) for bits in FIELDS["scale_bits"]]

@@ -11,8 +11,6 @@ of n stretches of equal total p, so that they are spread over the weight. Its er
 times, so that the sums are unbiased (Hansen and Hurwitz 1943; stratified).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

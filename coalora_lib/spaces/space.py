@@ -88,8 +88,8 @@ class ConfigurationSpace(ABC):
     ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         """:meth:`errors` in parts to be computed in any order, and added: one by default.
 
-        A space that knows how its weights are cut may estimate the errors from so many ``pieces``,
-        or from the share ``sample`` of the weights; this one looks at all.
+        A space may estimate the errors from so many ``pieces``, or from a ``sample`` of this share
+        of the weight; this one is exact whatever is asked.
 
         Yields:
             Weights that the part stands for, and () to (choices,) float64.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coalora_lib.adapter.lora import adaptable_layers
+from coalora_lib.adapter import adaptable_layers
 from coalora_lib.allocation import allocate, error_table, undominated
 from coalora_lib.allocation.errors import FEWEST
 from coalora_lib.spaces import NORMAL_FLOAT as NF

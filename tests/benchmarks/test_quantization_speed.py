@@ -1,13 +1,18 @@
 """`make benchmarks`: each fast path beside its peer or its simple form, in the same run."""
 
+import time
+
 import pytest
 import torch
 
+from coalora_lib.adapter import adaptable_layers
 from coalora_lib.allocation import allocate, error_table, undominated
 from coalora_lib.allocation.solver import Limit, integer_program
 from coalora_lib.quantization import BlockwiseChoice, quantize
 from coalora_lib.quantization.codebooks import level_grid, thresholds
 from coalora_lib.spaces import NORMAL_FLOAT
+from coalora_lib.tasks import load_classifier
+from tests.allocation.test_estimate import excess_errors
 from tests.benchmarks.timing import GPU, timed
 
 QLORA = BlockwiseChoice(4, 8, "fp32", 64, 256)
@@ -101,6 +106,48 @@ def test_error_table_of_a_model(benchmark, device):
     benchmark.extra_info["weights"] = sum(weight.numel() for weight in weights.values())
     if device == "cuda":
         benchmark.extra_info["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+
+
+def minilm():
+    base = load_classifier()[0]
+    return {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
+
+
+def like_llama():
+    """54.7 M weights in LLaMA's shapes: rows and columns of unlike scale, some weights far out."""
+    torch.manual_seed(0)
+    weights = {}
+    for layer, shape in enumerate(([(640, 640)] * 4 + [(1736, 640)] * 2 + [(640, 1736)]) * 11):
+        weight = torch.randn(shape) * (0.6 * torch.randn(shape[0], 1)).exp()
+        weight *= (0.6 * torch.randn(shape[1])).exp()
+        weights[str(layer)] = torch.where(torch.rand(shape) < 0.001, 15 * weight, weight)
+    return weights
+
+
+@pytest.mark.benchmark(group="error table of a new model")
+@pytest.mark.parametrize("weights", [minilm, like_llama], ids=["MiniLM", "LLaMA's shapes"])
+def test_estimated_error_table(benchmark, weights):
+    """Beside the time of the exact table in the same run, and what the estimate costs allocation.
+
+    ``excess_errors`` are by budget in bits: of 0.01, allocated from the estimate, the weights have
+    1 % more squared error than they could.
+    """
+    weights = weights()
+    sizes = [weight.numel() for weight in weights.values()]
+    error_table({"first": torch.randn(64, 64)})
+    started = time.perf_counter()
+    exact = error_table(weights)
+    seconds = time.perf_counter() - started
+    estimated = timed(benchmark, "cpu", lambda: error_table(weights, sample=True), rounds=3)
+    excess = excess_errors(exact, estimated, sizes)
+    alone = {str(budget): value for (budget, allowed), value in excess.items() if allowed == "None"}
+    benchmark.extra_info.update(
+        weights=sum(sizes),
+        exact_seconds=seconds,
+        times_faster=seconds / benchmark.stats["min"],
+        excess_errors=alone,
+        most_excess_error_on_any_device=max(excess.values()),
+    )
 
 
 @pytest.fixture(scope="module")
