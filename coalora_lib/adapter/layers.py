@@ -1,7 +1,6 @@
 """The adapted layers of a model: LoRA over quantized weights, switched together."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -76,9 +75,8 @@ class AdaptedLayers:
         choices = [None] * len(layers) if configuration is None else list(configuration)
         self.configuration = None if configuration is None else choices
         if not self._static:
-            made = self._side_by_side(choices)
-            for layer, choice, (weight, correction) in zip(layers, choices, made, strict=True):
-                layer.take(choice, weight, correction)
+            for layer, choice in zip(layers, choices, strict=True):
+                layer.switch(choice)
             return
         places, values = [], []
         for layer, choice in zip(layers, choices, strict=True):
@@ -90,19 +88,6 @@ class AdaptedLayers:
                 places.append(layer.correction)
                 values.append(correction)
         torch._foreach_copy_(places, values)
-
-    def _side_by_side(self, choices: Sequence[Choice | None]) -> list[tuple[Tensor, Tensor | None]]:
-        """Weight and correction of each layer; on a processor each thread makes some layers'.
-
-        Operations on one layer are too small to spread over threads.
-        """
-        layers = self.quantized.values()
-        new = sum(not layer.holds(choice) for layer, choice in zip(layers, choices, strict=True))
-        threads = min(new, torch.get_num_threads())
-        if threads < 2 or self._loras[0].lora_A["default"].weight.is_cuda:
-            return [layer.under(choice) for layer, choice in zip(layers, choices, strict=True)]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(QuantizedLinear.under, layers, choices))
 
     @contextmanager
     def static_memory(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any, Self
 
 import torch
@@ -60,7 +59,6 @@ class WeightCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._lock = Lock()  # layers of one model are made in several threads
         self.clear()
 
     def get(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -68,24 +66,18 @@ class WeightCache:
 
         It has ``nbytes``, and is handed out whatever its size.
         """
-        with self._lock:
-            entries = self._entries[kind]
-            if key in entries:
-                entries.move_to_end(key)
-                return entries[key]
+        entries = self._entries[kind]
+        if key in entries:
+            entries.move_to_end(key)
+            return entries[key]
         made = make()
-        with self._lock:
-            entries[key] = made
-            self.held += made.nbytes
-            for each in self._entries.values():
-                while self.held > self.limit and each:
-                    _, dropped = each.popitem(last=False)
-                    self.held -= dropped.nbytes
+        entries[key] = made
+        self.held += made.nbytes
+        for each in self._entries.values():
+            while self.held > self.limit and each:
+                _, dropped = each.popitem(last=False)
+                self.held -= dropped.nbytes
         return made
-
-    def holds(self, kind: str, key: Hashable) -> bool:
-        """Whether something of a kind is held under a key."""
-        return key in self._entries[kind]
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -168,15 +160,11 @@ class QuantizedLinear(nn.Module):
             None if bias is None else bias.to(weight.dtype),
         )
 
-    def take(self, choice: Choice | None, weight: Tensor, correction: Tensor | None) -> None:
-        """Compute from now on with what :meth:`under` returned for a choice."""
+    def switch(self, choice: Choice | None) -> None:
+        """Compute with the weight under a choice from now on; None: with the pre-trained one."""
         now = self._current
-        now.choice, now.weight, now.correction = choice, weight, correction
-
-    def holds(self, choice: Choice | None) -> bool:
-        """Whether the weight under a choice is there already."""
-        key = id(self), choice, self.pretrained.dtype
-        return choice is None or self._cache.holds("restored", key)
+        now.weight, now.correction = self.under(choice)
+        now.choice = choice
 
     def snapshot(self) -> Current:
         """What the layer computes with now, for :meth:`swap` to put back."""

@@ -187,24 +187,6 @@ def test_an_averaged_model_averages_the_trained_parameters():
     assert weights_are_those_of(averaged.module, "bert", fine("bert"))
 
 
-@pytest.mark.parametrize("cache_bytes", [2**30, 10_000, 0], ids=["all", "some", "nothing"])
-@pytest.mark.parametrize("options", [{}, {"start": "residual", "bias_correction": True}], ids=str)
-def test_layers_made_in_several_threads_are_those_made_one_by_one(options, cache_bytes):
-    found = []
-    for threads in (1, 4):
-        torch.set_num_threads(threads)
-        model = attached("llama", cache_bytes=cache_bytes, **options)
-        for configuration in (coarse("llama"), fine("llama"), coarse("llama"), fine("llama")):
-            model.set_configuration(configuration)
-        found.append([layer.snapshot() for layer in model.layers.quantized.values()])
-        assert model.layers.cache.held <= cache_bytes
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(other.weight, one.weight)
-        assert other.choice == one.choice
-        if one.correction is not None:
-            torch.testing.assert_close(other.correction, one.correction)
-
-
 @each_kind
 @pytest.mark.parametrize("adjuster", ["hypernetwork", "bank", "none"])
 def test_a_configuration_set_under_inference_mode_can_be_trained(kind, adjuster):
