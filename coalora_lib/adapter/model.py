@@ -112,33 +112,27 @@ class CoaLora(TransformersInterface):
     ) -> Self:
         """Put LoRA on linear layers: those inside the model's blocks, or ``target_layers``.
 
-        Heads, and what the model's checkpoint lacked, are trained in full; ``heads`` names other
-        parts.
+        Heads, and what the checkpoint lacked, are trained in full; ``heads`` names other parts.
 
         Args:
             base_model: a transformers model; it is taken over and changed, unless it is refused.
             rank, alpha, start, options: see :class:`~coalora_lib.adapter.AdapterSettings`.
             space: what layers may be quantized to; the name of a registered space, or that space.
-            errors: how the error table is measured when a budget is first asked for, "estimated"
-                from a sample or "exact" (see :func:`~coalora_lib.allocation.error_table`); or the
-                model's (layers, choices) table where the caller has it.
+            errors: "estimated" from a sample or "exact" when a budget is first asked for, see
+                :func:`~coalora_lib.allocation.error_table`; or the (layers, choices) table.
             start_configuration: whose residual the start "svd" begins from.
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
 
         Raises:
-            ValueError: the model has no linear layer in a numbered block, is quantized or adapted
-                already, or a setting is not known or out of range.
+            ValueError: the model is refused, or a setting is not known or out of range.
         """
         table = errors if isinstance(errors, Tensor) else None
         if table is None and errors not in ("estimated", "exact"):
             raise ValueError(f"errors={errors!r}; allowed: 'estimated', 'exact' or the table")
-        name = get_space(space).name
-        source: Any = errors if table is None else "given"
-        settings = AdapterSettings(
-            rank=rank, alpha=alpha, start=start, space=name, errors=source, **options
-        )
+        options |= {"errors": errors if table is None else "given", "space": get_space(space).name}
+        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
         return cls(base_model, settings, table, cache_bytes, mean_inputs, start_configuration)
 
     @property
@@ -159,10 +153,7 @@ class CoaLora(TransformersInterface):
 
     @property
     def errors(self) -> Tensor:
-        """The (layers, choices) table of squared quantization errors, measured at first use.
-
-        ``settings.errors`` says whether it is estimated, exact or given.
-        """
+        """The (layers, choices) table of squared errors, measured as ``settings.errors`` says."""
         return self._resolver.measured_errors(self.pretrained_weights)
 
     @property
