@@ -158,7 +158,7 @@ class ConfigurationSpace(ABC):
 
     def rows(self, indices: Tensor) -> Tensor:
         """The row of each layer's choice: (..., layers * fields) integers to (..., layers)."""
-        strides = torch.tensor(self.strides, device=indices.device)
+        strides = self._stride_row.to(indices.device)
         return (indices.unflatten(-1, (-1, len(self.fields))) * strides).sum(-1)
 
     def to_rows(self, configuration: Configuration) -> list[int]:
