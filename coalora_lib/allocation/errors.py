@@ -34,8 +34,8 @@ def error_table(
     drawn in blocks of 64 (:mod:`coalora_lib.quantization.sampling`), the same at every call: of
     800,000 weights in all and 192 blocks of a layer at least, of 16 million at most; of all of a
     layer where that is half of it or more. Entries that no other choice beats then have a standard
-    error of 2.7 to 5.3 %, others may be farther off. What is allocated from the estimate had at most
-    0.6 % more error than the best, on 11 and 55 million weights with outliers or without.
+    error of 2.7 to 5.3 %, others may be farther off. What is allocated from the estimate had at
+    most 0.6 % more error than the best, on 11 and 55 million weights with outliers or without.
 
     Raises:
         TypeError, ValueError: as :func:`coalora_lib.quantization.quantize`, with the layer's name;

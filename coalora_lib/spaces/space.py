@@ -113,6 +113,11 @@ class ConfigurationSpace(ABC):
         sizes = self.cardinalities
         return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
 
+    @cached_property
+    def _stride_row(self) -> Tensor:
+        """Made once: every step of a walk asks for it."""
+        return torch.tensor(self.strides)
+
     def finest(self, shape: Shape | None = None) -> Choice:
         """The choice of the most bits that is allowed, nearest to the unquantized weight."""
         bits = self.bits_table(shape)
