@@ -28,13 +28,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, marker: str, others: Collection[str] = ()) -> Iterator[Path]:
+def atomic_folder(
+    path: str | Path, marker: str, others: Collection[str] | None = ()
+) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes ``path`` if the block ends well.
 
     Args:
         path: missing, empty, or a folder of this kind, which is then replaced as a whole.
         marker: a file by which one knows a folder of this kind.
-        others: what else one may hold, in it directly.
+        others: what else one may hold, in it directly; None for anything.
 
     Raises:
         FileExistsError: ``path`` is a file, or a folder with other things in it; one is named.
@@ -43,7 +45,8 @@ def atomic_folder(path: str | Path, marker: str, others: Collection[str] = ()) -
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not (path / marker).is_file():
         raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
-    if occupied and (foreign := {each.name for each in path.iterdir()} - {marker, *others}):
+    foreign = set() if others is None or not occupied else {each.name for each in path.iterdir()}
+    if foreign := foreign - {marker, *(others or ())}:
         raise FileExistsError(
             f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
         )

@@ -266,7 +266,7 @@ def render(source: Path, output: Path, strict: bool) -> Path:
     flags = ["-W", "--keep-going"] if strict else ["--quiet"]
     if status := subprocess.run([*command, *flags], check=False).returncode:
         raise RuntimeError(f"jupyter-book ended with status {status}; {page} is as it was")
-    with atomic_folder(page, "index.html") as folder:
+    with atomic_folder(page, "index.html", None) as folder:
         shutil.copytree(made / "_build" / "html", folder, dirs_exist_ok=True)
     shutil.rmtree(made)
     return page / "index.html"
