@@ -7,21 +7,26 @@ import torch
 from torch import Tensor
 
 #: What configurations cost, known exactly; less is better: (k, d) integers to (k,) mean bits,
-#: bytes, seconds. +inf marks a configuration that is not allowed: no strategy proposes it. A cost
-#: with a method ``after``, as of :class:`~coalora_lib.spaces.LayerCosts`, makes a walk much faster.
+#: bytes, seconds. +inf marks a configuration that is not allowed: no strategy proposes it. A method
+#: ``changes``, as of :class:`~coalora_lib.spaces.LayerCosts`, makes a walk much faster.
 Cost = Callable[[Tensor], Tensor]
 
 
 def finite_costs(cost_of: Cost, configurations: Tensor) -> Tensor:
     """The costs of configurations that must be allowed, (k,) float64; ValueError otherwise."""
     costs = cost_of(configurations).double()
+    refuse_infinite(costs)
+    return costs
+
+
+def refuse_infinite(costs: Tensor) -> None:
+    """Refuse (k,) costs that are not all finite: ValueError names the first."""
     if not all_finite(costs):
         row = int((~costs.isfinite()).nonzero()[0])
         raise ValueError(
             f"the cost of configuration {row} is {costs[row]:g}; it must be finite, since +inf "
             "marks a configuration that is not allowed"
         )
-    return costs
 
 
 def all_finite(costs: Tensor) -> bool:

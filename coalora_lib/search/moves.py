@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coalora_lib.search.cost import Cost, all_finite, finite_costs, is_allowed
+from coalora_lib.search.cost import Cost, all_finite, is_allowed, refuse_infinite
 from coalora_lib.search.surrogate import Surrogate
 
 
@@ -43,10 +43,10 @@ def finite_differences(values: Tensor, here: Tensor, moves: Moves, dimension: in
     return (total / sides.clamp(min=1)).reshape(len(here), dimension)
 
 
-def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves) -> Tensor:
-    """The cost after each of the moves, (k,) float64."""
-    if hasattr(cost_of, "after"):
-        return cost_of.after(configurations, *moves).double()
+def costs_after(cost_of: Cost, configurations: Tensor, moves: Moves, here: Tensor) -> Tensor:
+    """The cost after each of the moves, (k,) float64; ``here`` are the costs before, (s,)."""
+    if hasattr(cost_of, "changes"):
+        return here[moves.start] + cost_of.changes(configurations, *moves).double()
     return cost_of(moves.applied(configurations)).double()
 
 
@@ -57,13 +57,16 @@ def allowed_moves(
 
     With (k + s,) float64 costs: after each move, then at the configurations.
     """
-    here = finite_costs(cost_of, configurations)
+    here = cost_of(configurations).double()
     moves = moves_from(configurations, cardinalities)
-    after = costs_after(cost_of, configurations, moves)
-    if not all_finite(after):
+    after = costs_after(cost_of, configurations, moves, here)
+    costs = torch.cat([after, here])
+    if not all_finite(costs):
+        refuse_infinite(here)
         allowed = is_allowed(after)
-        moves, after = Moves(*(part[allowed] for part in moves)), after[allowed]
-    return moves, torch.cat([after, here])
+        moves = Moves(*(part[allowed] for part in moves))
+        costs = torch.cat([after[allowed], here])
+    return moves, costs
 
 
 class Neighbourhood:

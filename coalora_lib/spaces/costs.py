@@ -36,8 +36,8 @@ class LayerCosts:
         """(n, layers * fields) integers to (n,) float64 costs."""
         return self._table[self._entries(indices)] @ self._factors
 
-    def after(self, indices: Tensor, start: Tensor, coordinate: Tensor, change: Tensor) -> Tensor:
-        """The costs after k single steps, (k,) float64, without building a row for each.
+    def changes(self, indices: Tensor, start: Tensor, coordinate: Tensor, change: Tensor) -> Tensor:
+        """By how much k single steps change the cost, (k,) float64, without a row for each.
 
         Row ``start`` of (s, layers * fields) integers takes the step, in a coordinate, by -1 or +1.
         """
@@ -46,8 +46,7 @@ class LayerCosts:
         layer, field = coordinate // fields, coordinate % fields
         old = entries[start, layer]
         difference = self._table[old + change * self._strides[field]] - self._table[old]
-        before = self._table[entries] @ self._factors
-        return before[start] + difference * self._factors[layer]
+        return difference * self._factors[layer]
 
     def _entries(self, indices: Tensor) -> Tensor:
         """Where each layer's choice stands in the flat table: (n, layers)."""

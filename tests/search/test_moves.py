@@ -155,7 +155,7 @@ def test_costs_after_moves_are_those_of_built_rows(function):
     cardinalities = torch.tensor(NORMAL_FLOAT.cardinalities * 4)
     here = drawn(cardinalities, 3)
     moves = moves_from(here, cardinalities)
-    found = costs_after(function, here, moves)
+    found = costs_after(function, here, moves, function(here).double())
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, function(moves.applied(here)).double())
 

@@ -55,11 +55,11 @@ class LayerTable:
 
 
 class IncrementalLayerTable(LayerTable):
-    """The same, with the costs after single moves from allowed configurations."""
+    """The same, with what single moves from allowed configurations change."""
 
-    def after(self, rows, start, coordinate, change):
+    def changes(self, rows, start, coordinate, change):
         moved = rows[start]
         moved[torch.arange(len(moved)), coordinate] += change
         layer = coordinate // 2
         differs = self.each(moved) - self.each(rows)[start]
-        return self(rows)[start] + differs[torch.arange(len(moved)), layer] / self.layers
+        return differs[torch.arange(len(moved)), layer] / self.layers
