@@ -28,9 +28,18 @@ def test_attention_output_and_feed_forward_output_are_two_types():
     assert len(layers.types) == 2
 
 
-def test_a_layer_outside_blocks_is_refused():
-    with pytest.raises(ValueError, match="'classifier' is in no numbered block"):
-        describe_layers(["classifier"])
+def test_a_layer_outside_blocks_is_a_type_of_its_own():
+    layers = describe_layers(["layer.1.query", "projection"])
+    assert layers.types == ("query", "projection")
+    assert layers.block_index.tolist() == [1, 0]
+
+
+def test_the_stacks_of_a_model_are_told_apart():
+    names = ["encoder.block.0.q", "decoder.block.0.q", "decoder.block.1.q"]
+    layers = describe_layers(names)
+    assert layers.types == ("encoder.block: q", "decoder.block: q")
+    assert layers.block_index.tolist() == [0, 0, 1]
+    assert describe_layers(names[1:]).types == ("q",)
 
 
 def test_encodings_tell_layers_and_choices_apart():
