@@ -26,7 +26,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
             (partial / "mark").write_text(content)
             (partial / content).touch()
     assert sorted(each.name for each in path.iterdir()) == ["mark", "two"]
-    with pytest.raises(RuntimeError, match="stop"), atomic_folder(path, "mark") as partial:
+    with pytest.raises(RuntimeError, match="stop"), atomic_folder(path, "mark", None) as partial:
         raise RuntimeError("stop")
     assert (path / "mark").read_text() == "two"
     assert [each.name for each in path.parent.iterdir()] == ["folder"]

@@ -261,7 +261,7 @@ def test_jobs_versions_commit_and_code_may_differ(tmp_path):
 def test_every_stored_record_is_read_and_stands_under_its_name():
     paths = [
         path
-        for path in STORED.rglob("*.json")
+        for path in STORED.rglob("*/*.json")
         if path.parent.name not in ("benchmarks", "scale", "search")
     ]
     assert len(paths) == 695
