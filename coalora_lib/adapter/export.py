@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.heads import plain_name
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import PackedWeight, QuantizedLinear
 from coalora_lib.files import atomic_folder, seal
@@ -121,6 +122,6 @@ def _save_base(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor])
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".modules_to_save." in name:
             continue
-        state[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+        state[plain_name(name)] = tensor
     state |= weights
     model.save_pretrained(folder, state_dict={n: t.detach().cpu() for n, t in state.items()})

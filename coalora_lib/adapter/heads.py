@@ -20,11 +20,14 @@ def find_heads(model: PreTrainedModel) -> list[str]:
     vocabulary; and poolers. A model that was made from a configuration has no checkpoint: all of
     it is random, and the last two rules alone decide.
     """
-    kept = _never(model)
+    fresh = set(fresh_parameters(model))
+    fresh_ids = {id(p) for name, p in model.named_parameters() if name in fresh}
     found = [
         name
-        for name, module in _outermost(model, kept)
-        if name.rsplit(".", 1)[-1] == POOLER or _is_fresh(module, model) or _beside(name, model)
+        for name, module in _outermost(model, _never(model))
+        if name.rsplit(".", 1)[-1] == POOLER
+        or all(id(parameter) in fresh_ids for parameter in module.parameters())
+        or _beside(name, model)
     ]
     return _outer_only(found)
 
@@ -72,6 +75,11 @@ def fresh_parameters(model: PreTrainedModel) -> list[str]:
     return [name for name, loaded in marked.items() if not loaded] if any(marked.values()) else []
 
 
+def plain_name(name: str) -> str:
+    """The name that a parameter has in the transformers model without PEFT's wrappers."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
 def is_inside(name: str, heads: Sequence[str]) -> bool:
     """Whether a parameter or module is in one of the heads."""
     return any(name == head or name.startswith(f"{head}.") for head in heads)
@@ -95,14 +103,6 @@ def _outermost(
         if not any(inner is each for inner in module.modules() for each in kept):
             yield path, module
         yield from _outermost(module, kept, f"{path}.")
-
-
-def _is_fresh(module: nn.Module, model: PreTrainedModel) -> bool:
-    fresh = set(fresh_parameters(model))
-    if not fresh:
-        return False
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return all(names.get(id(parameter)) in fresh for parameter in module.parameters())
 
 
 def _beside(name: str, model: PreTrainedModel) -> bool:

@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from coalora_lib.adapter.heads import is_inside, warn_of_random_parts
+from coalora_lib.adapter.heads import is_inside, plain_name, warn_of_random_parts
 
 #: A warning is given where less than this share of the weights in blocks is quantized.
 MOSTLY = 0.5
@@ -29,7 +29,7 @@ class Report:
         """Of a transformers model, adapted or not, with the adapted layers' weights by name."""
         left, in_heads = {}, 0
         for name, parameter in base.named_parameters():
-            plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+            plain = plain_name(name)
             if ".lora_" in plain or plain.removesuffix(".weight") in weights:
                 continue
             if not is_inside(plain, heads or ()):

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from coalora_lib.adapter.heads import is_inside
+from coalora_lib.adapter.heads import is_inside, plain_name
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
@@ -232,7 +232,7 @@ def _pretrained(
     for name, parameter in base.named_parameters():
         if is_inside(name, heads) or ".lora_" in name:
             continue
-        layer, _, part = name.replace(".base_layer.", ".").rpartition(".")
+        layer, _, part = plain_name(name).rpartition(".")
         if layer not in weights or part != "weight":
             yield f"{layer}.{part}", parameter
 

@@ -6,12 +6,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 RunPath = Annotated[Path, typer.Argument(help="Folder that `coalora train` wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]

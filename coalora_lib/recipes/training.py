@@ -29,7 +29,8 @@ from coalora_lib.recipes.texts import (
 from coalora_lib.search import SearchPlan
 from coalora_lib.spaces import Configuration, get_space, random_at_bits
 from coalora_lib.tasks.models import Pretrained, load_pretrained
-from coalora_lib.training import History, TrainingPlan, evaluate, mean_inputs, train
+from coalora_lib.training import History, TrainingPlan, mean_inputs, train
+from coalora_lib.training.evaluation import evaluate_each
 
 #: Examples that mean inputs are measured on, and that a search scores on, at most.
 MEASURED, SCORED = 512, 256
@@ -59,7 +60,7 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
     torch.manual_seed(settings.seed)
     model, tokenizer = _load(settings, kind, split)
     make = get_kind(kind).examples
-    examples, measured = (
+    examples, others = (
         make(prepared(part, kind), tokenizer, settings.max_length) for part in (split, validation)
     )
     attached, configurations = _attach(model, settings, examples)
@@ -67,10 +68,7 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
         run.write()  # only now: what was asked for can be done
     history = _train(run, attached, examples, configurations)
     budgets = spread(*settings.budgets, MEASURED_BUDGETS)
-    metrics = []
-    for budget in budgets:
-        found = evaluate(attached, measured, budget, kind=kind)
-        metrics.append({"bits": attached.bits or 0.0} | found.metrics)
+    metrics = measured(attached, others, budgets, kind)
     if not PartialState().is_main_process:
         return run
     with atomic_folder(run.path / TOKENIZER, "tokenizer_config.json", TOKENIZER_FILES) as folder:
@@ -80,7 +78,7 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
         classes=classes,
         kind=kind,
         metrics=metrics,
-        examples={"training": len(examples), "validation": len(measured)},
+        examples={"training": len(examples), "validation": len(others)},
         losses=[float(f"{loss:.6g}") for loss in history.losses],
         searches=[
             {"scored": len(each.losses), "proposed": each.proposed, "kept": len(each.kept)}
@@ -91,6 +89,15 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
     run.write()
     shutil.rmtree(run.path / CHECKPOINTS, ignore_errors=True)
     return run
+
+
+def measured(
+    model: CoaLora, examples: Examples, budgets: Sequence[float], kind: str
+) -> list[dict[str, float]]:
+    """Bits and metrics by name at some mean bits each."""
+    found = evaluate_each(model, examples, budgets, kind=kind)
+    # One after another: the bits are those of the configuration that is set just then.
+    return [{"bits": model.bits or 0.0} | evaluation.metrics for evaluation in found]
 
 
 #: What tokenizers write.

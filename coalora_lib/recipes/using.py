@@ -10,7 +10,7 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.folder import RunFolder
 from coalora_lib.recipes.texts import prepared, read_texts
-from coalora_lib.training import evaluate
+from coalora_lib.recipes.training import measured
 
 
 class Adapted(NamedTuple):
@@ -38,12 +38,7 @@ def evaluate_run(run: RunFolder, bits: Sequence[float], data: str | Path) -> lis
         classes = Value("float32")
     split = prepared(read_texts(str(data), settings, classes), outcome.kind)
     examples = run.kind.examples(split, run.load_tokenizer(), settings.max_length)
-    model = run.load_model()
-    found = []
-    for budget in bits:
-        metrics = evaluate(model, examples, budget, kind=run.kind).metrics
-        found.append({"bits": model.bits or 0.0} | metrics)
-    return found
+    return measured(run.load_model(), examples, bits, outcome.kind)
 
 
 def adapt(
@@ -86,9 +81,7 @@ class Reported(NamedTuple):
     settings: dict[str, Any]
     outcome: dict[str, Any]
     parameters: str  #: the model's report
-    sizes: list[
-        dict[str, float]
-    ]  #: bits and bytes of the quantized layers, at each measured budget
+    sizes: list[dict[str, float]]  #: bits and bytes of the quantized layers at each budget
     layers: dict[str, list[float]]  #: each layer's bits at these budgets
 
 

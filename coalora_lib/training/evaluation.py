@@ -138,8 +138,7 @@ def _evaluate(
 
 def transformers_model(model: nn.Module) -> nn.Module:
     """What is inside PEFT's and our own wrappers."""
-    inner = model.model if isinstance(model, CoaLora) else model
-    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    return model.get_base_model() if isinstance(model, CoaLora | PeftModel) else model
 
 
 def new_accelerator() -> Accelerator:
