@@ -159,7 +159,9 @@ def _attach(
     errors = error_table(weights, space, sample=True)
     shapes = [tuple(weight.shape) for weight in weights.values()]
     fewest = min(min(shape) for shape in shapes)
-    means = mean_inputs(base, layers, examples[:MEASURED])
+    # Mean inputs are over the tokens of one sequence, and a decoder has another.
+    corrected = not base.config.is_encoder_decoder
+    means = mean_inputs(base, layers, examples[:MEASURED]) if corrected else None
     model = CoaLora.attach(
         base,
         settings.rank,
@@ -168,7 +170,7 @@ def _attach(
         space=space,
         errors=errors,
         mean_inputs=means,
-        bias_correction=True,
+        bias_correction=corrected,
         output_bias=True,
         error_features=True,
     )

@@ -27,10 +27,14 @@ def mean_inputs(
     """E[x] of linear layers of an unquantized model, over the tokens of examples, without padding.
 
     The model is in evaluation mode meanwhile. Layer to (in,), float32, or float64 where the model
-    is. ValueError if there are no examples.
+    is. ValueError if there are no examples, or the model is an encoder with a decoder.
     """
     if not len(examples):
         raise ValueError("there are no examples to measure mean inputs on")
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"the layers of a {type(model).__name__} see two sequences; mean inputs are over one"
+        )
     sums: dict[str, Tensor] = {}
     tokens, real = 0, torch.empty(0, dtype=torch.bool)
 

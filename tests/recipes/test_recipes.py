@@ -216,6 +216,37 @@ def test_texts_alone_train_a_language_model(tmp_path, small_run):
     AutoPeftModelForCausalLM.from_pretrained(made.folder)
 
 
+def test_texts_train_a_model_that_fills_in_or_writes_others(tmp_path, small_run):
+    tokenizer = AutoTokenizer.from_pretrained(small_run.profile.model)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    sizes = {**SIZES, "vocab_size": len(tokenizer)}
+    t5 = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    made = {
+        "masked-lm": transformers.BertForMaskedLM(
+            transformers.BertConfig(**sizes, intermediate_size=48)
+        ),
+        "seq2seq": transformers.T5ForConditionalGeneration(t5),
+    }
+    texts = [text for text, _ in phrases(40)]
+    pd.DataFrame({"text": texts, "other": texts[::-1]}).to_csv(tmp_path / "t.csv", index=False)
+    for kind, model in made.items():
+        model.save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        asked = {"text": "text", "label": None, "kind": kind}
+        asked |= {"second": "other"} if kind == "seq2seq" else {}
+        settings = Settings(
+            model=str(tmp_path / kind), data=str(tmp_path / "t.csv"), **SMALL | asked
+        )
+        run = train_run(tmp_path / f"run-{kind}", settings)
+        assert run.outcome.kind == kind
+        assert run.load_model().settings.bias_correction == (kind == "masked-lm")
+        assert "perplexity" in evaluate_run(run, [3.0], tmp_path / "t.csv")[0]
+        adapt(run, tmp_path / f"phone-{kind}", Device(bits=3))
+
+
 @pytest.mark.parametrize(
     ("column", "kind", "metric"),
     [([0.5, 2.5], "regression", "pearson"), ([["a", "b"], ["b"]], "several-labels", "f1_macro")],
