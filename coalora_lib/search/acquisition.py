@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from coalora_lib.search.arrays import as_numbers
 from coalora_lib.search.pareto import staircase
 
 #: Below this z the two terms of h(z) cancel, and the form with the scaled erfc takes over (the
@@ -46,8 +47,12 @@ def expected_hypervolume_improvement(
 
     Raises:
         ValueError: mean, std and cost differ in length, one is NaN, or a std is negative.
+        TypeError: what is given are no numbers.
     """
-    mean, std, cost = (values.double() for values in (mean, std, cost))
+    mean, std, cost = (
+        as_numbers(name, values).double()
+        for name, values in (("mean", mean), ("std", std), ("cost", cost))
+    )
     _check(mean, std, cost)
     return improvement_over(mean, std, cost, staircase(front, reference), log)
 

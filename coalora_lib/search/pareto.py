@@ -5,14 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+from coalora_lib.search.arrays import as_numbers
+
 
 def pareto_front(points: Tensor) -> Tensor:
     """The rows no other row beats in both columns, in ascending cost; of equal rows the first.
 
     (n, 2) of [loss, cost] to (kept,) int64; ValueError for another shape or a NaN.
     """
-    _check(points)
-    points = points.double()
+    points = _checked(points).double()
     # A stable sort by cost after one by loss is a sort by (cost, loss).
     order = points[:, 0].argsort(stable=True)
     order = order[points[order, 1].argsort(stable=True)]
@@ -26,7 +27,7 @@ def reference_point(points: Tensor, margin: float = 0.1) -> tuple[float, float]:
 
     The margin is a part of each column's range (of its magnitude where the range is zero).
     """
-    _check(points)
+    points = _checked(points)
     worst, best = points.amax(0), points.amin(0)
     spread = torch.where(worst > best, worst - best, worst.abs().clamp(min=1.0))
     loss, cost = (worst + margin * spread).tolist()
@@ -45,7 +46,7 @@ def staircase(points: Tensor, reference: tuple[float, float]) -> tuple[Tensor, T
     (m + 1,) float64 heights of the steps, the first the reference loss; and (m + 2,) where they
     begin and end: -inf, the front's m costs in ascending order, the reference cost.
     """
-    _check(points)
+    points = _checked(points)
     if any(math.isnan(value) for value in reference):
         raise ValueError(f"reference={reference} holds a NaN")
     inside = points[(points[:, 0] < reference[0]) & (points[:, 1] < reference[1])].double()
@@ -64,7 +65,7 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
     Raises:
         ValueError: no points, segments is no positive integer, or a value is not finite.
     """
-    _check(points)
+    points = _checked(points)
     if not float(segments).is_integer() or segments < 1 or len(points) == 0:
         raise ValueError(f"{len(points)} points cannot be cut into {segments} segments")
     if not points.isfinite().all():
@@ -78,9 +79,11 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
     return torch.cat([rows[pareto_front(points[rows])] for rows in members]).sort().values
 
 
-def _check(points: Tensor) -> None:
+def _checked(points: Tensor) -> Tensor:
+    points = as_numbers("points", points)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must be (n, 2) of [loss, cost], got {tuple(points.shape)}")
     if points.isnan().any():
         row = int(points.isnan().any(1).nonzero()[0])
         raise ValueError(f"point {row} is {points[row].tolist()}: a NaN cannot be ranked")
+    return points

@@ -17,6 +17,8 @@ from gpytorch.priors import LogNormalPrior
 from scipy.optimize import minimize
 from torch import Tensor
 
+from coalora_lib.search.arrays import as_numbers
+
 #: The shortest length scale, as a part of a coordinate's range. Two neighbours of a coordinate
 #: with four values are then 3.3 length scales apart and their correlation is exp(-3.3^2 / 2), below
 #: 0.4 %: a shorter one would change nothing.
@@ -49,6 +51,7 @@ class Surrogate:
 
     Raises:
         ValueError: an argument is not as described.
+        TypeError: what is given are no numbers.
     """
 
     def __init__(
@@ -58,10 +61,14 @@ class Surrogate:
         cardinalities: Sequence[int] | Tensor,
         groups: Sequence[int] | Tensor | None = None,
     ) -> None:
-        self.cardinalities = torch.as_tensor(cardinalities)
+        configurations, losses = (
+            as_numbers(name, values)
+            for name, values in (("configurations", configurations), ("losses", losses))
+        )
+        self.cardinalities = as_numbers("cardinalities", cardinalities)
         self._ranges = (self.cardinalities - 1).clamp(min=1).double()
         coordinates = torch.arange(len(self.cardinalities))
-        groups = coordinates if groups is None else torch.as_tensor(groups)
+        groups = coordinates if groups is None else as_numbers("groups", groups)
         _check(configurations, losses, self.cardinalities, groups)
         self.configurations = configurations.long()
         losses = losses.detach()

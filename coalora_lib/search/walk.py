@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from coalora_lib.search.acquisition import improvement_over
+from coalora_lib.search.arrays import as_numbers
 from coalora_lib.search.cost import Cost, finite_costs
 from coalora_lib.search.moves import Moves, Neighbourhood, allowed_moves, finite_differences
 from coalora_lib.search.pareto import pareto_front, reference_point, staircase
@@ -141,6 +142,7 @@ def propose(
     for name, value in (("restarts", restarts), ("max_steps", max_steps)):
         if value is not None and (not float(value).is_integer() or value < 1):
             raise ValueError(f"{name}={value} must be an integer, at least 1")
+    losses = as_numbers("losses", losses)
     surrogate = Surrogate(configurations, losses, cardinalities, groups)
     alone = acquisition = Acquisition(surrogate, losses, cost_of)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Models by name, from a package, a folder or the hub; and a small decoder to be trained."""
+"""Models by name, from a package, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
 
@@ -89,32 +84,3 @@ def checkpoint_checksum(name: str = MINILM) -> str:
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     digests = "".join(sha256_of(cached_file(folder, shard)) for shard in shards)
     return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """An untrained LLaMA of four blocks, 64 wide, with a token for each word in column sentence.
-
-    It stands in for a pre-trained language model where no hub is at hand; its perplexities say
-    nothing about real text.
-    """
-    words = sorted({word for text in texts["sentence"] for word in text.split()})
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
-    vocabulary = {word: i for i, word in enumerate([*special.values(), *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=2,
-        )
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    return Pretrained(model.to(dtype), fast)

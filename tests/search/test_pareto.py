@@ -99,3 +99,15 @@ def test_segments_are_a_positive_integer(segments):
 def test_a_point_without_a_segment_is_refused():
     with pytest.raises(ValueError, match=r"point 0 is .* no place in a segment"):
         segment_pareto_filter(torch.tensor([[torch.inf, 1.0], [0.5, 2.0]]))
+
+
+def test_arrays_and_lists_are_taken():
+    points = torch.tensor([[1.0, 3.0], [2.0, 2.0], [3.0, 3.0]])
+    for rows in (points.numpy(), points.tolist()):
+        assert pareto_front(rows).tolist() == [1, 0]
+        assert segment_pareto_filter(rows, 1).tolist() == [0, 1]
+        assert hypervolume(rows, reference_point(rows)) == pytest.approx(
+            hypervolume(points, reference_point(points))
+        )
+    with pytest.raises(TypeError, match=r"points must be real numbers .* got 'ab' of str"):
+        pareto_front("ab")

@@ -361,6 +361,25 @@ def test_counts_must_be_positive(name):
         propose(rows, losses, cost_of, CARDINALITIES, **{name: 0})
 
 
+@pytest.mark.parametrize(
+    "given", [lambda t: t.numpy(), lambda t: t.tolist()], ids=["numpy", "list"]
+)
+def test_arrays_and_lists_are_taken(given):
+    rows, losses = scored()
+    expected = propose(rows, losses, cost_of, CARDINALITIES, max_steps=3)
+    found = propose(given(rows), given(losses), cost_of, CARDINALITIES, max_steps=3)
+    assert torch.equal(found.configurations, expected.configurations)
+
+
+@pytest.mark.parametrize("value", ["abc", None, [["a"]], torch.zeros(2, 6, dtype=torch.bool)])
+@pytest.mark.parametrize("name", ["configurations", "losses", "cardinalities"])
+def test_what_is_no_number_is_named(name, value):
+    rows, losses = scored()
+    given = {"configurations": rows, "losses": losses, "cardinalities": CARDINALITIES}
+    with pytest.raises(TypeError, match=f"{name} must be real numbers in a tensor, an array"):
+        propose(cost_of=cost_of, **(given | {name: value}))
+
+
 def test_a_walk_does_not_stop_between_two_equal_neighbours():
     rows, losses = torch.tensor([[2, 3, 0], [4, 3, 1]]), torch.tensor([2.0, 2.0])
 
