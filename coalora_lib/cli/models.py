@@ -49,8 +49,8 @@ def train(
 ) -> None:
     """Fine-tune a quantized model once, for every bit budget.
 
-    Called again with the same options it goes on where it was stopped. It runs under
-    `accelerate launch` too.
+    Called again with the same options it goes on where it was stopped. On several processes:
+    `accelerate launch -m coalora_lib train ...`.
     """
     from coalora_lib.recipes import Settings, train_run
 

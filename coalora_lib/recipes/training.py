@@ -73,6 +73,7 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
         return run
     with atomic_folder(run.path / TOKENIZER, "tokenizer_config.json", TOKENIZER_FILES) as folder:
         tokenizer.save_pretrained(folder)
+    attached.set_configuration(None)  # none is the run's own, and without one it loads faster
     attached.save_pretrained(run.path / MODEL)
     run.described.outcome = Outcome(
         classes=classes,

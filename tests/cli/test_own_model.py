@@ -1,6 +1,7 @@
 """train, evaluate, adapt and report as processes of their own, one of them killed."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
 from coalora_lib.cli.models import bit_list, bit_range
-from coalora_lib.recipes import RunFolder
+from coalora_lib.recipes import RunFolder, Settings, train_run
 from coalora_lib.tasks.embedded import review_phrases
 
 COALORA = [sys.executable, "-m", "coalora_lib"]
@@ -61,6 +62,35 @@ def test_the_four_commands_and_a_kill_between(small_run, tmp_path):
     model.set_configuration(3.1)
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_write_the_run_of_one(small_run, tmp_path):
+    rows = [(text, ("bad", "good")[label]) for text, label in review_phrases(60, 0)]
+    table = tmp_path / "reviews.csv"
+    pd.DataFrame(rows, columns=["text", "stars"]).to_csv(table, index=False)
+    settings = Settings(
+        model=small_run.profile.model, data=str(table), label="stars", rank=4, configurations=4,
+        epochs=2, batch_size=8, searches=1,
+    )  # fmt: skip
+    one = train_run(tmp_path / "one", settings).outcome
+    words = [
+        "train", "--model", settings.model, "--data", table, "--label", "stars", "--rank", 4,
+        "--configurations", 4, "--epochs", 2, "--batch-size", 8, "--searches", 1,
+        "--out", tmp_path / "two", "--json",
+    ]  # fmt: skip
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "--mixed_precision=no", "--dynamo_backend=no",
+         "-m", "coalora_lib", *map(str, words)],
+        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = RunFolder.open(tmp_path / "two").outcome
+    assert json.loads(done.stdout)["metrics"] == two.metrics  # printed once
+    assert two.examples == one.examples
+    assert two.losses == pytest.approx(one.losses, rel=1e-3)
+    assert [row["bits"] for row in two.metrics] == [row["bits"] for row in one.metrics]
 
 
 def test_bits_are_read_from_texts():
