@@ -4,6 +4,7 @@ from coalora_lib.adapter.adjusters import Adjuster, Adjustment, FactorBank, Fact
 from coalora_lib.adapter.encoding import ConfigurationEncoder, describe_layers
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.model import CoaLora
+from coalora_lib.adapter.ordered import fit_in_order
 from coalora_lib.adapter.report import Report
 from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.settings import AdapterSettings
@@ -21,4 +22,5 @@ __all__ = [
     "Report",
     "adaptable_layers",
     "describe_layers",
+    "fit_in_order",
 ]

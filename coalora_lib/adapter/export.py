@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.heads import plain_name
 from coalora_lib.adapter.layers import AdaptedLayers
-from coalora_lib.adapter.quantized import PackedWeight, QuantizedLinear
+from coalora_lib.adapter.quantized import LayerState, PackedWeight, QuantizedLinear
 from coalora_lib.files import atomic_folder, seal
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import Choice
@@ -68,10 +68,10 @@ def write_adapter(
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    for (name, layer), choice, each in zip(
-        layers.quantized.items(), configuration, factors, strict=True
+    for (name, layer), under, each in zip(
+        layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
-        tensors = _peft_tensors(layer, choice, each, scaling)
+        tensors = _peft_tensors(layer, under, each, scaling)
         settings.r = len(tensors["lora_A.weight"])
         state |= {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
     alpha = scaling * settings.r
@@ -99,15 +99,15 @@ def write_adapter(
 
 
 def _peft_tensors(
-    layer: QuantizedLinear, choice: Choice, factors: Factors, scaling: float
+    layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
 ) -> dict[str, Tensor]:
     """PEFT's tensors of a layer by the last part of their names; ``scaling`` is alpha / r."""
     l1, l2, shift = factors
     biases = [] if shift is None else [l1 @ shift]
-    if (correction := layer.correction_of(choice)) is not None:
+    if (correction := layer.correction_of(state)) is not None:
         biases.append((correction / scaling).to(l1.dtype))
     found = {"lora_B.bias": torch.stack(biases).sum(0)} if biases else {}
-    left, right = layer.packed(choice).left, layer.packed(choice).right
+    left, right = layer.packed(state).left, layer.packed(state).right
     if left is not None and right is not None:
         if layer.transposed:
             left, right = right.T, left.T

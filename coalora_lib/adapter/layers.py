@@ -9,7 +9,13 @@ from transformers import PreTrainedModel
 
 from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.linear import LoraFactor, frozen_copies
-from coalora_lib.adapter.quantized import PackedWeight, QuantizedLinear, WeightCache
+from coalora_lib.adapter.quantized import (
+    Corrected,
+    LayerState,
+    PackedWeight,
+    QuantizedLinear,
+    WeightCache,
+)
 from coalora_lib.decomposition import truncated_svd
 from coalora_lib.spaces import Choice, ConfigurationSpace
 
@@ -18,8 +24,8 @@ class AdaptedLayers:
     """LoRA layers whose frozen weights follow a configuration.
 
     What is behind and inside each LoRA of the model is replaced. ``quantized`` has the layer behind
-    each by name; ``configuration`` is None while the weights are the pre-trained ones. Mean inputs
-    are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
+    each by name; ``configuration`` is None while the weights are the pre-trained ones. Moments of
+    inputs are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
     """
 
     def __init__(
@@ -28,18 +34,25 @@ class AdaptedLayers:
         names: Sequence[str],
         space: ConfigurationSpace,
         cache: WeightCache,
-        residual_rank: int,
+        frozen_rank: int,
         mean_inputs: Mapping[str, Tensor] | None,
+        second_moments: Mapping[str, Tensor] | None,
     ) -> None:
         self._loras = [model.get_submodule(name) for name in names]
         self.quantized: dict[str, QuantizedLinear] = {}
+        moved: dict[int, Tensor] = {}  # layers that share a second moment go on sharing it
         for name, lora in zip(names, self._loras, strict=True):
             mean = None if mean_inputs is None else mean_inputs[name]
-            layer = QuantizedLinear(lora.base_layer, space, cache, residual_rank, mean)
+            second = None if second_moments is None else second_moments[name]
+            if second is not None:
+                second = moved.setdefault(id(second), second.to(lora.base_layer.weight.device))
+            layer = QuantizedLinear(lora.base_layer, space, cache, frozen_rank, mean, second)
             self.quantized[name] = lora.base_layer = layer
             for place in (lora.lora_A, lora.lora_B):
                 place["default"] = LoraFactor(place["default"])
         self.cache = cache
+        #: What was fitted for whole configurations, by their choices.
+        self.fitted: dict[tuple[Choice, ...], list[Corrected]] = {}
         self.configuration: list[Choice] | None = None
         self._static = False
 
@@ -59,11 +72,22 @@ class AdaptedLayers:
         found = {name: layer.mean_input for name, layer in self.quantized.items()}
         return {name: mean for name, mean in found.items() if mean is not None}
 
+    @property
+    def second_moments(self) -> dict[str, Tensor]:
+        """E[x x^T] of each layer by name; empty unless the start is calibrated."""
+        found = {name: layer.second_moment for name, layer in self.quantized.items()}
+        return {name: second for name, second in found.items() if second is not None}
+
+    def states(self, configuration: Sequence[Choice]) -> Sequence[LayerState]:
+        """What each layer is switched to: its choice, or what was fitted for it."""
+        return self.fitted.get(tuple(configuration), configuration)
+
     def packed(self, configuration: Sequence[Choice]) -> dict[str, PackedWeight]:
         """The weights under a configuration by name, as they are stored."""
+        states = self.states(configuration)
         return {
-            name: layer.packed(choice)
-            for (name, layer), choice in zip(self.quantized.items(), configuration, strict=True)
+            name: layer.packed(state)
+            for (name, layer), state in zip(self.quantized.items(), states, strict=True)
         }
 
     # Tensors made under inference_mode could not be trained over later.
@@ -72,21 +96,23 @@ class AdaptedLayers:
     def switch(self, configuration: Sequence[Choice] | None) -> None:
         """Move the weights and corrections of a configuration in; None: the pre-trained weights."""
         layers = self.quantized.values()
-        choices = [None] * len(layers) if configuration is None else list(configuration)
-        self.configuration = None if configuration is None else choices
+        self.configuration = None if configuration is None else list(configuration)
+        states: Sequence[LayerState | None] = [None] * len(layers)
+        if configuration is not None:
+            states = self.states(configuration)
         if not self._static:
-            for layer, choice in zip(layers, choices, strict=True):
-                layer.switch(choice)
+            for layer, state in zip(layers, states, strict=True):
+                layer.switch(state)
             return
         places, values = [], []
-        for layer, choice in zip(layers, choices, strict=True):
+        for layer, state in zip(layers, states, strict=True):
             # Of the dtype of what it is copied to, so that one kernel copies all.
-            weight, correction = layer.under(choice, layer.weight.dtype)
+            weight, correction = layer.under(state, layer.weight.dtype)
             places.append(layer.weight)
             values.append(weight)
-            if layer.correction is not None and correction is not None:
+            if layer.correction is not None:
                 places.append(layer.correction)
-                values.append(correction)
+                values.append(layer.no_correction() if correction is None else correction)
         torch._foreach_copy_(places, values)
 
     @contextmanager
@@ -99,7 +125,7 @@ class AdaptedLayers:
             with frozen_copies(self._loras):
                 with torch.inference_mode(False), torch.no_grad():
                     for layer in self.quantized.values():
-                        layer.own_memory()
+                        layer.own_memory(corrected=bool(self.fitted))
                 self._static = True
                 yield
         finally:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.checkpointing import Checkpoint
 from coalora_lib.adapter.layers import AdaptedLayers
-from coalora_lib.adapter.quantized import QuantizedLinear
+from coalora_lib.adapter.quantized import LayerState, QuantizedLinear
 from coalora_lib.spaces import Choice
 
 
@@ -44,9 +44,9 @@ def merged(
         ValueError: a layer needs a bias that a model of this class cannot have.
     """
     replaced: dict[str, nn.Module] = {
-        name: _plain_linear(layer, choice, each, layers.scaling)
-        for (name, layer), choice, each in zip(
-            layers.quantized.items(), configuration, factors, strict=True
+        name: _plain_linear(layer, state, each, layers.scaling)
+        for (name, layer), state, each in zip(
+            layers.quantized.items(), layers.states(configuration), factors, strict=True
         )
     }
     needed = [
@@ -78,7 +78,7 @@ def merged(
 
 
 def _plain_linear(
-    layer: QuantizedLinear, choice: Choice, factors: Factors, scaling: float
+    layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
 ) -> nn.Linear | Conv1D:
     """The layer under a choice, with its LoRA folded in; summed in float32 at least."""
     dtype = layer.pretrained.dtype
@@ -86,8 +86,8 @@ def _plain_linear(
     l1, l2 = factors.l1.to(wide), factors.l2.to(wide)
     change = scaling * (l1 @ l2)
     shift = None if factors.shift is None else scaling * (l1 @ factors.shift.to(wide))
-    weight = layer.packed(choice).restore().to(wide) + (change.T if layer.transposed else change)
-    parts = (layer.bias, layer.correction_of(choice), shift)
+    weight = layer.packed(state).restore().to(wide) + (change.T if layer.transposed else change)
+    parts = (layer.bias, layer.correction_of(state), shift)
     biases = [part.to(wide) for part in parts if part is not None]
     with torch.device("meta"):  # without memory, and without a draw from the random numbers
         plain: nn.Linear | Conv1D = (

@@ -53,6 +53,7 @@ class CoaLora(TransformersInterface):
         errors: Tensor | None = None,
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
+        second_moments: Mapping[str, Tensor] | None = None,
         start_configuration: ConfigurationLike | None = None,
     ) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class CoaLora(TransformersInterface):
         self._resolver = ConfigurationResolver(weights, self.space, errors, estimate)
         self.shapes = self._resolver.shapes
         self.sizes = [parameters(shape) for shape in self.shapes]
-        settings.check(linears, mean_inputs)
+        settings.check(linears, mean_inputs, second_moments)
         reference = None
         if settings.start == "svd" and start_configuration is not None:
             reference = self._resolver(start_configuration, weights)
@@ -79,8 +80,9 @@ class CoaLora(TransformersInterface):
             self.layer_names,
             self.space,
             WeightCache(cache_bytes),
-            settings.frozen_rank,
+            settings.rank_of_frozen_term,
             mean_inputs,
+            second_moments,
         )
         self.training_set: list[list[Choice]] = []
         self._indices: Tensor | None = None
@@ -108,6 +110,7 @@ class CoaLora(TransformersInterface):
         start_configuration: ConfigurationLike = REFERENCE_BUDGET,
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
+        second_moments: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Self:
         """Put LoRA on linear layers: those inside the model's blocks, or ``target_layers``.
@@ -124,6 +127,8 @@ class CoaLora(TransformersInterface):
             cache_bytes: what the weights of other configurations may take in memory.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
+            second_moments: E[x x^T] of each layer, (in, in), by name, for ``start="calibrated"``;
+                with the means from :func:`~coalora_lib.training.input_moments`.
 
         Raises:
             ValueError: the model is refused, or a setting is not known or out of range.
@@ -133,7 +138,15 @@ class CoaLora(TransformersInterface):
             raise ValueError(f"errors={errors!r}; allowed: 'estimated', 'exact' or the table")
         options |= {"errors": errors if table is None else "given", "space": get_space(space).name}
         settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
-        return cls(base_model, settings, table, cache_bytes, mean_inputs, start_configuration)
+        return cls(
+            base_model,
+            settings,
+            table,
+            cache_bytes,
+            mean_inputs,
+            second_moments,
+            start_configuration,
+        )
 
     @property
     def configuration(self) -> list[Choice] | None:
@@ -298,6 +311,7 @@ class CoaLora(TransformersInterface):
             {n: p.detach() for n, p in self.named_parameters() if n in own or p.requires_grad},
             self._resolver.errors,
             self.mean_inputs,
+            self.layers.second_moments,
         )
         about = {
             "settings": self.settings,
@@ -325,8 +339,8 @@ class CoaLora(TransformersInterface):
         saved = saving.read(folder)
         about, content = saved.description, saved.content
         base_model = saving.matching_base(saved, base_model)
-        means = content.mean_inputs or None
-        model = cls(base_model, about.settings, content.errors, cache_bytes, means)
+        means, seconds = content.mean_inputs or None, content.second_moments or None
+        model = cls(base_model, about.settings, content.errors, cache_bytes, means, seconds)
         saving.load_parameters(model, content.parameters, str(saved.folder / saving.WEIGHTS))
         model.training_set = [model.space.from_rows(rows) for rows in about.training_set]
         if about.configuration is not None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.calibration import output_svd
 from coalora_lib.decomposition import truncated_svd
 from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight
 
@@ -36,13 +37,27 @@ class PackedWeight:
         return self.quantized.nbytes + sum(part.nbytes for part in low_rank)
 
 
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """A choice with what was fitted for one whole configuration, see :mod:`.ordered`."""
+
+    choice: Choice
+    left: Tensor  #: (rows, k), of the frozen low-rank term
+    right: Tensor  #: (k, columns)
+    correction: Tensor  #: (out,), added to the bias
+
+
+#: What a layer is switched to.
+LayerState = Choice | Corrected
+
+
 @dataclass
 class Current:
     """What a layer computes with now. Apart from the module, whose attributes are slow to set."""
 
     weight: Tensor
     correction: Tensor | None = None
-    choice: Choice | None = None
+    state: LayerState | None = None
 
 
 class WeightCache:
@@ -101,8 +116,10 @@ class QuantizedLinear(nn.Module):
         linear: its bias is taken over.
         space: of the choices.
         cache: shared by the layers of a model.
-        residual_rank: k > 0 adds SVD_k(W_pre - Q), frozen, to every quantized weight.
+        frozen_rank: k > 0 adds a frozen term of that rank to every quantized weight: what is best
+            for the weight, SVD_k(W_pre - Q), or for the output where second moments are given.
         mean_input: E[x], (in,), for the correction of the mean output; None corrects nothing.
+        second_moment: E[x x^T], (in, in), see :mod:`coalora_lib.calibration`.
     """
 
     def __init__(
@@ -110,8 +127,9 @@ class QuantizedLinear(nn.Module):
         linear: nn.Linear | Conv1D,
         space: ConfigurationSpace,
         cache: WeightCache,
-        residual_rank: int = 0,
+        frozen_rank: int = 0,
         mean_input: Tensor | None = None,
+        second_moment: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.transposed = isinstance(linear, Conv1D)
@@ -121,8 +139,10 @@ class QuantizedLinear(nn.Module):
             (columns, rows) if self.transposed else (rows, columns)
         )
         self.bias = linear.bias
-        self.space, self.residual_rank = space, residual_rank
-        self.mean_input = None if mean_input is None else mean_input.to(self.pretrained.device)
+        self.space, self.frozen_rank = space, frozen_rank
+        device = self.pretrained.device
+        self.mean_input = None if mean_input is None else mean_input.to(device)
+        self.second_moment = None if second_moment is None else second_moment.to(device)
         self._cache = cache
         self._current = Current(self.pretrained)
         # An output's worth each, small beside the weights, so all are kept.
@@ -136,7 +156,8 @@ class QuantizedLinear(nn.Module):
     @property
     def choice(self) -> Choice | None:
         """The current choice; None while the weight is the pre-trained one."""
-        return self._current.choice
+        state = self._current.state
+        return state.choice if isinstance(state, Corrected) else state
 
     @property
     def correction(self) -> Tensor | None:
@@ -160,11 +181,11 @@ class QuantizedLinear(nn.Module):
             None if bias is None else bias.to(weight.dtype),
         )
 
-    def switch(self, choice: Choice | None) -> None:
+    def switch(self, state: LayerState | None) -> None:
         """Compute with the weight under a choice from now on; None: with the pre-trained one."""
         now = self._current
-        now.weight, now.correction = self.under(choice)
-        now.choice = choice
+        now.weight, now.correction = self.under(state)
+        now.state = state
 
     def snapshot(self) -> Current:
         """What the layer computes with now, for :meth:`swap` to put back."""
@@ -176,58 +197,89 @@ class QuantizedLinear(nn.Module):
         return before
 
     def under(
-        self, choice: Choice | None, dtype: torch.dtype | None = None
+        self, state: LayerState | None, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Weight and correction under a choice; the weight in the pre-trained dtype by default."""
-        if choice is None:
+        if state is None:
             return self.pretrained.to(dtype or self.pretrained.dtype), self.correction_of(None)
-        return self.restored(choice, dtype), self.correction_of(choice)
+        return self.restored(state, dtype), self.correction_of(state)
 
-    def own_memory(self) -> None:
+    def own_memory(self, corrected: bool) -> None:
         """Move weight and correction to memory of their own, which one may then copy to.
 
+        ``corrected`` makes room for a correction where there is none now.
         On a GPU with bfloat16 a float32 weight becomes bfloat16, which autocast would cast it to
         in each pass.
         """
         now = self._current
         now.weight = now.weight.to(autocast_dtype(now.weight), copy=True)
-        before = now.correction
-        now.correction = self.correction_of(None) if before is None else before.clone()
+        if now.correction is not None:
+            now.correction = now.correction.clone()
+        elif corrected or self.mean_input is not None:
+            now.correction = self.no_correction()
 
-    def packed(self, choice: Choice) -> PackedWeight:
+    def packed(self, state: LayerState) -> PackedWeight:
         """The weight under a choice, as it is stored."""
-        return self._cache.get("packed", (id(self), choice), lambda: self._pack(choice))
+        if not (self.frozen_rank or isinstance(state, Corrected)):
+            return self.plain(state)
+        return self._cache.get("packed", (id(self), state), lambda: self._pack(state))
 
-    def restored(self, choice: Choice, dtype: torch.dtype | None = None) -> Tensor:
+    def plain(self, choice: Choice) -> PackedWeight:
+        """The weight under a choice without a low-rank term."""
+
+        def make() -> PackedWeight:
+            return PackedWeight(self.space.quantize(self.pretrained, choice))
+
+        return self._cache.get("packed", (id(self), choice, "plain"), make)
+
+    def restored(self, state: LayerState, dtype: torch.dtype | None = None) -> Tensor:
         """The weight under a choice, to compute with; by default in the pre-trained dtype."""
         dtype = dtype or self.pretrained.dtype
-        key = id(self), choice, dtype
-        return self._cache.get("restored", key, lambda: self.packed(choice).restore(dtype))
+        key = id(self), state, dtype
+        return self._cache.get("restored", key, lambda: self.packed(state).restore(dtype))
 
-    def correction_of(self, choice: Choice | None) -> Tensor | None:
-        """What quantization takes from the mean output, (W_pre - Q) E[x]: (out,).
+    def correction_of(self, state: LayerState | None) -> Tensor | None:
+        """What quantization takes from the mean output, (W_pre - Q) E[x], or what was fitted.
 
-        None without a mean input; zeros for no choice.
+        (out,); None without a mean input; zeros for no choice.
         """
+        if isinstance(state, Corrected):
+            return state.correction
         if self.mean_input is None:
             return None
-        if choice is None:
-            return self.mean_input.new_zeros(self.out_features)
-        if choice not in self._corrections:
+        if state is None:
+            return self.no_correction()
+        if state not in self._corrections:
             wide = torch.promote_types(self.pretrained.dtype, torch.float32)
-            lost = self.pretrained.to(wide) - self.packed(choice).restore().to(wide)
+            lost = self.pretrained.to(wide) - self.packed(state).restore().to(wide)
             mean = self.mean_input.to(lost)
-            self._corrections[choice] = mean @ lost if self.transposed else lost @ mean
-        return self._corrections[choice]
+            self._corrections[state] = mean @ lost if self.transposed else lost @ mean
+        return self._corrections[state]
 
-    def _pack(self, choice: Choice) -> PackedWeight:
-        quantized = self.space.quantize(self.pretrained, choice)
-        if not self.residual_rank:
-            return PackedWeight(quantized)
-        rest = self.pretrained.float() - quantized.dequantize().float()
-        left, right = truncated_svd(rest, self.residual_rank)
+    def no_correction(self) -> Tensor:
+        """Zeros, (out,)."""
+        wide = torch.promote_types(self.pretrained.dtype, torch.float32)
+        return self.pretrained.new_zeros(self.out_features, dtype=wide)
+
+    def _pack(self, state: LayerState) -> PackedWeight:
+        if isinstance(state, Corrected):
+            plain, left, right = self.plain(state.choice), state.left, state.right
+        else:
+            plain = self.plain(state)
+            left, right = self._frozen_term(self.pretrained.float() - plain.restore().float())
         dtype = self.pretrained.dtype
-        return PackedWeight(quantized, left.to(dtype), right.to(dtype))
+        return replace(plain, left=left.to(dtype), right=right.to(dtype))
+
+    def _frozen_term(self, lost: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what quantization takes, in the weight's shape: (rows, k) and (k, columns)."""
+        if self.second_moment is None:
+            return truncated_svd(lost, self.frozen_rank)
+        second = self.second_moment.to(lost)
+        if self.mean_input is not None:  # the bias gives the mean back
+            mean = self.mean_input.to(lost)
+            second = second - torch.outer(mean, mean)
+        left, right = output_svd(lost.T if self.transposed else lost, second, self.frozen_rank)
+        return (right.T, left.T) if self.transposed else (left, right)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""
@@ -241,6 +293,8 @@ class QuantizedLinear(nn.Module):
         now.correction = None if now.correction is None else fn(now.correction)
         self.pretrained = converted
         self.mean_input = None if self.mean_input is None else fn(self.mean_input)
+        if self.second_moment is not None:  # never rounded: 16 bits would change the directions
+            self.second_moment = self.second_moment.to(converted.device)
         return self
 
 

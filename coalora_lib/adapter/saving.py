@@ -4,7 +4,7 @@
                             the error table is estimated), layers, current configuration, training
                             set, checksum of the weights
     config.json             the base model's configuration
-    coalora.safetensors     LoRA factors, hypernetwork, head; errors and mean inputs if measured
+    coalora.safetensors     LoRA factors, hypernetwork, head; errors and moments if measured
     quantized.safetensors   packed weights under the current configuration, if asked for
 
 The base model's weights stay where they are: they are named, and recognised by checksum.
@@ -37,6 +37,8 @@ WEIGHTS, QUANTIZED = "coalora.safetensors", "quantized.safetensors"
 ERRORS = "errors"
 #: What the names of mean inputs begin with; the layer's follows.
 MEANS = "mean_inputs."
+#: What the names of second moments begin with; the layers that share one follow, with commas.
+SECONDS = "second_moments."
 
 
 class Description(BaseModel):
@@ -44,7 +46,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["coalora-3"]
+    format: Literal["coalora-4"]
     base_class: str
     base_name: str
     base_dtype: str
@@ -63,6 +65,7 @@ class Content(NamedTuple):
     parameters: dict[str, Tensor]  #: the trained ones by name
     errors: Tensor | None  #: (layers, choices), the error table
     mean_inputs: dict[str, Tensor]  #: by layer; empty without bias correction
+    second_moments: dict[str, Tensor]  #: by layer; empty unless the start is calibrated
 
 
 class Saved(NamedTuple):
@@ -91,12 +94,13 @@ def write(
     if content.errors is not None:
         tensors[ERRORS] = content.errors
     tensors |= {f"{MEANS}{name}": mean for name, mean in content.mean_inputs.items()}
+    tensors |= _halves(content.second_moments)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_folder(folder, DESCRIPTION, (CONFIG, WEIGHTS, QUANTIZED)) as partial:
         save_file(tensors, partial / WEIGHTS)
         base.config.save_pretrained(partial)
         description = Description(
-            format="coalora-3",
+            format="coalora-4",
             base_class=type(base).__name__,
             base_name=base.name_or_path,
             base_dtype=str(base.dtype).removeprefix("torch."),
@@ -144,7 +148,33 @@ def read(folder: str | Path) -> Saved:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
-    return Saved(folder, about, Content(tensors, errors, means))
+    seconds = _wholes({n: tensors.pop(n) for n in list(tensors) if n.startswith(SECONDS)})
+    return Saved(folder, about, Content(tensors, errors, means, seconds))
+
+
+def _halves(seconds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Symmetric matrices by layer as their upper triangles, each once."""
+    sharing: dict[int, list[str]] = {}
+    for name, second in seconds.items():
+        sharing.setdefault(id(second), []).append(name)
+    found = {}
+    for names in sharing.values():
+        second = seconds[names[0]]
+        rows, columns = torch.triu_indices(*second.shape)
+        found[SECONDS + ",".join(names)] = second[rows, columns]
+    return found
+
+
+def _wholes(halves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What :func:`_halves` was given."""
+    found: dict[str, Tensor] = {}
+    for names, half in halves.items():
+        width = round((2 * len(half) + 0.25) ** 0.5 - 0.5)  # of width * (width + 1) / 2 entries
+        rows, columns = torch.triu_indices(width, width)
+        whole = half.new_zeros(width, width)
+        whole[rows, columns] = whole[columns, rows] = half
+        found |= dict.fromkeys(names.removeprefix(SECONDS).split(","), whole)
+    return found
 
 
 def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTrainedModel:

@@ -7,8 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+#: Starts with a frozen low-rank term in every quantized weight.
+FROZEN_STARTS = ("residual", "calibrated")
 #: Where the factors begin.
-Start = Literal["zero", "svd", "residual"]
+Start = Literal["zero", "svd", "residual", "calibrated"]
 
 
 class AdapterSettings(BaseModel):
@@ -21,7 +23,9 @@ class AdapterSettings(BaseModel):
             best rank-r approximation of W - Q(W; c) under one reference configuration (the
             paper's start). "residual": every quantized weight carries the best low-rank
             approximation of its own residual, frozen, beside a trained pair that starts as "zero".
-        residual_rank: rank of that frozen term; ``rank`` by default. It counts as rank when the
+            "calibrated": the frozen term is the one with the least expected output error instead,
+            from second moments of the layer's inputs (:mod:`coalora_lib.calibration`).
+        frozen_rank: rank of that frozen term; ``rank`` by default. It counts as rank when the
             adapter is exported.
         adjuster: what makes LoRA follow the configuration. "hypernetwork": the paper's U. "bank":
             factors for each bit width (:class:`~coalora_lib.adapter.FactorBank`). "none": the same
@@ -44,7 +48,7 @@ class AdapterSettings(BaseModel):
     rank: int = Field(16, ge=1)
     alpha: float = Field(16, gt=0)
     start: Start = "zero"
-    residual_rank: int | None = Field(None, ge=1)
+    frozen_rank: int | None = Field(None, ge=1)
     adjuster: Literal["hypernetwork", "bank", "none"] = "hypernetwork"
     space: str = "nf"
     errors: Literal["estimated", "exact", "given"] = "estimated"
@@ -67,28 +71,38 @@ class AdapterSettings(BaseModel):
     target_layers: tuple[str, ...] | str | None = None
 
     @property
-    def frozen_rank(self) -> int:
-        """Rank of the frozen term: 0 unless the start is "residual"."""
-        if self.start != "residual":
+    def rank_of_frozen_term(self) -> int:
+        """0 where the start has none."""
+        if self.start not in FROZEN_STARTS:
             return 0
-        return self.residual_rank or self.rank
+        return self.frozen_rank or self.rank
 
     def check(
-        self, linears: Mapping[str, nn.Linear | Conv1D], mean_inputs: Mapping[str, Tensor] | None
+        self,
+        linears: Mapping[str, nn.Linear | Conv1D],
+        mean_inputs: Mapping[str, Tensor] | None,
+        second_moments: Mapping[str, Tensor] | None,
     ) -> None:
-        """Refuse mean inputs and a start that do not fit the layers: ValueError."""
-        wanted = self.bias_correction
-        if wanted != (mean_inputs is not None):
-            raise ValueError(
-                f"bias_correction={wanted} {'needs' if wanted else 'has no use for'} mean_inputs"
-            )
-        needed = {"zero": 0, "svd": self.rank, "residual": self.frozen_rank}[self.start]
+        """Refuse moments and a start that do not fit the layers: ValueError."""
+        calibrated = self.start == "calibrated"
+        for setting, wanted, what, given in (
+            ("bias_correction", self.bias_correction, "mean_inputs", mean_inputs),
+            ("start", calibrated, "second_moments", second_moments),
+        ):
+            if wanted != (given is not None):
+                verb = "needs" if wanted else "has no use for"
+                raise ValueError(f"{setting}={getattr(self, setting)!r} {verb} {what}")
+        needed = self.rank if self.start == "svd" else self.rank_of_frozen_term
         for name, linear in linears.items():
             shape = tuple(linear.weight.shape)
             width = shape[0 if isinstance(linear, Conv1D) else 1]
-            mean = None if mean_inputs is None else mean_inputs.get(name)
-            if wanted and (mean is None or mean.shape != (width,)):
-                raise ValueError(f"mean_inputs[{name!r}] must be ({width},)")
+            for what, given, expected in (
+                ("mean_inputs", mean_inputs, (width,)),
+                ("second_moments", second_moments, (width, width)),
+            ):
+                found = None if given is None else given.get(name)
+                if given is not None and (found is None or found.shape != expected):
+                    raise ValueError(f"{what}[{name!r}] must be {expected}")
             if needed > min(shape):
                 raise ValueError(
                     f"start={self.start!r} needs {needed} singular values; {name} of shape "

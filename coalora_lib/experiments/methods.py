@@ -148,7 +148,7 @@ def _coa_lora(setup: Setup, rank: int, _: Configuration | None, **settings) -> C
 def _half_residual(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
     """The rank shared between trained factors and the residual's frozen ones; alpha / r stays."""
     trained = rank - rank // 2
-    shared = {"alpha": setup.run.profile.alpha * trained / rank, "residual_rank": rank // 2}
+    shared = {"alpha": setup.run.profile.alpha * trained / rank, "frozen_rank": rank // 2}
     return _coa_lora(setup, trained, None, **settings, **shared)
 
 

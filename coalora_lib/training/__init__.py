@@ -2,15 +2,22 @@
 
 from coalora_lib.training.evaluation import Evaluation, evaluate
 from coalora_lib.training.loop import train
-from coalora_lib.training.measures import fisher_importance, mean_inputs
+from coalora_lib.training.measures import (
+    InputMoments,
+    fisher_importance,
+    input_moments,
+    mean_inputs,
+)
 from coalora_lib.training.plan import History, TrainingPlan
 
 __all__ = [
     "Evaluation",
     "History",
+    "InputMoments",
     "TrainingPlan",
     "evaluate",
     "fisher_importance",
+    "input_moments",
     "mean_inputs",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""What a task's data say of a model's linear layers: their mean inputs, and their importance.
+"""What a task's data say of a model's linear layers: moments of their inputs, and importance.
 
 Importance is the diagonal Fisher information, squared gradients,
 
@@ -10,6 +10,7 @@ gradient is the product of what went in and of what came back, summed over its t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +21,64 @@ from coalora_lib.training.batches import ordered_batches
 from coalora_lib.training.evaluation import pad_token_of
 
 
-@torch.no_grad()
+class InputMoments(NamedTuple):
+    """First and second moments of what goes into each layer, by name."""
+
+    means: dict[str, Tensor]  #: E[x], (in,)
+    seconds: dict[str, Tensor]  #: E[x x^T], (in, in); one tensor for layers that share an input
+
+
 def mean_inputs(
     model: nn.Module, layers: Sequence[str], examples: Examples, batch_size: int = 64
 ) -> dict[str, Tensor]:
-    """E[x] of linear layers of an unquantized model, over the tokens of examples, without padding.
+    """The means of :func:`input_moments` alone, which take less time and memory."""
+    return _moments(model, layers, examples, batch_size, second=False).means
 
-    The model is in evaluation mode meanwhile. Layer to (in,), float32, or float64 where the model
-    is. ValueError if there are no examples, or the model is an encoder with a decoder.
+
+def input_moments(
+    model: nn.Module, layers: Sequence[str], examples: Examples, batch_size: int = 64
+) -> InputMoments:
+    """E[x] and E[x x^T] of linear layers of an unquantized model, over the tokens of examples.
+
+    Padding is left out; the model is in evaluation mode meanwhile. Everything is float32, or
+    float64 where the model is.
+
+    Raises:
+        ValueError: there are no examples, or the model is an encoder with a decoder.
     """
+    return _moments(model, layers, examples, batch_size, second=True)
+
+
+@torch.no_grad()
+def _moments(
+    model: nn.Module, layers: Sequence[str], examples: Examples, batch_size: int, second: bool
+) -> InputMoments:
+    what = "input moments" if second else "mean inputs"
     if not len(examples):
-        raise ValueError("there are no examples to measure mean inputs on")
+        raise ValueError(f"there are no examples to measure {what} on")
     if model.config.is_encoder_decoder:
         raise ValueError(
-            f"the layers of a {type(model).__name__} see two sequences; mean inputs are over one"
+            f"the layers of a {type(model).__name__} see two sequences; {what} are over one"
         )
+    wide = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     sums: dict[str, Tensor] = {}
+    products: dict[str, Tensor] = {}
+    leader: dict[str, str] = {}  # of the layers that are given one tensor, the first
+    last: tuple[Tensor, str] | None = None
     tokens, real = 0, torch.empty(0, dtype=torch.bool)
 
     def add_to(name: str) -> Callable:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal last
+            if last is not None and inputs[0] is last[0]:
+                leader[name] = last[1]
+                return
+            last, leader[name] = (inputs[0], name), name
             entered = inputs[0].reshape(-1, inputs[0].shape[-1])[real.flatten()]
             sums[name] = sums.get(name, 0) + entered.double().sum(0)
+            if second:
+                entered = entered.to(wide)
+                products[name] = products.get(name, 0) + entered.T @ entered
 
         return hook
 
@@ -51,17 +88,23 @@ def mean_inputs(
     try:
         batches = ordered_batches(examples, batch_size, pad_token_of(model))
         total = -(-len(examples) // batch_size)
-        for _, batch in tqdm(batches, "mean inputs", total, disable=None, leave=False):
+        for _, batch in tqdm(batches, what, total, disable=None, leave=False):
             batch = {k: v.to(device) for k, v in batch.items() if k != "labels"}
             real = batch["attention_mask"].bool()
             tokens += int(real.sum())
+            last = None
             model(**batch)
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    wide = next(model.parameters()).dtype == torch.float64
-    return {n: (s / tokens).to(torch.float64 if wide else torch.float32) for n, s in sums.items()}
+    means = {name: (total / tokens).to(wide) for name, total in sums.items()}
+    # Symmetric to the last digit, which products of floats are not.
+    seconds = {name: (total + total.T) / (2 * tokens) for name, total in products.items()}
+    return InputMoments(
+        {name: means[leader[name]].clone() for name in layers},
+        {name: seconds[leader[name]] for name in layers} if second else {},
+    )
 
 
 def fisher_importance(

@@ -52,7 +52,7 @@ def quantized_base(kind, configuration, names):
     "options",
     [
         {},
-        {"start": "residual", "residual_rank": 3},
+        {"start": "residual", "frozen_rank": 3},
         {"output_bias": True, "learned_scale": True, "error_features": True},
         {"adjuster": "none"},
         {"bias_correction": True, "output_bias": True},

@@ -205,10 +205,10 @@ def test_a_cache_of_no_size_still_hands_out_weights():
     assert cache.held == 0
 
 
-@pytest.mark.parametrize("residual_rank", [0, 4])
-def test_a_weight_of_another_dtype_is_rounded_once_and_held_beside(residual_rank):
+@pytest.mark.parametrize("frozen_rank", [0, 4])
+def test_a_weight_of_another_dtype_is_rounded_once_and_held_beside(frozen_rank):
     weight, mean = torch.randn(32, 48), torch.randn(48)
-    layer, cache = layers(weight, limit=2**20, residual_rank=residual_rank, mean_input=mean)
+    layer, cache = layers(weight, limit=2**20, frozen_rank=frozen_rank, mean_input=mean)
     low = layer.restored(COARSE, torch.bfloat16)
     plain = layer.restored(COARSE)
     assert plain.dtype == torch.float32
@@ -224,7 +224,7 @@ def test_a_weight_of_another_dtype_is_rounded_once_and_held_beside(residual_rank
 def test_a_frozen_residual_brings_every_weight_closer():
     weight = torch.randn(32, 48)
     plain, corrected = (
-        next(layers(weight, limit=2**20, residual_rank=rank)).restored(COARSE) for rank in (0, 8)
+        next(layers(weight, limit=2**20, frozen_rank=rank)).restored(COARSE) for rank in (0, 8)
     )
     rest = weight - plain
     best = torch.linalg.svdvals(rest)[8:].square().sum().sqrt()

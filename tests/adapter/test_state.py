@@ -231,7 +231,7 @@ def test_training_leaves_the_configuration_that_was_there(examples, before):
         {"mean_inputs": {}},
         {"start": "svd", "start_configuration": 1.0},
         {"start": "svd", "rank": 33},
-        {"start": "residual", "residual_rank": 40},
+        {"start": "residual", "frozen_rank": 40},
         {"errors": torch.ones(3, 432)},
         {"adjuster": "bank", "start": "svd"},
     ],

@@ -171,7 +171,7 @@ def test_training_with_the_search_between_and_a_checkpoint(examples, tmp_path, s
     assert ended[0] == ended[1]
 
 
-@pytest.mark.parametrize("options", [{}, {"start": "residual", "residual_rank": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"start": "residual", "frozen_rank": 3}], ids=str)
 def test_it_is_saved_read_back_and_exported(tmp_path, options):
     model = attached(**options)
     for name, parameter in model.named_parameters():

@@ -1,0 +1,114 @@
+"""The closed forms against brute force."""
+
+import pytest
+import torch
+
+from coalora_lib.calibration import output_svd, reduced_rank_regression, ridge_factor
+
+torch.manual_seed(0)
+SHAPES = [(12, 20), (20, 12), (16, 16)]
+
+
+def inputs(width, tokens=400, seed=0, dead=0, twin=False):
+    """(tokens, width) float64: correlated, of unequal size; some always zero, two always equal."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) @ mixing
+    x = x * torch.linspace(0.1, 3, width, dtype=torch.float64)
+    x[:, :dead] = 0
+    if twin:
+        x[:, -1] = x[:, -2]
+    return x
+
+
+def by_gradient(x, missing, rank, steps=4000):
+    """|| E - X R^T L^T ||^2 / n, minimised over both factors from a random start."""
+    generator = torch.Generator().manual_seed(1)
+    out, width = missing.shape[1], x.shape[1]
+    left, right = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).div(4).requires_grad_()
+        for shape in ((out, rank), (rank, width))
+    )
+    optimizer = torch.optim.LBFGS([left, right], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = (missing - x @ right.T @ left.T).square().sum(1).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return loss().item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["plain", "dead", "twin"])
+def test_the_output_error_is_as_small_as_brute_force_makes_it(shape, kind):
+    x = inputs(shape[1], dead=4 if kind == "dead" else 0, twin=kind == "twin")
+    lost = torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    left, right = output_svd(lost, x.T @ x / len(x), 3)
+    assert left.shape == (shape[0], 3)
+    assert right.shape == (3, shape[1])
+    found = (x @ (lost - left @ right).T).square().sum(1).mean().item()
+    assert found == pytest.approx(by_gradient(x, x @ lost.T, 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_formula_of_qera(shape):
+    x = inputs(shape[1])
+    lost = torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    second = x.T @ x / len(x)
+    values, vectors = torch.linalg.eigh(second)
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    u, s, vh = torch.linalg.svd(lost @ root)
+    expected = u[:, :3] @ s[:3].diag() @ vh[:3] @ torch.linalg.inv(root)
+    left, right = output_svd(lost, second, 3)
+    torch.testing.assert_close(left @ right, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_regression_is_as_good_as_brute_force(shape):
+    x = inputs(shape[1])
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    missing = x @ mixing.T
+    missing = missing + torch.randn(missing.shape, generator=generator, dtype=torch.float64)
+    second, cross = x.T @ x / len(x), missing.T @ x / len(x)
+    left, right = reduced_rank_regression(cross, ridge_factor(second, 0), 3)
+    found = (missing - x @ (left @ right).T).square().sum(1).mean().item()
+    assert found == pytest.approx(by_gradient(x, missing, 3), rel=1e-5)
+
+
+def test_with_the_models_own_inputs_the_two_are_one():
+    x = inputs(20)
+    lost = torch.randn(12, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    second = x.T @ x / len(x)
+    one = output_svd(lost, second, 4)
+    other = reduced_rank_regression(lost @ second, ridge_factor(second, 0), 4)
+    torch.testing.assert_close(one[0] @ one[1], other[0] @ other[1], atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dead", "twin", "nothing"])
+def test_inputs_without_an_inverse_are_regressed_on(kind):
+    x = inputs(20, dead=4 if kind == "dead" else 0, twin=kind == "twin")
+    x = x * (kind != "nothing")
+    second, cross = x.T @ x / len(x), torch.ones(12, 20, dtype=torch.float64) * (kind != "nothing")
+    left, right = reduced_rank_regression(cross, ridge_factor(second), 2)
+    assert torch.isfinite(left @ right).all()
+
+
+def test_a_batch_is_its_members_one_by_one():
+    x = torch.stack([inputs(20), inputs(20, seed=5)])
+    lost = torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    second = x.mT @ x / 400
+    left, right = output_svd(lost, second, 3)
+    for row in range(2):
+        one = output_svd(lost[row], second[row], 3)
+        torch.testing.assert_close(left[row] @ right[row], one[0] @ one[1])
+
+
+def test_a_full_rank_gives_everything_back():
+    x = inputs(16)
+    lost = torch.randn(12, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    left, right = output_svd(lost, x.T @ x / 400, 12)
+    torch.testing.assert_close(left @ right, lost)
