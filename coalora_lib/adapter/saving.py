@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
 from coalora_lib.packaged import locate
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import get_space
+from coalora_lib.validation import describe, flat
 
 DESCRIPTION, CONFIG = "coalora.json", "config.json"
 WEIGHTS, QUANTIZED = "coalora.safetensors", "quantized.safetensors"
@@ -133,15 +134,17 @@ def read(folder: str | Path) -> Saved:
         space = get_space(about.settings.space)
         for rows in (about.configuration or [], *about.training_set):
             space.from_rows(rows)
+    except ValidationError as error:
+        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {describe(error)}") from None
     except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}") from None
+        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {flat(error)}") from None
     for name, expected in ((WEIGHTS, about.weights_sha256), (CONFIG, about.config_sha256)):
         if sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
+        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {flat(error)}") from None
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
     return Saved(folder, about, Content(tensors, errors, means))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import Constraints
+from coalora_lib.validation import describe
 
 
 class Device(BaseModel):
@@ -40,7 +41,7 @@ class Device(BaseModel):
                 raise ValueError(f"fixed: {layer!r} is no layer of the model{_near(layer, model)}")
             if set(fields) != set(model.space.fields):
                 raise ValueError(
-                    f"fixed: {layer} has the fields {', '.join(fields)}; needed: "
+                    f"fixed: {layer} has the fields {', '.join(map(repr, fields))}; needed: "
                     f"{', '.join(model.space.fields)}"
                 )
             fixed[layer] = model.space.make_choice(*(fields[name] for name in model.space.fields))
@@ -77,6 +78,4 @@ def read_device(path: str | Path) -> Device:
     try:
         return Device.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from None
+        raise ValueError(f"{path}: {describe(error)}") from None

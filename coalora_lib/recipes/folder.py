@@ -16,7 +16,7 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.files import atomic_file, seal, unseal
 from coalora_lib.kinds import TaskKind, get_kind
 from coalora_lib.packaged import MINILM
-from coalora_lib.records.schema import describe
+from coalora_lib.validation import describe, flat
 
 ABOUT, TOKENIZER, CHECKPOINTS, MODEL = "run.json", "tokenizer", "checkpoints", "model"
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -108,8 +108,10 @@ class RunFolder:
             raise FileNotFoundError(f"{path} is no run: it holds no {ABOUT}")
         try:
             described = Described.model_validate(unseal(about.read_text()))
-        except (ValidationError, ValueError) as error:
-            raise ValueError(f"{about} cannot be read: {error}") from None
+        except ValidationError as error:
+            raise ValueError(f"{about} cannot be read: {describe(error)}") from None
+        except ValueError as error:
+            raise ValueError(f"{about} cannot be read: {flat(error)}") from None
         return cls(path, described)
 
     @classmethod

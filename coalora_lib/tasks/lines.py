@@ -55,7 +55,9 @@ def read_lines(path: Path) -> Iterator[str]:
         name = encoding.upper().removesuffix("-SIG")
         line = _undecodable(path, encoding)
         raise ValueError(f"{path}, line {line}: not {name} ({error.reason})") from None
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not gzip's or bz2's
+            raise
         raise ValueError(f"{path}: cannot be decompressed ({error})") from None
 
 

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Features
 from pyarrow.parquet import ParquetFile
 
 from coalora_lib.tasks.lines import COMPRESSED, long_fields, parse_lines, read_lines, split_lines
+from coalora_lib.validation import flat
 
 #: What may separate fields: the first with which the header has the columns asked for.
 #: Spreadsheets write semicolons where a comma is the decimal point.
@@ -254,7 +255,7 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Rows:
     try:
         table = ParquetFile(path).read()
     except (ValueError, OSError) as error:  # each is among pyarrow's
-        raise ValueError(f"{path}: not a Parquet file ({error})") from None
+        raise ValueError(f"{path}: not a Parquet file ({flat(error)})") from None
     features = None
     if b"huggingface" in (table.schema.metadata or {}):
         features = Features.from_arrow_schema(table.schema)

@@ -70,7 +70,7 @@ def test_another_kind_of_file_is_refused(tmp_path):
         ('"shape": [64, 64]', '"shape": [64, 65]', "tensor a is damaged: codes is"),
         ('"weight_bits": 2', '"weight_bits": 5', "tensor a is damaged: weight_bits=5"),
         ('"code_book": "nf"', '"code_book": "fp"', "tensor a is damaged: code_book='fp'"),
-        ('"dtype": "float32"', '"dtype": "uint8"', "tensor a is damaged: dtype 'uint8'"),
+        ('"dtype": "float32"', '"dtype": "uint8"', "a.dtype: Input should be 'float16'"),
         ('{"a": ', '{"b": ', "tensor b is damaged"),
     ],
     ids=["shape", "choice", "code-book", "dtype", "name"],

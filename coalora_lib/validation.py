@@ -1,0 +1,36 @@
+"""What is wrong with a file's content, said on one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line is to start without it
+    from pydantic import ValidationError
+
+#: Characters of a value or a field's path that are shown.
+SHOWN = 60
+
+
+def describe(error: ValidationError) -> str:
+    """The first of pydantic's errors on one line: the field, what is wrong, the value."""
+    errors = error.errors()
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    value = repr(first["input"])
+    value = f"{value[:SHOWN]}..." if len(value) > SHOWN else value
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{flat(field)[: 2 * SHOWN]}: {flat(first['msg'])}, got {value}{more}"
+
+
+def flat(text: object) -> str:
+    """Text on one line, as any terminal shows it.
+
+    Line breaks and the blanks around them become one blank; a control character, or half a
+    surrogate pair, becomes its escape.
+    """
+    line = " ".join(str(text).split())
+    if line.isprintable():
+        return line
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
+    )

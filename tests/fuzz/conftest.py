@@ -1,0 +1,44 @@
+"""What the fuzzers share: folders, counts, models and files that the inputs are made of."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.files import atomic_file
+from tests.conftest import tiny_bert
+from tests.fuzz.judge import COUNTS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _counts(request):
+    """With --record, how many inputs of each kind were refused and accepted."""
+    yield
+    if path := request.config.getoption("--record"):
+        kinds = {kind: {"inputs": counts.total(), **counts} for kind, counts in COUNTS.items()}
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps({"kinds": kinds}, indent=1) + "\n")
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """Gives an empty folder; the one given before is removed."""
+    root = tmp_path_factory.mktemp("fuzz")
+
+    def give():
+        shutil.rmtree(root)
+        root.mkdir()
+        return root
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def adapted():
+    """A tiny model with adapters, its error table measured."""
+    torch.manual_seed(0)
+    model = CoaLora.attach(tiny_bert(), rank=2, alpha=4, width=2, hidden=8)
+    model.set_configuration(3.1)
+    return model
