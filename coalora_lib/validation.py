@@ -1,8 +1,9 @@
-"""What is wrong with a file's content, said on one line."""
+"""What is wrong with a value or a file's content, said on one line."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line is to start without it
     from pydantic import ValidationError
@@ -34,3 +35,21 @@ def flat(text: object) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
     )
+
+
+def check_number(
+    name: str, value: Any, least: float, most: float = float("inf"), whole: bool = False
+) -> None:
+    """Refuse what is no number in a range, both ends included.
+
+    Raises:
+        TypeError: it is no number, or none without a fraction where ``whole``.
+        ValueError: it is NaN or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        kind = "a whole number" if whole else "a number"
+        raise TypeError(f"{name}={value!r:.{SHOWN}} must be {kind}")
+    if not value >= least:
+        raise ValueError(f"{name}={value!r:.{SHOWN}} must be at least {least}")
+    if not value <= most:
+        raise ValueError(f"{name}={value!r:.{SHOWN}} must be at most {most}")

@@ -132,7 +132,7 @@ class CoaLora(TransformersInterface):
         if table is None and errors not in ("estimated", "exact"):
             raise ValueError(f"errors={errors!r}; allowed: 'estimated', 'exact' or the table")
         options |= {"errors": errors if table is None else "given", "space": get_space(space).name}
-        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
+        settings = AdapterSettings.of(rank=rank, alpha=alpha, start=start, **options)
         return cls(base_model, settings, table, cache_bytes, mean_inputs, start_configuration)
 
     @property

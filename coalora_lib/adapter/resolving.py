@@ -62,7 +62,7 @@ class ConfigurationResolver:
             TypeError: what is given is no configuration.
         """
         if isinstance(configuration, Real) and not isinstance(configuration, bool):
-            configuration = Constraints(budget=float(configuration))
+            configuration = Constraints(budget=configuration)
         if isinstance(configuration, Constraints):
             errors = self.measured_errors(weights)
             return allocate(
@@ -72,7 +72,7 @@ class ConfigurationResolver:
             configuration = self._in_order(configuration)
         if not isinstance(configuration, Sequence) or isinstance(configuration, str | bytes):
             raise TypeError(
-                f"{configuration!r} is no configuration; allowed: a budget in bits per parameter, "
+                f"{configuration!r:.200} is no configuration; allowed: a budget in bits per parameter, "
                 "Constraints, or one choice per layer, in order or by name"
             )
         if len(configuration) != len(self.names):
@@ -96,6 +96,6 @@ class ConfigurationResolver:
             raise ValueError(f"the configuration lacks {missing[0]!r} ({len(missing)} in all)")
         if unknown:
             raise ValueError(
-                f"this model has no such layer as {unknown[0]!r} ({len(unknown)} in all)"
+                f"this model has no such layer as {unknown[0]!r:.80} ({len(unknown)} in all)"
             )
         return [named[name] for name in self.names]

@@ -1,11 +1,13 @@
 """What one may choose when attaching the adapter, in a form that is saved with it."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from coalora_lib.validation import describe
 
 #: Where the factors begin.
 Start = Literal["zero", "svd", "residual"]
@@ -65,6 +67,14 @@ class AdapterSettings(BaseModel):
     heads: tuple[str, ...] | None = None
     #: Which layers to adapt, see :func:`~coalora_lib.adapter.adaptable_layers`.
     target_layers: tuple[str, ...] | str | None = None
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Settings of these values; ValueError if one is not known or not allowed, on one line."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ValueError(describe(error)) from None
 
     @property
     def frozen_rank(self) -> int:

@@ -23,17 +23,21 @@ NUMBERS = st.one_of(
     st.builds(np.full, st.integers(1, 3), st.floats(1, 9)),
     st.builds(complex, st.floats(1, 9), st.floats(0, 1)),
 )
-ALLOWED = changed({"weight_bits": [4, 8], "block_size": [64], "scale_dtype": ["fp16"]}) | JUNK
 FIXED = st.dictionaries(
     st.sampled_from([0, 1, -1, 99, "bert", 0.5, None, (1,)]), CHOICES | JUNK, max_size=2
 )
-CONSTRAINTS = st.builds(
-    Constraints,
-    budget=st.none() | NUMBERS,
-    allowed=st.none() | ALLOWED,
-    fixed=st.none() | FIXED | JUNK,
-    max_bytes=st.none() | NUMBERS,
-    limits=st.just(()) | JUNK,
+LIMITS = {
+    "budget": 5.1,
+    "allowed": {"weight_bits": [4, 8], "block_size": [64], "scale_dtype": ["fp16"]},
+    "fixed": {},
+    "max_bytes": 10**6,
+    "limits": (),
+}
+CONSTRAINTS = st.one_of(
+    changed(LIMITS).filter(lambda made: isinstance(made, dict) and made.keys() <= LIMITS.keys()),
+    st.fixed_dictionaries({"budget": NUMBERS}),
+    st.fixed_dictionaries({"max_bytes": NUMBERS}),
+    st.fixed_dictionaries({"fixed": FIXED}),
 )
 
 
@@ -42,7 +46,8 @@ def configurations(model):
     whole = st.lists(CHOICES, min_size=len(model.layer_names), max_size=len(model.layer_names))
     broken = whole.flatmap(changed)
     named = whole.map(lambda each: dict(zip(model.layer_names, each, strict=True))).flatmap(changed)
-    return st.one_of(broken, named, CONSTRAINTS, CONSTRAINTS, NUMBERS)
+    constraints = CONSTRAINTS.map(lambda limits: Constraints(**limits))
+    return st.one_of(whole, broken, named, constraints, constraints, NUMBERS)
 
 
 @inputs(90)
@@ -74,7 +79,7 @@ def errors():
 
 
 TABLES = st.one_of(
-    st.just(lambda errors: errors),
+    *[st.just(lambda errors: errors)] * 10,
     st.just(lambda errors: errors.numpy()),
     st.just(lambda errors: errors.tolist()),
     st.just(lambda errors: errors[:, :-1]),
@@ -89,10 +94,16 @@ TABLES = st.one_of(
 
 
 @inputs(70)
-@given(TABLES, changed(SHAPES) | st.just(SHAPES), CONSTRAINTS, st.just("nf") | JUNK, st.none())
-def test_allocate(errors, table, shapes, constraints, space, names):
-    limits = vars(constraints) | {"space": space, "names": names}
-    judge("configurations", lambda: allocate(table(errors), shapes, **limits))
+@given(
+    TABLES,
+    st.sampled_from([SHAPES] * 3 + [None]),
+    changed(SHAPES),
+    CONSTRAINTS,
+    st.sampled_from(["nf", "int"]) | JUNK,
+)
+def test_allocate(errors, table, shapes, others, limits, space):
+    shapes = shapes or others
+    judge("configurations", lambda: allocate(table(errors), shapes, space=space, **limits))
 
 
 PLAN = {
