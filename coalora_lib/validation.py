@@ -46,7 +46,8 @@ def check_number(
         TypeError: it is no number, or none without a fraction where ``whole``.
         ValueError: it is NaN or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not fits:
         kind = "a whole number" if whole else "a number"
         raise TypeError(f"{name}={value!r:.{SHOWN}} must be {kind}")
     if not value >= least:

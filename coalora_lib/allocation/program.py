@@ -135,9 +135,11 @@ def _usable(
             known = ", ".join(space.fields)
             raise ValueError(f"{field!r:.80} is no field of a choice; allowed: {known}")
         if isinstance(values, str) or not isinstance(values, Collection):
-            raise TypeError(f"{field}={values!r:.80}: give the allowed values as a tuple, as (4, 8)")
-        known = space.fields[field]
-        if not len(values) or not all(isinstance(v, Hashable) and v in known for v in values):
+            raise TypeError(
+                f"{field}={values!r:.80}: give the allowed values as a tuple, as (4, 8)"
+            )
+        all_values = space.fields[field]
+        if not len(values) or not all(isinstance(v, Hashable) and v in all_values for v in values):
             raise ValueError(f"{field}={tuple(values)!r:.80} is not among {space.fields[field]}")
         usable &= torch.tensor([getattr(c, field) in values for c in space.choices])
     masks = [usable & space.mask(shape) for shape in shapes]

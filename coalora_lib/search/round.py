@@ -14,8 +14,7 @@ from coalora_lib.validation import check_number
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How to search between stretches of training; ValueError or TypeError for what is not allowed.
-    """
+    """How to search between stretches of training; ValueError or TypeError for what may not be."""
 
     rounds: int  #: stretches of training; a search stands between each two
     restarts: int  #: configurations proposed at a time, each by a walk of its own

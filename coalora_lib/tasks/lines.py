@@ -56,7 +56,7 @@ def read_lines(path: Path) -> Iterator[str]:
         line = _undecodable(path, encoding)
         raise ValueError(f"{path}, line {line}: not {name} ({error.reason})") from None
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not gzip's or bz2's
+        if getattr(error, "errno", None) is not None:  # the disk's, not gzip's or bz2's
             raise
         raise ValueError(f"{path}: cannot be decompressed ({error})") from None
 

@@ -56,9 +56,9 @@ class TrainingPlan:
             check_number(name, getattr(self, name), 0, 1)
         check_number("temperature", self.temperature, 1 / MOST, MOST)
         for name, allowed in (("schedule", get_args(Schedule)), ("teacher", get_args(Teacher))):
-            if getattr(self, name) not in allowed:
+            if (value := getattr(self, name)) not in allowed:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r:.80} is not known; allowed: {', '.join(allowed)}"
+                    f"{name}={value!r:.80} is not known; allowed: {', '.join(allowed)}"
                 )
         if bool(self.distillation) != (self.teacher != "none"):
             raise ValueError(

@@ -91,7 +91,7 @@ def near(value, draw):
         return draw(st.sampled_from([value + " ", value[:-1], value * 2, [value], {value: value}]))
     if isinstance(value, list):
         return draw(st.sampled_from([value[:-1], value * 2, value[::-1], [value], tuple(value)]))
-    return draw(st.sampled_from([list(value), [value], {}]))
+    return draw(st.sampled_from([[value], str(value), {}]))
 
 
 @st.composite

@@ -18,7 +18,6 @@ CLEAR = (ValueError, TypeError, RuntimeError, FloatingPointError)
 LIMIT = 10
 #: By kind of input: how many were refused, and how many accepted.
 COUNTS: dict[str, Counter] = {}
-NIGHTLY = settings.get_current_profile_name() == "nightly"
 
 
 def inputs(count):
@@ -26,14 +25,16 @@ def inputs(count):
 
     At night ten times as many, and new ones.
     """
+    nightly = settings.get_current_profile_name() == "nightly"
     return settings(
-        max_examples=count * (10 if NIGHTLY else 1),
-        derandomize=not NIGHTLY,
+        max_examples=count * (10 if nightly else 1),
+        derandomize=not nightly,
         database=None,
         deadline=None,  # `judge` has one, of processor time
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
         print_blob=True,
+        report_multiple_bugs=False,
     )
 
 

@@ -32,13 +32,14 @@ WORK = [
     (scale, "measure_scale"),
     (comparison, "compare_on_landscape"),
 ]
+WORDS = [
+    "quick", "sst2", "embedded", "coa-lora", "walk", "2.5-5", "3", "2.5,3", "5-2", "-", "--", ".",
+    "/", "/dev/null", "packed", "text", "int", "float32", "paper", "4,", "nan-nan",
+]  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from(TEXTS),
     st.sampled_from(NUMBERS).map(str),
-    st.sampled_from(
-        ["quick", "sst2", "embedded", "coa-lora", "walk", "2.5-5", "3", "2.5,3", "5-2", "-", "--",
-         ".", "/", "/dev/null", "packed", "text", "int", "float32", "paper", "4,", "nan-nan"]
-    ),  # fmt: skip
+    st.sampled_from(WORDS),
     st.text(max_size=6),
     st.integers(-5, 5).map(str),
 )

@@ -1,16 +1,15 @@
 """JSON and YAML that describe something: records, devices, runs."""
 
-import pytest
+import json
+
 import yaml
 from hypothesis import given
-from hypothesis import strategies as st
 
 from coalora_lib.experiments.runner import run_of
-from coalora_lib.files import seal, unseal
-from coalora_lib.records import read_record, read_records
-from coalora_lib.recipes import Settings, read_device, report
+from coalora_lib.recipes import Settings, read_device
 from coalora_lib.recipes.folder import ABOUT, Described, Outcome, RunFolder
-from tests.fuzz.documents import JUNK, broken_json, changed, damaged, resealed
+from coalora_lib.records import read_record, read_records
+from tests.fuzz.documents import broken_json, changed, damaged, resealed
 from tests.fuzz.judge import inputs, judge
 from tests.records.test_store import record, result
 
@@ -83,8 +82,6 @@ def test_records_to_make_again(fresh, parameters, job):
 
     def again():
         return run_of(use_record(path))
-
-    import json
 
     path.write_text(json.dumps(RECORD | {"parameters": parameters, "job": job}))
     judge("records", again, [path, "-seed"], path.parent)

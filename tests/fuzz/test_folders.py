@@ -3,13 +3,11 @@
 import json
 import shutil
 import warnings
-from copy import deepcopy
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from coalora_lib.adapter import CoaLora, saving
 from coalora_lib.adapter.export import MARKER
@@ -22,8 +20,6 @@ from tests.fuzz.documents import (
     TEXTS,
     broken_json,
     broken_safetensors,
-    changed,
-    damaged,
     resealed,
 )
 from tests.fuzz.judge import inputs, judge

@@ -1,5 +1,7 @@
 """Packed weights: codes as handed over, and files of them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from coalora_lib.quantization import load_quantized, quantize, save_quantized
 from coalora_lib.quantization.storage import FORMAT
 from coalora_lib.spaces import INTEGER, NORMAL_FLOAT
-from tests.fuzz.documents import JUNK, broken_json, broken_safetensors, changed
+from tests.fuzz.documents import JUNK, broken_json, broken_safetensors
 from tests.fuzz.judge import inputs, judge
 
 
@@ -44,8 +46,6 @@ def test_files(data, stored, fresh):
 @inputs(50)
 @given(data=st.data())
 def test_what_a_file_says_of_its_tensors(data, stored, fresh):
-    import json
-
     path = fresh() / "weights.safetensors"
     about = data.draw(broken_json(json.loads(stored[2])))
     save_file(stored[1], path, {"format": FORMAT, "tensors": about.decode(errors="replace")})
