@@ -70,6 +70,8 @@ def test_a_sealed_text_shows_changes(tmp_path):
     for changed in (text.replace("0.1", "0.2"), "[]", "{}", text[:-5]):
         with pytest.raises(ValueError, match=r"altered|Unterminated"):
             unseal(changed)
+    with pytest.raises(ValueError, match="nested too deep"):
+        unseal("[" * 100_000)
 
 
 def test_checksum_is_sha256(tmp_path):

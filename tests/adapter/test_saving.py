@@ -155,6 +155,15 @@ def test_a_choice_out_of_range_is_refused(saved):
         CoaLora.from_pretrained(folder, tiny("bert"))
 
 
+def test_a_description_of_another_form_is_refused_in_one_line(saved):
+    folder, _ = saved
+    content = unseal((folder / "coalora.json").read_text())
+    for changed in (content | {"settings": {"rank": []}}, content | {"layer_names": None}, {}):
+        (folder / "coalora.json").write_text(seal(changed))
+        with pytest.raises(ValueError, match=r"^.*coalora\.json cannot be read: [^\n]+$"):
+            CoaLora.from_pretrained(folder, tiny("bert"))
+
+
 def test_saving_that_fails_keeps_what_was_there(saved, monkeypatch):
     folder, model = saved
     before = (folder / "coalora.safetensors").read_bytes()

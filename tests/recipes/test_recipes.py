@@ -10,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from coalora_lib.files import seal, unseal
 from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.recipes import (
     Device,
@@ -133,6 +134,14 @@ def test_a_wrong_description_is_named(text, message, tmp_path):
     (tmp_path / "device.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_device(tmp_path / "device.yaml")
+
+
+def test_a_run_that_was_written_by_hand_is_refused_in_one_line(run, tmp_path):
+    content = unseal((run.path / "run.json").read_text())
+    for changed in (content | {"outcome": {}}, content | {"a\nb": 1}, {}):
+        (tmp_path / "run.json").write_text(seal(changed))
+        with pytest.raises(ValueError, match=r"^.*run\.json cannot be read: [^\n]+$"):
+            RunFolder.open(tmp_path)
 
 
 def test_what_no_device_can_do_is_refused_and_nothing_is_written(run, tmp_path):
