@@ -24,7 +24,9 @@ settings.register_profile("nightly")
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--record", metavar="FILE", help="write what the tests of architectures and bases found"
+        "--record",
+        metavar="FILE",
+        help="write what tests of architectures or of bad inputs found",
     )
 
 

@@ -325,9 +325,10 @@ class CoaLora(TransformersInterface):
         saved = saving.read(folder)
         about, content = saved.description, saved.content
         base_model = saving.matching_base(saved, base_model)
-        means = content.mean_inputs or None
-        model = cls(base_model, about.settings, content.errors, cache_bytes, means)
-        saving.load_parameters(model, content.parameters, str(saved.folder / saving.WEIGHTS))
+        with saving.named(saved.folder):
+            means = content.mean_inputs or None
+            model = cls(base_model, about.settings, content.errors, cache_bytes, means)
+            saving.load_parameters(model, content.parameters, saving.WEIGHTS)
         model.training_set = [model.space.from_rows(rows) for rows in about.training_set]
         if about.configuration is not None:
             model.set_configuration(model.space.from_rows(about.configuration))

@@ -12,6 +12,7 @@ The base model's weights stay where they are: they are named, and recognised by 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -132,8 +133,10 @@ def read(folder: str | Path) -> Saved:
     try:
         about = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
         space = get_space(about.settings.space)
-        for rows in (about.configuration or [], *about.training_set):
-            space.from_rows(rows)
+        layers = len(about.layer_names)
+        for rows in (about.configuration, *about.training_set):
+            if rows is not None and len(space.from_rows(rows)) != layers:
+                raise ValueError(f"a configuration of {len(rows)} choices for {layers} layers")
     except ValidationError as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {describe(error)}") from None
     except ValueError as error:
@@ -145,6 +148,10 @@ def read(folder: str | Path) -> Saved:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {flat(error)}") from None
+    rank = about.settings.rank
+    for name, tensor in tensors.items():
+        if ".lora_A." in name and len(tensor) != rank:  # before anything of that rank is made
+            raise ValueError(f"{folder / WEIGHTS}: {name} is not of rank {rank}")
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
     return Saved(folder, about, Content(tensors, errors, means))
@@ -185,6 +192,15 @@ def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTraine
             f"({about.base_name}): the checksum differs"
         )
     return base_model
+
+
+@contextmanager
+def named(folder: Path) -> Iterator[None]:
+    """Let errors of what does not fit together name the folder that it is from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -244,7 +260,10 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     about = saved.description
     named = getattr(transformers, about.base_class, None)
     if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
-        raise ValueError(f"{about.base_class!r} is no model class of transformers")
+        raise ValueError(
+            f"{saved.folder / DESCRIPTION}: {about.base_class!r:.80} is no model class of "
+            "transformers"
+        )
     loader: Any = named
     try:
         return loader.from_pretrained(
@@ -256,5 +275,10 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     except OSError as error:
         raise OSError(
             f"the base model {about.base_name!r} of {saved.folder} was not found; load it and hand "
-            f"it in as base_model ({error})"
+            f"it in as base_model ({flat(error)})"
+        ) from error
+    except Exception as error:  # transformers checks a configuration with errors of any kind
+        raise ValueError(
+            f"the base model {about.base_name!r} cannot be made from {saved.folder / CONFIG}: "
+            f"{flat(error):.300}"
         ) from error

@@ -43,10 +43,10 @@ class AdapterSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=2**20)
     alpha: float = Field(16, gt=0)
     start: Start = "zero"
-    residual_rank: int | None = Field(None, ge=1)
+    residual_rank: int | None = Field(None, ge=1, le=2**20)
     adjuster: Literal["hypernetwork", "bank", "none"] = "hypernetwork"
     space: str = "nf"
     errors: Literal["estimated", "exact", "given"] = "estimated"
@@ -54,8 +54,8 @@ class AdapterSettings(BaseModel):
     bias_correction: bool = False
     learned_scale: bool = False
     output_bias: bool = False
-    width: int = Field(8, ge=1)
-    hidden: int = Field(128, ge=1)
+    width: int = Field(8, ge=1, le=2**12)
+    hidden: int = Field(128, ge=1, le=2**14)
 
     @model_validator(mode="after")
     def _bank_starts_from_zero(self) -> Self:

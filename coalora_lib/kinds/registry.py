@@ -46,7 +46,7 @@ def get_kind(kind: str | TaskKind) -> TaskKind:
     if kind not in _KINDS:
         near = difflib.get_close_matches(str(kind), _KINDS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"kind={kind!r} is not known{hint}; allowed: {', '.join(_KINDS)}")
+        raise ValueError(f"kind={kind!r:.80} is not known{hint}; allowed: {', '.join(_KINDS)}")
     return _KINDS[kind]
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from coalora_lib.validation import flat
+
 COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 #: Byte-order marks; UTF-32's before UTF-16's, which is the beginning of it.
 MARKS = {
@@ -93,7 +95,9 @@ def parse_lines(
             fields = next(reader, None)
         except csv.Error as error:
             lone = "new-line character" in str(error)
-            what = "a carriage return outside of quotes" if lone else f"stray quotes ({error})"
+            what = (
+                "a carriage return outside of quotes" if lone else f"stray quotes ({flat(error)})"
+            )
             raise ValueError(
                 f"{source}, line {number}: {what}; quotes=False takes both as characters"
             ) from None

@@ -154,14 +154,14 @@ def position(names: Sequence[Any], wanted: str, source: str) -> int:
     """
     found = [i for i, name in enumerate(names) if name == wanted]
     if len(found) > 1:
-        raise ValueError(f"{source}: {len(found)} columns are called {wanted!r}")
+        raise ValueError(f"{source}: {len(found)} columns are called {wanted!r:.80}")
     if not found:
         lower = {str(name).strip().lower(): name for name in names}
         near = get_close_matches(str(wanted).strip().lower(), lower, n=1, cutoff=0)
         raise ValueError(
             f"{source}: there is no column {wanted!r}; there are: "
-            + (", ".join(map(repr, names)) or "none")
-            + (f"; the nearest is {lower[near[0]]!r}" if near else "")
+            + (f"{', '.join(map(repr, names)):.400}" or "none")
+            + (f"; the nearest is {lower[near[0]]!r:.80}" if near else "")
         )
     return found[0]
 

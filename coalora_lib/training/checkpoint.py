@@ -175,7 +175,7 @@ class CheckpointFolder:
             if isinstance(ours, dict) and isinstance(there, dict):
                 keys = sorted(ours.keys() | there.keys())
                 key = next(k for k in keys if ours.get(k) != there.get(k))
-                differing = f"{name}, {key}: {there.get(key)} there, {ours.get(key)}"
+                differing = f"{name}, {key}: {there.get(key)!r:.80} there, {ours.get(key)!r:.80}"
             raise ValueError(
                 f"checkpoint {path} is of another run ({differing}); give another folder, or "
                 "remove it to start anew"

@@ -8,6 +8,7 @@ import torch
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.files import atomic_file
+from coalora_lib.records.environment import versions
 from tests.conftest import tiny_bert
 from tests.fuzz.judge import COUNTS
 
@@ -17,9 +18,13 @@ def _counts(request):
     """With --record, how many inputs of each kind were refused and accepted."""
     yield
     if path := request.config.getoption("--record"):
-        kinds = {kind: {"inputs": counts.total(), **counts} for kind, counts in COUNTS.items()}
+        kinds = {
+            kind: {"inputs": counts.total(), **counts} for kind, counts in sorted(COUNTS.items())
+        }
+        total = sum(each["inputs"] for each in kinds.values())
+        content = {"inputs": total, "kinds": kinds, "versions": versions()}
         with atomic_file(path) as partial:
-            partial.write_text(json.dumps({"kinds": kinds}, indent=1) + "\n")
+            partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")

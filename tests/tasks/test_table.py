@@ -233,6 +233,7 @@ def test_wild_files_are_taken(name, content, sentences, labels, tmp_path):
         ("a.csv", "text,label\nx,1\n".encode("utf-16")[:-1], "line 2: not UTF-16"),
         ("a.csv.gz", gzip.compress(b"text,label\nx,1\n", mtime=0)[:-9], "cannot be decompressed"),
         ("a.csv.gz", b"text,label\nx,1\n", "cannot be decompressed"),
+        ("a.csv", "x" * 9000 + ",label\ny,1\n", "there is no column 'text'; .*: 'x{399}; the"),
         ("a.csv.bz2", b"text,label\nx,1\n", "cannot be decompressed"),
         ("a.csv.xz", b"text,label\nx,1\n", "cannot be decompressed"),
         ("a.tsv", 'text\tlabel\n"a\t1\nb"\t0\n', "line 2: this is one row in quotes, or 2 rows"),
