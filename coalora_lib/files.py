@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ def atomic_folder(
         raise FileExistsError(
             f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     former = path.with_name(f".{path.name}.{os.getpid()}.old")
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
@@ -71,6 +71,9 @@ def atomic_folder(
         shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # what they hold by now stays
+            for parent in missing:
+                parent.rmdir()
 
 
 def _usual_mode(file: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:  # the command line is to start without it
 
 #: Characters of a value or a field's path that are shown.
 SHOWN = 60
+#: Never writes out all of a value: an alias in YAML makes one of any length.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * SHOWN
 
 
 def describe(error: ValidationError) -> str:
@@ -17,7 +21,7 @@ def describe(error: ValidationError) -> str:
     errors = error.errors()
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"]) or "the file"
-    value = repr(first["input"])
+    value = flat(_SHORT.repr(first["input"]))
     value = f"{value[:SHOWN]}..." if len(value) > SHOWN else value
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{flat(field)[: 2 * SHOWN]}: {flat(first['msg'])}, got {value}{more}"

@@ -32,6 +32,15 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["folder"]
 
 
+def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
+    name = "a" * 250  # the name of what is written first is longer than a name may be
+    with pytest.raises(OSError, match="name too long"), atomic_folder(tmp_path / "b" / name, "m"):
+        pass
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "b" / "c" / "d", "m"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_foreign_in_a_folder_is_deleted(tmp_path):
     path = tmp_path / "folder"
     with atomic_folder(path, "mark") as partial:

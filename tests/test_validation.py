@@ -1,6 +1,7 @@
 """What is wrong is said on one line that any terminal shows."""
 
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 
 from coalora_lib.validation import SHOWN, check_number, describe, flat
@@ -35,6 +36,22 @@ def test_a_field_and_a_value_are_named_on_one_line(name):
     assert said.startswith(flat(name)[: 2 * SHOWN])
     assert said.isprintable()
     assert len(said) < 5 * SHOWN
+
+
+def test_a_value_of_many_lines_is_named_on_one():
+    with pytest.raises(ValidationError) as caught:
+        Sizes(layers=torch.zeros(40, 3))
+    assert describe(caught.value).startswith("layers: Input should be a valid integer, got tensor(")
+    assert len(describe(caught.value).splitlines()) == 1
+
+
+def test_a_value_that_holds_one_many_times_over_is_named_in_no_time():
+    value = [0]
+    for _ in range(60):
+        value = [value, value]
+    with pytest.raises(ValidationError) as caught:
+        Sizes(layers=value)
+    assert "got [[[" in describe(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def load_quantized(
         try:
             loaded[name] = _assemble(name, about, stored)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: tensor {flat(name)} is damaged: {flat(error)}") from None
+            raise ValueError(
+                f"{path}: tensor {flat(name)} is damaged: {flat(error):.200}"
+            ) from None
     return loaded
 
 

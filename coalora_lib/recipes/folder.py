@@ -9,7 +9,7 @@ model/          the trained model, see :mod:`coalora_lib.adapter.saving`
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
@@ -72,6 +72,16 @@ class Outcome(BaseModel):
     losses: list[float]  #: of each step
     searches: list[dict[str, Any]]
     seconds: float
+
+    @model_validator(mode="after")
+    def _can_be_reported(self) -> Self:
+        if not all(0 < row.get("bits", 0) <= 64 for row in self.metrics):
+            raise ValueError("each row of metrics needs bits, above 0 and at most 64")
+        if self.examples.keys() != {"training", "validation"}:
+            raise ValueError("examples must say how many for training and for validation")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class stands twice in classes")
+        return self
 
 
 class Described(BaseModel):

@@ -252,13 +252,21 @@ def _loads(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Rows:
+    def refused(error: Exception, what: str) -> ValueError:
+        return ValueError(f"{path}: {what} ({type(error).__name__}: {flat(error):.200})")
+
     try:
         table = ParquetFile(path).read()
-    except (ValueError, OSError) as error:  # each is among pyarrow's
-        raise ValueError(f"{path}: not a Parquet file ({flat(error)})") from None
-    features = None
-    if b"huggingface" in (table.schema.metadata or {}):
-        features = Features.from_arrow_schema(table.schema)
-    return from_columns(
-        table.column_names, lambda i: table.column(i).to_pylist(), wanted, str(path), features
-    )
+        features = None
+        if b"huggingface" in (table.schema.metadata or {}):
+            features = Features.from_arrow_schema(table.schema)
+    except Exception as error:  # a damaged file is found by pyarrow in ways of any kind
+        raise refused(error, "not a Parquet file") from None
+
+    def cells(i: int) -> list:
+        try:
+            return table.column(i).to_pylist()
+        except Exception as error:  # as above, and bytes that are no text
+            raise refused(error, f"column {table.column_names[i]!r:.80} is damaged") from None
+
+    return from_columns(table.column_names, cells, wanted, str(path), features)

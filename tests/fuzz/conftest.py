@@ -47,3 +47,13 @@ def adapted():
     model = CoaLora.attach(tiny_bert(), rank=2, alpha=4, width=2, hidden=8)
     model.set_configuration(3.1)
     return model
+
+
+@pytest.fixture(scope="session")
+def saved(adapted, tmp_path_factory):
+    """A saved model, its base in a folder beside it."""
+    root = tmp_path_factory.mktemp("saved")
+    base = tiny_bert()
+    base.save_pretrained(root / "base")
+    adapted.model.get_base_model().name_or_path = str(root / "base")
+    return adapted.save_pretrained(root / "model", quantized=True)

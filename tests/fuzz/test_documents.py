@@ -6,8 +6,8 @@ import yaml
 from hypothesis import given
 
 from coalora_lib.experiments.runner import run_of
-from coalora_lib.recipes import Settings, read_device
-from coalora_lib.recipes.folder import ABOUT, Described, Outcome, RunFolder
+from coalora_lib.recipes import Settings, read_device, report
+from coalora_lib.recipes.folder import ABOUT, MODEL, Described, Outcome, RunFolder
 from coalora_lib.records import read_record, read_records
 from tests.fuzz.documents import broken_json, changed, damaged, resealed
 from tests.fuzz.judge import inputs, judge
@@ -106,10 +106,13 @@ def test_devices(fresh, adapted, content):
 
 @inputs(60)
 @given(resealed(RUN))
-def test_runs(fresh, content):
+def test_runs(fresh, saved, content):
     folder = fresh()
     (folder / ABOUT).write_bytes(content)
-    judge("runs", lambda: RunFolder.open(folder), [folder / ABOUT], folder)
+    run = judge("runs", lambda: RunFolder.open(folder), [folder / ABOUT], folder)
+    if run is not None and run.described.outcome is not None:
+        (folder / MODEL).symlink_to(saved)
+        judge("runs", lambda: report(run), folder=folder)
 
 
 @inputs(20)

@@ -25,16 +25,6 @@ from tests.fuzz.documents import (
 from tests.fuzz.judge import inputs, judge
 
 
-@pytest.fixture(scope="module")
-def saved(adapted, tmp_path_factory):
-    """A saved model, its base in a folder beside it."""
-    root = tmp_path_factory.mktemp("saved")
-    base = tiny_bert()
-    base.save_pretrained(root / "base")
-    adapted.model.get_base_model().name_or_path = str(root / "base")
-    return adapted.save_pretrained(root / "model", quantized=True)
-
-
 def trust(folder):
     """Let a folder's checksums be those of its files: who alters one may alter the others."""
     about = unseal((folder / saving.DESCRIPTION).read_text())

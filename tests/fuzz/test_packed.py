@@ -56,10 +56,10 @@ WEIGHTS = st.one_of(
     JUNK,
     st.sampled_from(["f", "d", "e", "i", "?", "F"]).map(lambda kind: np.ones((4, 8), kind)),
     st.builds(
-        torch.full,
+        lambda shape, value, dtype: torch.full(shape, value, dtype=torch.float64).to(dtype),
         st.sampled_from([(4, 8), (0, 8), (), (32,), (2, 3, 4)]),
-        st.sampled_from([0.0, 1.0, 1e38, 5e-324, float("nan"), float("inf"), -float("inf")]),
-        dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+        st.sampled_from([0.0, 1.0, 1e38, 1e300, 5e-324, float("nan"), float("inf")]),
+        st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     ),
     st.builds(torch.ones, st.just((4, 8)), dtype=st.sampled_from([torch.int64, torch.bool])),
 )

@@ -264,6 +264,16 @@ def test_what_cannot_be_taken_is_named_with_file_and_line(name, content, message
     assert name in str(caught.value)
 
 
+def test_bytes_in_parquet_that_are_no_text_are_named(tmp_path):
+    FRAME.to_parquet(tmp_path / "a.parquet", compression=None)
+    content = (tmp_path / "a.parquet").read_bytes()
+    text = FRAME["text"][0].encode()
+    assert text in content
+    (tmp_path / "a.parquet").write_bytes(content.replace(text, b"\xa9" + text[1:]))
+    with pytest.raises(ValueError, match=r"a\.parquet: column 'text' is damaged \(UnicodeDecode"):
+        from_table(tmp_path / "a.parquet")
+
+
 def test_quotes_may_be_characters(tmp_path):
     path = write(tmp_path / "a.tsv", 'text\tlabel\n"a\t1\nb"\t0\n')
     assert from_table(path, label="label", quotes=False)["sentence"][:] == ['"a', 'b"']
