@@ -15,8 +15,11 @@ SEAL = "sha256"
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to; what is there moves to ``path`` if the block ends well."""
-    path = Path(path)
+    """Yield a path to write to; what is there moves to ``path`` if the block ends well.
+
+    ValueError if no file can be called so.
+    """
+    path = _nameable(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
@@ -40,8 +43,9 @@ def atomic_folder(
 
     Raises:
         FileExistsError: ``path`` is a file, or a folder with other things in it; one is named.
+        ValueError: no folder can be called so.
     """
-    path = Path(path).absolute()
+    path = _nameable(path).absolute()
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not (path / marker).is_file():
         raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
@@ -74,6 +78,16 @@ def atomic_folder(
         with suppress(OSError):  # what they hold by now stays
             for parent in missing:
                 parent.rmdir()
+
+
+def _nameable(path: str | Path) -> Path:
+    """A path; ValueError if it holds a NUL, or half a surrogate pair."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(f"{str(path)!r:.200} cannot be the name of a file")
 
 
 def _usual_mode(file: Path) -> int:

@@ -41,6 +41,16 @@ def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=["nul", "surrogate"])
+@pytest.mark.parametrize(
+    "write", [atomic_file, lambda path: atomic_folder(path, "m")], ids=["file", "folder"]
+)
+def test_what_no_file_can_be_called_is_named(tmp_path, name, write):
+    with pytest.raises(ValueError, match=r"cannot be the name of a file"), write(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_foreign_in_a_folder_is_deleted(tmp_path):
     path = tmp_path / "folder"
     with atomic_folder(path, "mark") as partial:

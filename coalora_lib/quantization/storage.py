@@ -80,7 +80,7 @@ def load_quantized(
             loaded[name] = _assemble(name, about, stored)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: tensor {flat(name)} is damaged: {flat(error):.200}"
+                f"{path}: tensor {flat(name):.200} is damaged: {flat(error):.200}"
             ) from None
     return loaded
 
