@@ -140,14 +140,16 @@ def read(folder: str | Path) -> Saved:
     except ValidationError as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {describe(error)}") from None
     except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {flat(error)}") from None
+        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {flat(error):.300}") from None
     for name, expected in ((WEIGHTS, about.weights_sha256), (CONFIG, about.config_sha256)):
         if sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {flat(error)}") from None
+        raise ValueError(
+            f"{folder / WEIGHTS} is not a safetensors file: {flat(error):.300}"
+        ) from None
     rank = about.settings.rank
     for name, tensor in tensors.items():
         if ".lora_A." in name and len(tensor) != rank:  # before anything of that rank is made
@@ -275,7 +277,7 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     except OSError as error:
         raise OSError(
             f"the base model {about.base_name!r} of {saved.folder} was not found; load it and hand "
-            f"it in as base_model ({flat(error)})"
+            f"it in as base_model ({flat(error):.300})"
         ) from error
     except Exception as error:  # transformers checks a configuration with errors of any kind
         raise ValueError(

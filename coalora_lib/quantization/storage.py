@@ -69,7 +69,7 @@ def load_quantized(
                 raise ValueError(f"{path} does not hold quantized tensors ({FORMAT})")
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {flat(error)}") from None
+        raise ValueError(f"{path} is not a whole safetensors file: {flat(error):.300}") from None
     loaded = {}
     try:
         described = TypeAdapter(dict[str, Stored]).validate_json(metadata.get("tensors", ""))

@@ -121,7 +121,7 @@ class RunFolder:
         except ValidationError as error:
             raise ValueError(f"{about} cannot be read: {describe(error)}") from None
         except ValueError as error:
-            raise ValueError(f"{about} cannot be read: {flat(error)}") from None
+            raise ValueError(f"{about} cannot be read: {flat(error):.300}") from None
         return cls(path, described)
 
     @classmethod

@@ -96,7 +96,9 @@ def parse_lines(
         except csv.Error as error:
             lone = "new-line character" in str(error)
             what = (
-                "a carriage return outside of quotes" if lone else f"stray quotes ({flat(error)})"
+                "a carriage return outside of quotes"
+                if lone
+                else f"stray quotes ({flat(error):.300})"
             )
             raise ValueError(
                 f"{source}, line {number}: {what}; quotes=False takes both as characters"

@@ -154,7 +154,7 @@ class CheckpointFolder:
         try:
             tensors = load_file(path / TENSORS)
         except SafetensorError as error:
-            raise ValueError(f"{TENSORS} is not a safetensors file: {flat(error)}") from None
+            raise ValueError(f"{TENSORS} is not a safetensors file: {flat(error):.300}") from None
         return State({n: v for n, v in values.items() if n not in OWN}, tensors)
 
     def _put_aside(self, path: Path, error: Exception) -> None:
@@ -174,8 +174,9 @@ class CheckpointFolder:
             differing = name
             if isinstance(ours, dict) and isinstance(there, dict):
                 keys = sorted(ours.keys() | there.keys())
-                key = next(k for k in keys if ours.get(k) != there.get(k))
-                differing = f"{name}, {key}: {there.get(key)!r:.80} there, {ours.get(key)!r:.80}"
+                key = next(k for k in keys if ours.get(k, ...) != there.get(k, ...))
+                values = f"{there.get(key)!r:.80} there, {ours.get(key)!r:.80}"
+                differing = f"{name}, {flat(key):.80}: {values}"
             raise ValueError(
                 f"checkpoint {path} is of another run ({differing}); give another folder, or "
                 "remove it to start anew"

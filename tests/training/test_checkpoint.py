@@ -145,6 +145,31 @@ def test_a_checkpoint_that_says_not_what_it_is_of_is_put_aside(examples, tmp_pat
         train(with_dropout(), examples, SET, replace(PLAN, steps=2), checkpoints=tmp_path)
 
 
+def test_tensors_of_a_long_wrong_header_are_named_in_few_words(examples, tmp_path):
+    plan = replace(PLAN, steps=1)
+    train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    (newest,) = list_checkpoints(tmp_path)
+    header = json.dumps({"a": {"dtype": "x" * 9000, "shape": [], "data_offsets": [0, 0]}}).encode()
+    tensors = newest / "state.safetensors"
+    tensors.write_bytes(len(header).to_bytes(8, "little") + header)
+    reseal(newest / "state.json", tensors_sha256=sha256_of(tensors))
+    with pytest.raises(ValueError, match=r"is not a safetensors file") as caught:
+        train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize(("key", "value"), [("two\nlines", 0), ("nothing", None)])
+def test_a_foreign_entry_of_another_run_is_named_on_one_line(examples, tmp_path, key, value):
+    plan = replace(PLAN, steps=1)
+    train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    (newest,) = list_checkpoints(tmp_path)
+    run = unseal((newest / "state.json").read_text())["run"]
+    reseal(newest / "state.json", run=run | {"settings": run["settings"] | {key: value}})
+    name = " ".join(key.split())
+    with pytest.raises(ValueError, match=rf"another run \(settings, {name}: {value} there, None\)"):
+        train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
