@@ -12,8 +12,10 @@ VENV := .venv
 BIN  := $(VENV)/bin
 # Written last, so that an installation cut short is taken up again.
 INSTALLED := $(VENV)/.installed
+# What keeps the list of packages, apart from them: uv and pip-audit.
+TOOLS := _build/tools
 
-.PHONY: help book test lint pages outputs experiments benchmarks clean
+.PHONY: help book test lint pages outputs experiments benchmarks fuzz lock audit clean
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
@@ -22,6 +24,9 @@ help:
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make experiments  the runs behind chapter 5's tables  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
 	@echo "make benchmarks  time each fast path beside its peer, for chapter 6  [MACHINE=cpu|gpu]"
+	@echo "make fuzz      ten times the bad inputs of make test, and new ones each time"
+	@echo "make lock      requirements.lock anew, from requirements.txt"
+	@echo "make audit     what is known of the locked packages' vulnerabilities"
 	@echo "make clean     remove what was built; .venv stays"
 
 book: $(INSTALLED)
@@ -62,6 +67,29 @@ benchmarks: $(INSTALLED)
 	mkdir -p book/results/benchmarks
 	$(BIN)/pytest tests/benchmarks -k $(if $(filter gpu,$(MACHINE)),cuda,"not cuda") \
 	  --benchmark-json=book/results/benchmarks/$(MACHINE).json
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz --hypothesis-profile nightly
+
+# Every package with its hashes, for the Pythons and systems that the project is for. The project
+# itself has none.
+lock: $(TOOLS)/.installed
+	$(TOOLS)/bin/uv pip compile requirements.txt --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-emit-package coalora-lib \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+
+# Strict: without it, what could not be looked up counts as clean.
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --requirement requirements.lock --disable-pip --strict \
+	  --progress-spinner off $(addprefix --ignore-vuln ,$(EXCEPTIONS))
+
+# Those that are explained: the first word of each line that is no comment.
+EXCEPTIONS = $(shell sed -n 's/^\([^\#[:space:]]\{1,\}\).*/\1/p' .ci/audit-exceptions.txt)
+
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+	@touch $@
 
 clean:
 	rm -rf _build

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ SEAL = "sha256"
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to; what is there moves to ``path`` if the block ends well."""
-    path = Path(path)
+    """Yield a path to write to; what is there moves to ``path`` if the block ends well.
+
+    ValueError if no file can be called so.
+    """
+    path = _nameable(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
@@ -40,8 +43,9 @@ def atomic_folder(
 
     Raises:
         FileExistsError: ``path`` is a file, or a folder with other things in it; one is named.
+        ValueError: no folder can be called so.
     """
-    path = Path(path).absolute()
+    path = _nameable(path).absolute()
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not (path / marker).is_file():
         raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
@@ -50,11 +54,11 @@ def atomic_folder(
         raise FileExistsError(
             f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     former = path.with_name(f".{path.name}.{os.getpid()}.old")
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
@@ -71,6 +75,19 @@ def atomic_folder(
         shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # what they hold by now stays
+            for parent in missing:
+                parent.rmdir()
+
+
+def _nameable(path: str | Path) -> Path:
+    """A path; ValueError if it holds a NUL, or half a surrogate pair."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(f"{str(path)!r:.200} cannot be the name of a file")
 
 
 def _usual_mode(file: Path) -> int:
@@ -102,8 +119,12 @@ def seal(content: dict[str, Any]) -> str:
 
 def unseal(text: str) -> dict[str, Any]:
     """The content of a text that :func:`seal` made; ValueError if it was altered since."""
-    content = json.loads(text)
-    if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
+    try:
+        content = json.loads(text)
+        whole = isinstance(content, dict) and content.pop(SEAL, None) == _digest(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not whole:
         raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")
     return content
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from hypothesis import settings
 from transformers.pytorch_utils import Conv1D
 
 from coalora_lib.adapter import CoaLora
@@ -17,10 +18,15 @@ from coalora_lib.records.environment import versions
 from coalora_lib.tasks import small_decoder
 from coalora_lib.tasks.embedded import review_phrases
 
+#: ``--hypothesis-profile nightly``: tests/fuzz/judge.py says how many inputs that are.
+settings.register_profile("nightly")
+
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--record", metavar="FILE", help="write what the tests of architectures and bases found"
+        "--record",
+        metavar="FILE",
+        help="write what tests of architectures or of bad inputs found",
     )
 
 

@@ -32,6 +32,25 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["folder"]
 
 
+def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
+    name = "a" * 250  # the name of what is written first is longer than a name may be
+    with pytest.raises(OSError, match="name too long"), atomic_folder(tmp_path / "b" / name, "m"):
+        pass
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "b" / "c" / "d", "m"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=["nul", "surrogate"])
+@pytest.mark.parametrize(
+    "write", [atomic_file, lambda path: atomic_folder(path, "m")], ids=["file", "folder"]
+)
+def test_what_no_file_can_be_called_is_named(tmp_path, name, write):
+    with pytest.raises(ValueError, match=r"cannot be the name of a file"), write(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_foreign_in_a_folder_is_deleted(tmp_path):
     path = tmp_path / "folder"
     with atomic_folder(path, "mark") as partial:
@@ -70,6 +89,8 @@ def test_a_sealed_text_shows_changes(tmp_path):
     for changed in (text.replace("0.1", "0.2"), "[]", "{}", text[:-5]):
         with pytest.raises(ValueError, match=r"altered|Unterminated"):
             unseal(changed)
+    with pytest.raises(ValueError, match="nested too deep"):
+        unseal("[" * 100_000)
 
 
 def test_checksum_is_sha256(tmp_path):

@@ -62,7 +62,7 @@ def write_adapter(
     export.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r} is not known; allowed: {WEIGHTS}")
+        raise ValueError(f"weights={weights!r:.80} is not known; allowed: {WEIGHTS}")
     stored = layers.packed(configuration)
     packed = packed_tensors(stored) if weights == "packed" else {}
     settings = deepcopy(model.peft_config["default"])

@@ -74,7 +74,7 @@ class CoaLora(TransformersInterface):
 
         warn_of_what_is_left(base_model, self.layer_names, heads)
         self.model = attach_lora(base_model, settings.rank, settings.alpha, heads, self.layer_names)
-        self.model.save_pretrained = _refuse_inner_save
+        self.model.save_pretrained = saving.refuse_inner_save
         self.layers = AdaptedLayers(
             base_model,
             self.layer_names,
@@ -137,16 +137,9 @@ class CoaLora(TransformersInterface):
         if table is None and errors not in ("estimated", "exact"):
             raise ValueError(f"errors={errors!r}; allowed: 'estimated', 'exact' or the table")
         options |= {"errors": errors if table is None else "given", "space": get_space(space).name}
-        settings = AdapterSettings(rank=rank, alpha=alpha, start=start, **options)
-        return cls(
-            base_model,
-            settings,
-            table,
-            cache_bytes,
-            mean_inputs,
-            second_moments,
-            start_configuration,
-        )
+        settings = AdapterSettings.of(rank=rank, alpha=alpha, start=start, **options)
+        moments = mean_inputs, second_moments
+        return cls(base_model, settings, table, cache_bytes, *moments, start_configuration)
 
     @property
     def configuration(self) -> list[Choice] | None:
@@ -340,8 +333,9 @@ class CoaLora(TransformersInterface):
         about, content = saved.description, saved.content
         base_model = saving.matching_base(saved, base_model)
         means, seconds = content.mean_inputs or None, content.second_moments or None
-        model = cls(base_model, about.settings, content.errors, cache_bytes, means, seconds)
-        saving.load_parameters(model, content.parameters, str(saved.folder / saving.WEIGHTS))
+        with saving.named(saved.folder):
+            model = cls(base_model, about.settings, content.errors, cache_bytes, means, seconds)
+            saving.load_parameters(model, content.parameters, saving.WEIGHTS)
         model.training_set = [model.space.from_rows(rows) for rows in about.training_set]
         if about.configuration is not None:
             model.set_configuration(model.space.from_rows(about.configuration))
@@ -353,11 +347,3 @@ class CoaLora(TransformersInterface):
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
         return self
-
-
-def _refuse_inner_save(*_: Any, **__: Any) -> None:
-    """Stands for the inner PEFT model's ``save_pretrained``; says what to call instead."""
-    raise RuntimeError(
-        "the inner PEFT model holds LoRA without its adjustment; call CoaLora.save_pretrained for "
-        "the whole method, or CoaLora.export_peft_adapter for one configuration"
-    )

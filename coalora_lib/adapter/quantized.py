@@ -220,17 +220,29 @@ class QuantizedLinear(nn.Module):
 
     def packed(self, state: LayerState) -> PackedWeight:
         """The weight under a choice, as it is stored."""
-        if not (self.frozen_rank or isinstance(state, Corrected)):
+        if isinstance(state, Corrected):  # over the plain weight, which is held
+            return self._with_term(self.plain(state.choice), state.left, state.right)
+        if not self.frozen_rank:
             return self.plain(state)
-        return self._cache.get("packed", (id(self), state), lambda: self._pack(state))
+
+        def make() -> PackedWeight:
+            plain = self._quantize(state)
+            lost = self.pretrained.float() - plain.restore().float()
+            return self._with_term(plain, *self._frozen_term(lost))
+
+        return self._cache.get("packed", (id(self), state), make)
 
     def plain(self, choice: Choice) -> PackedWeight:
         """The weight under a choice without a low-rank term."""
+        key = id(self), choice, "plain"
+        return self._cache.get("packed", key, lambda: self._quantize(choice))
 
-        def make() -> PackedWeight:
-            return PackedWeight(self.space.quantize(self.pretrained, choice))
+    def _quantize(self, choice: Choice) -> PackedWeight:
+        return PackedWeight(self.space.quantize(self.pretrained, choice))
 
-        return self._cache.get("packed", (id(self), choice, "plain"), make)
+    def _with_term(self, plain: PackedWeight, left: Tensor, right: Tensor) -> PackedWeight:
+        dtype = self.pretrained.dtype
+        return replace(plain, left=left.to(dtype), right=right.to(dtype))
 
     def restored(self, state: LayerState, dtype: torch.dtype | None = None) -> Tensor:
         """The weight under a choice, to compute with; by default in the pre-trained dtype."""
@@ -260,15 +272,6 @@ class QuantizedLinear(nn.Module):
         """Zeros, (out,)."""
         wide = torch.promote_types(self.pretrained.dtype, torch.float32)
         return self.pretrained.new_zeros(self.out_features, dtype=wide)
-
-    def _pack(self, state: LayerState) -> PackedWeight:
-        if isinstance(state, Corrected):
-            plain, left, right = self.plain(state.choice), state.left, state.right
-        else:
-            plain = self.plain(state)
-            left, right = self._frozen_term(self.pretrained.float() - plain.restore().float())
-        dtype = self.pretrained.dtype
-        return replace(plain, left=left.to(dtype), right=right.to(dtype))
 
     def _frozen_term(self, lost: Tensor) -> tuple[Tensor, Tensor]:
         """Of what quantization takes, in the weight's shape: (rows, k) and (k, columns)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
@@ -62,7 +63,8 @@ class ConfigurationResolver:
             TypeError: what is given is no configuration.
         """
         if isinstance(configuration, Real) and not isinstance(configuration, bool):
-            configuration = Constraints(budget=float(configuration))
+            budget: Any = configuration
+            configuration = Constraints(budget)
         if isinstance(configuration, Constraints):
             errors = self.measured_errors(weights)
             return allocate(
@@ -72,8 +74,8 @@ class ConfigurationResolver:
             configuration = self._in_order(configuration)
         if not isinstance(configuration, Sequence) or isinstance(configuration, str | bytes):
             raise TypeError(
-                f"{configuration!r} is no configuration; allowed: a budget in bits per parameter, "
-                "Constraints, or one choice per layer, in order or by name"
+                f"{configuration!r:.200} is no configuration; allowed: a budget in bits per "
+                "parameter, Constraints, or one choice per layer, in order or by name"
             )
         if len(configuration) != len(self.names):
             raise ValueError(f"{len(configuration)} choices for {len(self.names)} layers")
@@ -96,6 +98,6 @@ class ConfigurationResolver:
             raise ValueError(f"the configuration lacks {missing[0]!r} ({len(missing)} in all)")
         if unknown:
             raise ValueError(
-                f"this model has no such layer as {unknown[0]!r} ({len(unknown)} in all)"
+                f"this model has no such layer as {unknown[0]!r:.80} ({len(unknown)} in all)"
             )
         return [named[name] for name in self.names]

@@ -12,12 +12,13 @@ The base model's weights stay where they are: they are named, and recognised by 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
 from coalora_lib.packaged import locate
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import get_space
+from coalora_lib.validation import describe, flat
 
 DESCRIPTION, CONFIG = "coalora.json", "config.json"
 WEIGHTS, QUANTIZED = "coalora.safetensors", "quantized.safetensors"
@@ -135,20 +137,32 @@ def read(folder: str | Path) -> Saved:
     try:
         about = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
         space = get_space(about.settings.space)
-        for rows in (about.configuration or [], *about.training_set):
-            space.from_rows(rows)
+        layers = len(about.layer_names)
+        for rows in (about.configuration, *about.training_set):
+            if rows is not None and len(space.from_rows(rows)) != layers:
+                raise ValueError(f"a configuration of {len(rows)} choices for {layers} layers")
+    except ValidationError as error:
+        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {describe(error)}") from None
     except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}") from None
+        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {flat(error):.300}") from None
     for name, expected in ((WEIGHTS, about.weights_sha256), (CONFIG, about.config_sha256)):
         if sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from None
+        raise ValueError(
+            f"{folder / WEIGHTS} is not a safetensors file: {flat(error):.300}"
+        ) from None
+    rank = about.settings.rank
+    for name, tensor in tensors.items():
+        if ".lora_A." in name and len(tensor) != rank:  # before anything of that rank is made
+            raise ValueError(f"{folder / WEIGHTS}: {name} is not of rank {rank}")
     errors = tensors.pop(ERRORS, None)
     means = {n.removeprefix(MEANS): tensors.pop(n) for n in list(tensors) if n.startswith(MEANS)}
-    seconds = _wholes({n: tensors.pop(n) for n in list(tensors) if n.startswith(SECONDS)})
+    halves = {n: tensors.pop(n) for n in list(tensors) if n.startswith(SECONDS)}
+    with named(folder):
+        seconds = _wholes(halves)
     return Saved(folder, about, Content(tensors, errors, means, seconds))
 
 
@@ -169,7 +183,9 @@ def _wholes(halves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What :func:`_halves` was given."""
     found: dict[str, Tensor] = {}
     for names, half in halves.items():
-        width = round((2 * len(half) + 0.25) ** 0.5 - 0.5)  # of width * (width + 1) / 2 entries
+        width = round((2 * half.numel() + 0.25) ** 0.5 - 0.5)
+        if half.shape != (width * (width + 1) // 2,):
+            raise ValueError(f"{names} of shape {tuple(half.shape)} is no half of a matrix")
         rows, columns = torch.triu_indices(width, width)
         whole = half.new_zeros(width, width)
         whole[rows, columns] = whole[columns, rows] = half
@@ -212,6 +228,15 @@ def matching_base(saved: Saved, base_model: PreTrainedModel | None) -> PreTraine
             f"({about.base_name}): the checksum differs"
         )
     return base_model
+
+
+@contextmanager
+def named(folder: Path) -> Iterator[None]:
+    """Let errors of what does not fit together name the folder that it is from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -271,7 +296,10 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     about = saved.description
     named = getattr(transformers, about.base_class, None)
     if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
-        raise ValueError(f"{about.base_class!r} is no model class of transformers")
+        raise ValueError(
+            f"{saved.folder / DESCRIPTION}: {about.base_class!r:.80} is no model class of "
+            "transformers"
+        )
     loader: Any = named
     try:
         return loader.from_pretrained(
@@ -283,5 +311,18 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     except OSError as error:
         raise OSError(
             f"the base model {about.base_name!r} of {saved.folder} was not found; load it and hand "
-            f"it in as base_model ({error})"
+            f"it in as base_model ({flat(error):.300})"
         ) from error
+    except Exception as error:  # transformers checks a configuration with errors of any kind
+        raise ValueError(
+            f"the base model {about.base_name!r} cannot be made from {saved.folder / CONFIG}: "
+            f"{flat(error):.300}"
+        ) from error
+
+
+def refuse_inner_save(*_: Any, **__: Any) -> None:
+    """Stands for the inner PEFT model's ``save_pretrained``; says what to call instead."""
+    raise RuntimeError(
+        "the inner PEFT model holds LoRA without its adjustment; call CoaLora.save_pretrained for "
+        "the whole method, or CoaLora.export_peft_adapter for one configuration"
+    )

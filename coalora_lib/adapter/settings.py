@@ -1,11 +1,13 @@
 """What one may choose when attaching the adapter, in a form that is saved with it."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from coalora_lib.validation import describe
 
 #: Starts with a frozen low-rank term in every quantized weight.
 FROZEN_STARTS = ("residual", "calibrated")
@@ -45,10 +47,10 @@ class AdapterSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(16, ge=1, le=2**20)
     alpha: float = Field(16, gt=0)
     start: Start = "zero"
-    frozen_rank: int | None = Field(None, ge=1)
+    frozen_rank: int | None = Field(None, ge=1, le=2**20)
     adjuster: Literal["hypernetwork", "bank", "none"] = "hypernetwork"
     space: str = "nf"
     errors: Literal["estimated", "exact", "given"] = "estimated"
@@ -56,8 +58,8 @@ class AdapterSettings(BaseModel):
     bias_correction: bool = False
     learned_scale: bool = False
     output_bias: bool = False
-    width: int = Field(8, ge=1)
-    hidden: int = Field(128, ge=1)
+    width: int = Field(8, ge=1, le=2**12)
+    hidden: int = Field(128, ge=1, le=2**14)
 
     @model_validator(mode="after")
     def _bank_starts_from_zero(self) -> Self:
@@ -69,6 +71,14 @@ class AdapterSettings(BaseModel):
     heads: tuple[str, ...] | None = None
     #: Which layers to adapt, see :func:`~coalora_lib.adapter.adaptable_layers`.
     target_layers: tuple[str, ...] | str | None = None
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Settings of these values; ValueError if one is not known or not allowed, on one line."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ValueError(describe(error)) from None
 
     @property
     def rank_of_frozen_term(self) -> int:

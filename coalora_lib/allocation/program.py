@@ -7,9 +7,11 @@ may allow only some choices, fix some layers, and bound the bytes stored.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from coalora_lib.spaces import Choice, ConfigurationSpace, Shape, get_space, par
 FINEST_GRID = 2**20
 #: What rounding in a product of a budget and a number of weights may take, in parts of a bit.
 ROUNDING = 1e-6
+#: What all layers may have together, so that parts of a bit are counted in int64.
+MOST_WEIGHTS = 2**39
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ def allocate(
     Raises:
         ValueError: shapes disagree; a field, a value or a layer is not known; or the limits cannot
             be met (the smallest feasible budget or size is named).
-        TypeError: allowed values are no collection, or a fixed one is no choice of the space.
+        TypeError: an argument is of another kind than said, or a fixed choice not of the space.
     """
     space = get_space(space)
+    errors, shapes = _real(errors), _positive(shapes)
     if tuple(errors.shape) != (expected := (len(shapes), len(space.choices))):
         raise ValueError(
             f"errors must be {expected} for {len(shapes)} layers, got {tuple(errors.shape)}"
@@ -88,6 +93,8 @@ def allocate(
         raise ValueError("errors hold a NaN or an infinity")
     rows = _usable(space, shapes, allowed, fixed or {}, names)
     for limit in limits:
+        if not isinstance(limit, Limit):
+            raise TypeError(f"limits: {limit!r:.80} is no Limit")
         if limit.costs.shape != tuple(errors.shape):
             raise ValueError(
                 f"the costs of limit {limit.name!r} must be {tuple(errors.shape)}, got "
@@ -119,15 +126,21 @@ def _usable(
     names: Sequence[str] | None,
 ) -> list[Tensor]:
     """The rows of the space that each layer may take."""
+    for name, given in (("allowed", allowed), ("fixed", fixed)):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"{name}={given!r:.80} must be a dictionary")
     usable = torch.ones(len(space.choices), dtype=torch.bool)
     for field, values in (allowed or {}).items():
         if field not in space.fields:
             known = ", ".join(space.fields)
-            raise ValueError(f"{field!r} is no field of a choice; allowed: {known}")
+            raise ValueError(f"{field!r:.80} is no field of a choice; allowed: {known}")
         if isinstance(values, str) or not isinstance(values, Collection):
-            raise TypeError(f"{field}={values!r}: give the allowed values as a tuple, as (4, 8)")
-        if not values or not set(values) <= set(space.fields[field]):
-            raise ValueError(f"{field}={tuple(values)!r} is not among {space.fields[field]}")
+            raise TypeError(
+                f"{field}={values!r:.80}: give the allowed values as a tuple, as (4, 8)"
+            )
+        all_values = space.fields[field]
+        if not len(values) or not all(isinstance(v, Hashable) and v in all_values for v in values):
+            raise ValueError(f"{field}={tuple(values)!r:.80} is not among {space.fields[field]}")
         usable &= torch.tensor([getattr(c, field) in values for c in space.choices])
     masks = [usable & space.mask(shape) for shape in shapes]
     for layer, choice in fixed.items():
@@ -135,7 +148,7 @@ def _usable(
         try:
             row = space.index(choice)
         except TypeError as error:
-            raise TypeError(f"fixed layer {layer!r}: {error}") from None
+            raise TypeError(f"fixed layer {layer!r:.80}: {error}") from None
         if not space.mask(shapes[position])[row]:
             raise ValueError(
                 f"fixed layer {layer!r}: {choice!r} is not allowed for {shapes[position]}"
@@ -150,8 +163,10 @@ def _usable(
 def _position(layer: str | int, layers: int, names: Sequence[str] | None) -> int:
     if isinstance(layer, str):
         if names is None or layer not in names:
-            raise ValueError(f"fixed layer {layer!r} is not among the names given")
+            raise ValueError(f"fixed layer {layer!r:.80} is not among the names given")
         return list(names).index(layer)
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"fixed layer {layer!r:.80} is neither a position nor a name")
     if not 0 <= layer < layers:
         raise ValueError(f"fixed layer {layer} is outside 0..{layers - 1}")
     return layer
@@ -167,6 +182,7 @@ def _standard_limits(
     """The limits in bits and bytes that are given, checked to be feasible."""
     limits = []
     if budget is not None:
+        budget = _number("budget", budget)
         parts, whole = bit_parts(space, shapes)
         smallest = _smallest(parts, rows)
         if not budget * whole + ROUNDING >= smallest:
@@ -178,14 +194,48 @@ def _standard_limits(
         bound = math.floor(min(budget * whole + ROUNDING, most))
         limits.append(Limit(parts.numpy(), bound, "bits"))
     if max_bytes is not None:
+        most_bytes = _number("max_bytes", max_bytes)
         stored = torch.stack([space.bytes_table(shape) for shape in shapes])
         smallest = _smallest(stored, rows)
-        if not max_bytes >= smallest:
+        if not most_bytes >= smallest:
             raise ValueError(
                 f"a limit of {max_bytes} bytes is not feasible: the smallest is {smallest}"
             )
-        limits.append(Limit(stored.numpy(), int(max_bytes), "bytes"))
+        bound = int(min(most_bytes, stored.max(1).values.sum().item()))
+        limits.append(Limit(stored.numpy(), bound, "bytes"))
     return limits
+
+
+def _real(errors: Tensor) -> Tensor:
+    """An error table in float64, on the processor; TypeError for anything else."""
+    if not isinstance(errors, Tensor) or errors.is_complex():
+        kind = errors.dtype if isinstance(errors, Tensor) else type(errors).__name__
+        raise TypeError(f"errors must be a tensor of real numbers, not {kind}")
+    return errors.detach().double().cpu()
+
+
+def _positive(shapes: Sequence[Shape]) -> Sequence[Shape]:
+    """Shapes as they are.
+
+    Raises:
+        TypeError, ValueError: one is no shape, or all are more than :data:`MOST_WEIGHTS`.
+    """
+    if isinstance(shapes, str | bytes) or not isinstance(shapes, Sequence) or not shapes:
+        raise TypeError(f"shapes={shapes!r:.80} must be a list of shapes, at least one")
+    for number, shape in enumerate(shapes):
+        sides = shape if isinstance(shape, Sequence) else [shape]
+        if not sides or not all(isinstance(side, Integral) and side > 0 for side in sides):
+            raise ValueError(f"shape {number}, {shape!r:.80}, must be of positive whole numbers")
+    if (weights := sum(map(parameters, shapes))) > MOST_WEIGHTS:
+        raise ValueError(f"shapes of {weights!r:.40} weights; at most {MOST_WEIGHTS}")
+    return shapes
+
+
+def _number(name: str, value: float) -> float:
+    """A limit within what a float holds; TypeError if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r:.80} must be a number")
+    return float(max(min(value, sys.float_info.max), -sys.float_info.max))
 
 
 def bit_parts(space: ConfigurationSpace, shapes: Sequence[Shape]) -> tuple[Tensor, int]:

@@ -44,9 +44,9 @@ def listed(root: Path) -> list[Path]:
     try:
         toc = yaml.safe_load(contents.read_text())
         return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{contents} must name a root, and chapters with a file each: {error!r}"
+            f"{contents} must name a root, and chapters with a file each: {error!r:.200}"
         ) from None
 
 

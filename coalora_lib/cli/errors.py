@@ -11,6 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from coalora_lib.validation import flat
+
 TRACEBACK, TRACEBACK_VARIABLE = "--traceback", "COALORA_TRACEBACK"
 #: Exit statuses, as shells and Unix tools have them.
 FAILED, INTERRUPTED = 2, 130
@@ -90,7 +92,9 @@ def _message(error: BaseException) -> str:
         missing = f"the package {error.name!r} is missing"
         return f'{missing}; install it with: pip install "coalora-lib[book]"'
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        return _flat(
+            error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        )
     text = _flat(str(error))
     if not text or not isinstance(error, EXPECTED):
         said = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -102,5 +106,5 @@ def _message(error: BaseException) -> str:
 
 
 def _flat(text: str) -> str:
-    text = " ".join(text.split())
+    text = flat(text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({TRACEBACK} shows all)"

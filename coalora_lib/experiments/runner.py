@@ -22,11 +22,12 @@ from coalora_lib.experiments.profiles import Profile, Run
 from coalora_lib.experiments.setup import Setup
 from coalora_lib.records import Job, Record, Result, SearchedSet, Twins, write_record
 from coalora_lib.records.environment import code_digest, device_name, git_commit, versions
-from coalora_lib.records.schema import UNQUANTIZED, Phase, as_text, describe, pack
+from coalora_lib.records.schema import UNQUANTIZED, Phase, as_text, pack
 from coalora_lib.spaces import Configuration
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
 from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.evaluation import evaluate_each, transformers_model
+from coalora_lib.validation import describe
 
 #: Examples that an evaluation takes at a time: 256 sentences of 128 tokens fill a GPU.
 EVALUATION_BATCH = 256

@@ -46,7 +46,7 @@ def get_kind(kind: str | TaskKind) -> TaskKind:
     if kind not in _KINDS:
         near = difflib.get_close_matches(str(kind), _KINDS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"kind={kind!r} is not known{hint}; allowed: {', '.join(_KINDS)}")
+        raise ValueError(f"kind={kind!r:.80} is not known{hint}; allowed: {', '.join(_KINDS)}")
     return _KINDS[kind]
 
 
@@ -135,7 +135,13 @@ def kind_of(model: nn.Module) -> TaskKind:
 def _problem_of(model: nn.Module) -> str:
     config = model.config
     few = "regression" if config.num_labels == 1 else "single_label_classification"
-    return getattr(config, "problem_type", None) or few
+    problem = getattr(config, "problem_type", None) or few
+    if problem not in _OF_PROBLEMS:
+        raise ValueError(
+            f"problem_type={problem!r:.80} of the model's config is not known; allowed: "
+            f"{', '.join(_OF_PROBLEMS)}"
+        )
+    return problem
 
 
 def _holds(entry: object, name: str) -> bool:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 def check_kind(weight: Tensor) -> None:
     """Refuse integers and empty tensors; see :func:`.blockwise.quantize` for the errors."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"only tensors are quantized, got {type(weight).__name__}")
     if not weight.is_floating_point():
         raise TypeError(f"only floating-point tensors are quantized, got {weight.dtype}")
     if weight.numel() == 0:

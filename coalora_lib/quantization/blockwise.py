@@ -63,9 +63,11 @@ def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
     """Quantize a floating-point tensor of any shape, on any device.
 
     The arithmetic is float32 whatever the input's dtype, so that a model held in another precision
-    gets the same codes. TypeError for integers; ValueError if it is empty, or holds a NaN or an
-    infinity.
+    gets the same codes. TypeError for integers, or no tensor or choice; ValueError if it is empty,
+    or holds a NaN or an infinity.
     """
     check_kind(weight)
+    if not isinstance(choice, BlockwiseChoice):
+        raise TypeError(f"{choice!r:.80} is no BlockwiseChoice")
     parts = operators.quantize(weight.detach(), choice)
     return QuantizedTensor(*parts, choice, weight.shape, weight.dtype)

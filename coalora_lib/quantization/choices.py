@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import astuple, dataclass
+from numbers import Number
 from typing import ClassVar
 
 import torch
@@ -43,12 +44,14 @@ class BlockwiseChoice:
         return BlockwiseChoice, astuple(self)  # another process hashes texts otherwise
 
     def __post_init__(self) -> None:
-        # Choices are keys of caches and look-ups, several per layer and switch.
-        object.__setattr__(self, "_hash", hash(astuple(self)))
         for name, allowed in (*FIELDS.items(), ("code_book", tuple(CODE_BOOKS))):
             value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is not a choice; allowed: {allowed}")
+            if not isinstance(value, Number | str) or value not in allowed:
+                raise ValueError(f"{name}={value!r:.80} is not a choice; allowed: {allowed}")
+            # The field's own value, since 4.0 is no number of bits to shift by.
+            object.__setattr__(self, name, allowed[allowed.index(value)])
+        # Choices are keys of caches and look-ups, several per layer and switch.
+        object.__setattr__(self, "_hash", hash(astuple(self)))
 
     @property
     def bits_per_parameter(self) -> float:

@@ -4,17 +4,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from coalora_lib.files import atomic_file
 from coalora_lib.quantization.blockwise import QuantizedTensor
 from coalora_lib.quantization.choices import SCALE_DTYPES, BlockwiseChoice
+from coalora_lib.validation import describe, flat
 
 #: Marks a file as ours, and says how to read it.
 FORMAT = "coalora-quantized-2"
+
+
+class Stored(BaseModel):
+    """What a file says of a tensor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    choice: dict[str, Any]
+    shape: list[Annotated[int, Field(ge=0, le=2**40, strict=True)]]
+    dtype: Literal["float16", "bfloat16", "float32", "float64"]
 
 
 def save_quantized(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> Path:
@@ -56,22 +69,26 @@ def load_quantized(
                 raise ValueError(f"{path} does not hold quantized tensors ({FORMAT})")
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a whole safetensors file: {flat(error):.300}") from None
     loaded = {}
-    for name, about in json.loads(metadata["tensors"]).items():
+    try:
+        described = TypeAdapter(dict[str, Stored]).validate_json(metadata.get("tensors", ""))
+    except ValidationError as error:
+        raise ValueError(f"{path}: what it says of its tensors: {describe(error)}") from None
+    for name, about in described.items():
         try:
             loaded[name] = _assemble(name, about, stored)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: tensor {name} is damaged: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: tensor {flat(name):.200} is damaged: {flat(error):.200}"
+            ) from None
     return loaded
 
 
-def _assemble(name: str, about: Mapping, stored: Mapping[str, torch.Tensor]) -> QuantizedTensor:
+def _assemble(name: str, about: Stored, stored: Mapping[str, torch.Tensor]) -> QuantizedTensor:
     """One tensor from its parts, each checked against what its choice makes of the shape."""
-    choice = BlockwiseChoice(**about["choice"])
-    shape, dtype = torch.Size(about["shape"]), getattr(torch, about["dtype"], None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype {about['dtype']!r} is not floating point")
+    choice = BlockwiseChoice(**about.choice)
+    shape, dtype = torch.Size(about.shape), getattr(torch, about.dtype)
     scales = SCALE_DTYPES[choice.scale_dtype]
     codes, scale_codes, groups = choice.stored_elements(shape.numel())
     expected = {
@@ -80,9 +97,11 @@ def _assemble(name: str, about: Mapping, stored: Mapping[str, torch.Tensor]) -> 
         "group_scales": (scales, (groups,)),
         "offset": (torch.float32, ()),
     }
-    parts = {part: stored[f"{name}.{part}"] for part in expected}
-    for part, tensor in parts.items():
-        found = tensor.dtype, tuple(tensor.shape)
-        if found != expected[part]:
-            raise ValueError(f"{part} is {found}, expected {expected[part]}")
+    parts = {}
+    for part, wanted in expected.items():
+        tensor = stored.get(f"{name}.{part}")
+        found = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
+        if tensor is None or found != wanted:
+            raise ValueError(f"{part} is {found}, expected {wanted}")
+        parts[part] = tensor
     return QuantizedTensor(**parts, choice=choice, shape=shape, dtype=dtype)

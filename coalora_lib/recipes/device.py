@@ -9,6 +9,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import Constraints
+from coalora_lib.validation import describe, flat
 
 
 class Device(BaseModel):
@@ -40,7 +41,7 @@ class Device(BaseModel):
                 raise ValueError(f"fixed: {layer!r} is no layer of the model{_near(layer, model)}")
             if set(fields) != set(model.space.fields):
                 raise ValueError(
-                    f"fixed: {layer} has the fields {', '.join(fields)}; needed: "
+                    f"fixed: {layer} has the fields {', '.join(map(repr, fields))}; needed: "
                     f"{', '.join(model.space.fields)}"
                 )
             fixed[layer] = model.space.make_choice(*(fields[name] for name in model.space.fields))
@@ -62,9 +63,8 @@ def read_device(path: str | Path) -> Device:
     path = Path(path).expanduser()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no YAML: {line}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {flat(error):.200}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no fields; allowed: {', '.join(Device.model_fields)}")
     for name in content:
@@ -72,11 +72,10 @@ def read_device(path: str | Path) -> Device:
             near = difflib.get_close_matches(str(name), Device.model_fields, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"{path}: {name!r} is not known{hint}; allowed: {', '.join(Device.model_fields)}"
+                f"{path}: {name!r:.80} is not known{hint}; allowed: "
+                f"{', '.join(Device.model_fields)}"
             )
     try:
         return Device.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from None
+        raise ValueError(f"{path}: {describe(error)}") from None

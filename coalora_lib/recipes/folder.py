@@ -9,14 +9,14 @@ model/          the trained model, see :mod:`coalora_lib.adapter.saving`
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.files import atomic_file, seal, unseal
 from coalora_lib.kinds import TaskKind, get_kind
 from coalora_lib.packaged import MINILM
-from coalora_lib.records.schema import describe
+from coalora_lib.validation import describe, flat
 
 ABOUT, TOKENIZER, CHECKPOINTS, MODEL = "run.json", "tokenizer", "checkpoints", "model"
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +73,16 @@ class Outcome(BaseModel):
     searches: list[dict[str, Any]]
     seconds: float
 
+    @model_validator(mode="after")
+    def _can_be_reported(self) -> Self:
+        if not all(0 < row.get("bits", 0) <= 64 for row in self.metrics):
+            raise ValueError("each row of metrics needs bits, above 0 and at most 64")
+        if self.examples.keys() != {"training", "validation"}:
+            raise ValueError("examples must say how many for training and for validation")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class stands twice in classes")
+        return self
+
 
 class Described(BaseModel):
     """run.json."""
@@ -108,8 +118,10 @@ class RunFolder:
             raise FileNotFoundError(f"{path} is no run: it holds no {ABOUT}")
         try:
             described = Described.model_validate(unseal(about.read_text()))
-        except (ValidationError, ValueError) as error:
-            raise ValueError(f"{about} cannot be read: {error}") from None
+        except ValidationError as error:
+            raise ValueError(f"{about} cannot be read: {describe(error)}") from None
+        except ValueError as error:
+            raise ValueError(f"{about} cannot be read: {flat(error):.300}") from None
         return cls(path, described)
 
     @classmethod

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -230,14 +229,3 @@ def as_text(rows: Tensor) -> list[str]:
 def pack(correct: Tensor) -> str:
     """(examples,) bool as text: eight examples a byte, in base 64."""
     return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
-
-
-def describe(error: ValidationError) -> str:
-    """The first of pydantic's errors on one line: the field, what is wrong, the value."""
-    errors = error.errors()
-    first = errors[0]
-    field = ".".join(str(part) for part in first["loc"]) or "the file"
-    value = repr(first["input"])
-    value = f"{value[:60]}..." if len(value) > 60 else value
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{field}: {first['msg']}, got {value}{more}"

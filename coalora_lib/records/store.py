@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from coalora_lib.files import atomic_file
-from coalora_lib.records.schema import Record, Strict, describe
+from coalora_lib.records.schema import Record, Strict
+from coalora_lib.validation import describe
 
 #: The longest file that is read, in bytes: some hundred times the longest record of the book.
 MOST_BYTES = 2**25

@@ -9,11 +9,12 @@ from torch import Tensor
 from coalora_lib.search.alternatives import STRATEGIES, ScoredSet
 from coalora_lib.search.cost import finite_costs
 from coalora_lib.search.pareto import segment_pareto_filter
+from coalora_lib.validation import check_number
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How to search between stretches of training; ValueError for what is not allowed."""
+    """How to search between stretches of training; ValueError or TypeError for what may not be."""
 
     rounds: int  #: stretches of training; a search stands between each two
     restarts: int  #: configurations proposed at a time, each by a walk of its own
@@ -25,11 +26,11 @@ class SearchPlan:
     def __post_init__(self) -> None:
         for name in ("rounds", "restarts", "max_steps", "segments", "proposals"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if self.strategy not in STRATEGIES:
+            if value is not None or name not in ("max_steps", "segments"):
+                check_number(name, value, 1, whole=True)
+        if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
             raise ValueError(
-                f"strategy={self.strategy!r} is not known; allowed: {', '.join(STRATEGIES)}"
+                f"strategy={self.strategy!r:.80} is not known; allowed: {', '.join(STRATEGIES)}"
             )
 
 

@@ -131,7 +131,7 @@ class ConfigurationSpace(ABC):
             return self._index[choice]
         except (KeyError, TypeError):
             raise TypeError(
-                f"{choice!r} is no choice of the space {self.name!r}; its fields are "
+                f"{choice!r:.200} is no choice of the space {self.name!r}; its fields are "
                 f"{', '.join(self.fields)}"
             ) from None
 
@@ -255,8 +255,8 @@ def get_space(space: str | ConfigurationSpace) -> ConfigurationSpace:
     """The space of a name, ValueError if none has it; a space as it is."""
     if isinstance(space, ConfigurationSpace):
         return space
-    if space not in _SPACES:
-        raise ValueError(f"space={space!r} is not known; allowed: {', '.join(_SPACES)}")
+    if not isinstance(space, str) or space not in _SPACES:
+        raise ValueError(f"space={space!r:.80} is not known; allowed: {', '.join(_SPACES)}")
     return _SPACES[space]
 
 

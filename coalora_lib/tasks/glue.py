@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from coalora_lib.tasks.lines import read_lines, split_lines
 from coalora_lib.tasks.rows import position
+from coalora_lib.validation import flat
 
 #: Left out of a folder's name before it is compared.
 HYPHENS = str.maketrans("", "", "-_")
@@ -117,7 +118,8 @@ def _row(
     if len(fields) == len(header):
         *texts, label = (fields[i].strip() for i in chosen)
     if len(fields) != len(header) or not any(texts):
-        raise ValueError(f"{place}: expected {'<TAB>'.join(header)}, got {'<TAB>'.join(fields)!r}")
+        there, got = flat("<TAB>".join(header)), "<TAB>".join(fields)
+        raise ValueError(f"{place}: expected {there:.200}, got {got!r:.200}")
     if label not in classes:
-        raise ValueError(f"{place}: label {label!r} is not one of {', '.join(classes)}")
+        raise ValueError(f"{place}: label {label!r:.80} is not one of {', '.join(classes)}")
     return [*texts, classes.index(label)]

@@ -14,6 +14,7 @@ import pandas as pd
 from datasets import ClassLabel, List, Value
 
 from coalora_lib.tasks.rows import SURROGATE, Rows
+from coalora_lib.validation import flat
 
 NUMBER = re.compile(r"[+-]?(\d{1,300}(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 #: What people and programs write for a number that is missing. Among numbers it is no class.
@@ -69,7 +70,8 @@ def _known(classes: Any, own: list[str] | None) -> tuple[list[str] | None, Any]:
         return list(classes.feature.names), List
     if isinstance(classes, str | Value | List) or not isinstance(classes, Iterable):
         raise TypeError(
-            f"classes={classes!r} must be names in order, or the feature of another table's labels"
+            f"classes={classes!r:.200} must be names in order, or the feature of another table's "
+            "labels"
         )
     names = [str(each) for each in classes]
     if not names or len(set(names)) < len(names):
@@ -123,7 +125,9 @@ def _values(rows: Rows, name: Any, cells: list[list]) -> list[float] | None:
     if commas or (numbers and others <= NO_NUMBER):
         rows.refuse(
             _where(lambda cell: None in cell, values),
-            lambda i: f"{name} is {cells[i][values[i].index(None)]!r}, no number that can be read",
+            lambda i: (
+                f"{name} is {cells[i][values[i].index(None)]!r:.80}, no number that can be read"
+            ),
         )
     return None
 
@@ -157,8 +161,8 @@ def _names(rows: Rows, name: Any, cells: list[list]) -> list[str]:
     for each in sorted(names, key=lambda each: (int(each), each)):
         if spelled.setdefault(int(each), each) != each:
             raise ValueError(
-                f"{rows.source}: {name} has {spelled[int(each)]!r} and {each!r}, one number "
-                "written in two ways"
+                f"{rows.source}: {name} has {spelled[int(each)]!r:.80} and {each!r:.80}, one "
+                "number written in two ways"
             )
     return list(spelled.values())
 
@@ -181,10 +185,10 @@ def _numbered(
     numbers = [
         [index.get(str(label), index.get(_integer(label), -1)) for label in cell] for cell in cells
     ]
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    shown = f"{flat(', '.join(names[:SHOWN])):.300}" + (", ..." if len(names) > SHOWN else "")
     rows.refuse(
         _where(lambda cell: -1 in cell, numbers),
-        lambda i: f"{name} is {cells[i][numbers[i].index(-1)]!r}, not one of {shown}",
+        lambda i: f"{name} is {cells[i][numbers[i].index(-1)]!r:.80}, not one of {shown}",
     )
     return numbers, names
 
@@ -194,6 +198,6 @@ def _scores(rows: Rows, name: Any, labels: list) -> list[float]:
         scores = [np.float32(np.nan if (x := _number(label)) is None else x) for label in labels]
     rows.refuse(
         _where(lambda score: not np.isfinite(score), scores),
-        lambda i: f"{name} is {labels[i]!r}, not a finite float32 number",
+        lambda i: f"{name} is {labels[i]!r:.80}, not a finite float32 number",
     )
     return [float(score) for score in scores]

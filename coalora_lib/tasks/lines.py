@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from coalora_lib.validation import flat
+
 COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 #: Byte-order marks; UTF-32's before UTF-16's, which is the beginning of it.
 MARKS = {
@@ -55,7 +57,9 @@ def read_lines(path: Path) -> Iterator[str]:
         name = encoding.upper().removesuffix("-SIG")
         line = _undecodable(path, encoding)
         raise ValueError(f"{path}, line {line}: not {name} ({error.reason})") from None
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the disk's, not gzip's or bz2's
+            raise
         raise ValueError(f"{path}: cannot be decompressed ({error})") from None
 
 
@@ -91,7 +95,11 @@ def parse_lines(
             fields = next(reader, None)
         except csv.Error as error:
             lone = "new-line character" in str(error)
-            what = "a carriage return outside of quotes" if lone else f"stray quotes ({error})"
+            what = (
+                "a carriage return outside of quotes"
+                if lone
+                else f"stray quotes ({flat(error):.300})"
+            )
             raise ValueError(
                 f"{source}, line {number}: {what}; quotes=False takes both as characters"
             ) from None

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Features
 from pyarrow.parquet import ParquetFile
 
 from coalora_lib.tasks.lines import COMPRESSED, long_fields, parse_lines, read_lines, split_lines
+from coalora_lib.validation import flat
 
 #: What may separate fields: the first with which the header has the columns asked for.
 #: Spreadsheets write semicolons where a comma is the decimal point.
@@ -153,14 +154,14 @@ def position(names: Sequence[Any], wanted: str, source: str) -> int:
     """
     found = [i for i, name in enumerate(names) if name == wanted]
     if len(found) > 1:
-        raise ValueError(f"{source}: {len(found)} columns are called {wanted!r}")
+        raise ValueError(f"{source}: {len(found)} columns are called {wanted!r:.80}")
     if not found:
         lower = {str(name).strip().lower(): name for name in names}
         near = get_close_matches(str(wanted).strip().lower(), lower, n=1, cutoff=0)
         raise ValueError(
             f"{source}: there is no column {wanted!r}; there are: "
-            + (", ".join(map(repr, names)) or "none")
-            + (f"; the nearest is {lower[near[0]]!r}" if near else "")
+            + (f"{', '.join(map(repr, names)):.400}" or "none")
+            + (f"; the nearest is {lower[near[0]]!r:.80}" if near else "")
         )
     return found[0]
 
@@ -251,13 +252,21 @@ def _loads(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Rows:
+    def refused(error: Exception, what: str) -> ValueError:
+        return ValueError(f"{path}: {what} ({type(error).__name__}: {flat(error):.200})")
+
     try:
         table = ParquetFile(path).read()
-    except (ValueError, OSError) as error:  # each is among pyarrow's
-        raise ValueError(f"{path}: not a Parquet file ({error})") from None
-    features = None
-    if b"huggingface" in (table.schema.metadata or {}):
-        features = Features.from_arrow_schema(table.schema)
-    return from_columns(
-        table.column_names, lambda i: table.column(i).to_pylist(), wanted, str(path), features
-    )
+        features = None
+        if b"huggingface" in (table.schema.metadata or {}):
+            features = Features.from_arrow_schema(table.schema)
+    except Exception as error:  # a damaged file is found by pyarrow in ways of any kind
+        raise refused(error, "not a Parquet file") from None
+
+    def cells(i: int) -> list:
+        try:
+            return table.column(i).to_pylist()
+        except Exception as error:  # as above, and bytes that are no text
+            raise refused(error, f"column {table.column_names[i]!r:.80} is damaged") from None
+
+    return from_columns(table.column_names, cells, wanted, str(path), features)

@@ -75,9 +75,11 @@ class ShuffledBatches:
         self.seek(0, 0)
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go to a batch of an epoch, both counted from 0."""
-        self.epoch, self.position = epoch, position
-        self._order = self._order_of(epoch)
+        """Go to a batch of an epoch, both counted from 0; ValueError if it has fewer batches."""
+        order = self._order_of(epoch)
+        if position > len(order):
+            raise ValueError(f"batch {position} of an epoch of {len(order)}")
+        self.epoch, self.position, self._order = epoch, position, order
 
     def next_rows(self) -> list[int]:
         """The examples of the next batch."""

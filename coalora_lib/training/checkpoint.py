@@ -18,12 +18,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
+from coalora_lib.validation import flat
 
 VALUES, TENSORS, LOCK = "state.json", "state.safetensors", ".lock"
+#: In state.json beside a run's values: which run it is of, and the checksum of its tensors.
+OWN = ("run", "tensors_sha256")
 #: Stands in state.json before the name of a tensor.
 TENSOR = "tensor"
 #: The newest, and one before it should the newest turn out to be damaged.
@@ -54,7 +58,11 @@ class State(NamedTuple):
         return cls({key: named(each, key) for key, each in tree.items()}, tensors)
 
     def tree(self) -> Any:
-        """The inverse of :meth:`of`; all keys are texts, as in JSON."""
+        """The inverse of :meth:`of`; all keys are texts, as in JSON.
+
+        Raises:
+            ValueError: a tensor is named that is not there.
+        """
 
         def filled(value: Any) -> Any:
             if isinstance(value, list):
@@ -62,7 +70,9 @@ class State(NamedTuple):
             if not isinstance(value, dict):
                 return value
             if value.keys() == {TENSOR}:
-                return self.tensors[value[TENSOR]]
+                if not isinstance(name := value[TENSOR], str) or name not in self.tensors:
+                    raise ValueError(f"there is no tensor {name!r:.80}")
+                return self.tensors[name]
             return {key: filled(each) for key, each in value.items()}
 
         return filled(self.values)
@@ -110,7 +120,7 @@ class CheckpointFolder:
         with atomic_folder(path, VALUES, (TENSORS,)) as partial:
             tensors = {n: t.detach().cpu().contiguous() for n, t in state.tensors.items()}
             save_file(tensors, partial / TENSORS)
-            own = {"run": self._run, "tensors_sha256": sha256_of(partial / TENSORS)}
+            own = dict(zip(OWN, (self._run, sha256_of(partial / TENSORS)), strict=True))
             (partial / VALUES).write_text(seal(state.values | own))
         for old in list_checkpoints(self.path)[:-KEPT]:
             shutil.rmtree(old)
@@ -123,7 +133,9 @@ class CheckpointFolder:
         for path in reversed(list_checkpoints(self.path)):
             try:
                 content = unseal((path / VALUES).read_text())
-                if sha256_of(path / TENSORS) != content["tensors_sha256"]:
+                if not isinstance(content.get("run"), dict):
+                    raise ValueError(f"{VALUES} does not say of which run it is")
+                if sha256_of(path / TENSORS) != content.get("tensors_sha256"):
                     raise ValueError(f"{TENSORS} was altered: its sha256 is not the recorded one")
             except (ValueError, OSError) as error:
                 self._put_aside(path, error)
@@ -133,8 +145,17 @@ class CheckpointFolder:
         return None
 
     def read(self, path: Path) -> State:
-        """What a checkpoint that :meth:`newest` found holds."""
-        return State(unseal((path / VALUES).read_text()), load_file(path / TENSORS))
+        """What a checkpoint that :meth:`newest` found holds.
+
+        Raises:
+            ValueError: its tensors are not in the form of safetensors.
+        """
+        values = unseal((path / VALUES).read_text())
+        try:
+            tensors = load_file(path / TENSORS)
+        except SafetensorError as error:
+            raise ValueError(f"{TENSORS} is not a safetensors file: {flat(error):.300}") from None
+        return State({n: v for n, v in values.items() if n not in OWN}, tensors)
 
     def _put_aside(self, path: Path, error: Exception) -> None:
         aside = path.with_name(f"damaged-{path.name}")
@@ -153,8 +174,9 @@ class CheckpointFolder:
             differing = name
             if isinstance(ours, dict) and isinstance(there, dict):
                 keys = sorted(ours.keys() | there.keys())
-                key = next(k for k in keys if ours.get(k) != there.get(k))
-                differing = f"{name}, {key}: {there.get(key)} there, {ours.get(key)}"
+                key = next(k for k in keys if ours.get(k, ...) != there.get(k, ...))
+                values = f"{there.get(key)!r:.80} there, {ours.get(key)!r:.80}"
+                differing = f"{name}, {flat(key):.80}: {values}"
             raise ValueError(
                 f"checkpoint {path} is of another run ({differing}); give another folder, or "
                 "remove it to start anew"

@@ -22,6 +22,7 @@ from coalora_lib.training.capture import PADDING, CapturedPass, ready_for_captur
 from coalora_lib.training.checkpoint import CheckpointFolder, State
 from coalora_lib.training.evaluation import new_accelerator, pad_token_of, transformers_model
 from coalora_lib.training.plan import History, TrainingPlan
+from coalora_lib.training.restoring import StoredState
 from coalora_lib.training.state import (
     data_digest,
     gathered_random_states,
@@ -234,20 +235,23 @@ class Trainer:
         return State.of(tree)
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where :meth:`state_dict` was taken, in a trainer of the same arguments."""
-        tree = state.tree()
-        load_parameters(self.model, tree["parameter"], "the state")
-        optimizer = tree["optimizer"]
-        moments = {int(number): each for number, each in optimizer["state"].items()}
-        self.optimizer.load_state_dict(optimizer | {"state": moments})
-        self.schedule.load_state_dict(tree["schedule"])
-        self.set.generator.set_state(tree["draws"])
-        set_random_states(self.accelerator, tree["random"])
-        self.step, self.losses = tree["step"], tree["losses"]
+        """Go on where :meth:`state_dict` was taken, in a trainer of the same arguments.
+
+        Raises:
+            ValueError: it is not of such a trainer; the model is left as it was.
+        """
+        searches = 0 if self.search is None else self.search.rounds - 1
+        own = self.state_dict().tree()
+        tree = StoredState.of(state.tree(), own, self.plan.steps, searches)
+        set_random_states(self.accelerator, self.set.generator, tree)
         self.batches.seek(tree["epoch"], tree["position"])
-        self.rounds = [Round(**each) for each in tree["rounds"]]
         if tree["set"] is not None:
             self.set.replace(tree["set"])
+        load_parameters(self.model, tree["parameter"], "the state")
+        self.optimizer.load_state_dict(tree["optimizer"])
+        self.schedule.load_state_dict(tree["schedule"])
+        self.step, self.losses = tree["step"], tree["losses"]
+        self.rounds = [Round(**each) for each in tree["rounds"]]
 
     @contextmanager
     def _opened(self, checkpoints: str | Path | None) -> Iterator[CheckpointFolder | None]:
@@ -269,7 +273,12 @@ class Trainer:
         try:
             newest = on_main_process(self.accelerator, folder.newest)
             if newest is not None:
-                self.load_state_dict(folder.read(newest))
+                try:
+                    self.load_state_dict(folder.read(newest))
+                except ValueError as error:
+                    raise ValueError(
+                        f"checkpoint {newest} cannot be gone on from: {error}"
+                    ) from None
             yield folder
         finally:
             folder.close()

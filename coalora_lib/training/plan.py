@@ -5,9 +5,12 @@ from typing import Literal, get_args
 
 from coalora_lib.search import Round
 from coalora_lib.spaces import Configuration
+from coalora_lib.validation import check_number
 
 Schedule = Literal["cosine", "linear"]
 Teacher = Literal["none", "model", "self"]
+#: Larger numbers are mistakes; generators of random numbers take seeds up to here and beyond.
+MOST = 2**62
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class TrainingPlan:
             kernels takes most of the time. Without effect on a CPU and over several processes.
 
     Raises:
+        TypeError: a number is none, or has a fraction where none may be.
         ValueError: a value is out of range, or distillation and teacher do not fit together.
     """
 
@@ -44,17 +48,18 @@ class TrainingPlan:
     seed: int = 0  #: of the order of examples and configurations, and of dropout
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "configurations_per_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, allowed in (("schedule", get_args(Schedule)), ("teacher", get_args(Teacher))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not known; allowed: {', '.join(allowed)}"
-                )
+        for name in ("steps", "batch_size", "configurations_per_step", "seed"):
+            check_number(name, getattr(self, name), int(name != "seed"), MOST, whole=True)
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            check_number(name, getattr(self, name), 0, MOST)
         for name in ("warmup", "distillation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside 0..1")
+            check_number(name, getattr(self, name), 0, 1)
+        check_number("temperature", self.temperature, 1 / MOST, MOST)
+        for name, allowed in (("schedule", get_args(Schedule)), ("teacher", get_args(Teacher))):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"{name}={value!r:.80} is not known; allowed: {', '.join(allowed)}"
+                )
         if bool(self.distillation) != (self.teacher != "none"):
             raise ValueError(
                 f"distillation={self.distillation} with teacher={self.teacher!r}; allowed: a "

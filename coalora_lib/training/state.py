@@ -71,9 +71,18 @@ def gathered_random_states(accelerator: Accelerator) -> dict[str, Tensor]:
     return {f"{i}.{name}": tensor for i, each in enumerate(states) for name, tensor in each.items()}
 
 
-def set_random_states(accelerator: Accelerator, states: dict[str, Tensor]) -> None:
-    """Set this process's of :func:`gathered_random_states`."""
-    own = f"{accelerator.process_index}."
-    torch.set_rng_state(states[f"{own}cpu"])
-    if f"{own}cuda" in states:
-        torch.cuda.set_rng_state(states[f"{own}cuda"])
+def set_random_states(
+    accelerator: Accelerator, draws: torch.Generator, stored: Mapping[str, Any]
+) -> None:
+    """Set this process's of :func:`gathered_random_states`, and the generator of draws.
+
+    ``stored`` has them as ``random`` and ``draws``. ValueError if one is no generator's state.
+    """
+    own, states = f"{accelerator.process_index}.", stored["random"]
+    try:
+        draws.set_state(stored["draws"])
+        torch.set_rng_state(states[f"{own}cpu"])
+        if f"{own}cuda" in states:
+            torch.cuda.set_rng_state(states[f"{own}cuda"])
+    except RuntimeError as error:
+        raise ValueError(f"a state of random numbers is damaged: {error}") from None

@@ -334,6 +334,7 @@ def test_names_that_do_not_fit_are_named(model):
         ({"rank": 0}, "rank"),
         ({"start": "random"}, "start"),
         ({"space": "fp"}, "space"),
+        ({"space": ["nf"]}, r"space=\['nf'\] is not known"),
         ({"lora_dropout": 0.1}, "lora_dropout"),
         ({"errors": "given"}, "errors='given'; allowed: 'estimated', 'exact' or the table"),
         ({"errors": None}, "errors=None; allowed"),
@@ -341,8 +342,9 @@ def test_names_that_do_not_fit_are_named(model):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_that_are_not_known_are_named(base_model, wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         CoaLora.attach(base_model, **wrong)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_error_table_is_estimated_unless_all_weights_are_asked_for():

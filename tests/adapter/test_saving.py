@@ -6,7 +6,7 @@ from torch import nn
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import error_table
-from coalora_lib.files import seal, unseal
+from coalora_lib.files import seal, sha256_of, unseal
 from coalora_lib.quantization import load_quantized
 from coalora_lib.spaces import random_configuration
 from tests.adapter.test_export import attached, logits
@@ -153,6 +153,44 @@ def test_a_choice_out_of_range_is_refused(saved):
     (folder / "coalora.json").write_text(seal(content))
     with pytest.raises(ValueError, match=r"choice 432 is outside 0\.\.431"):
         CoaLora.from_pretrained(folder, tiny("bert"))
+
+
+def test_a_description_of_another_form_is_refused_in_one_line(saved):
+    folder, _ = saved
+    content = unseal((folder / "coalora.json").read_text())
+    for changed in (content | {"settings": {"rank": []}}, content | {"layer_names": None}, {}):
+        (folder / "coalora.json").write_text(seal(changed))
+        with pytest.raises(ValueError, match=r"^.*coalora\.json cannot be read: [^\n]+$"):
+            CoaLora.from_pretrained(folder, tiny("bert"))
+
+
+def test_a_description_that_does_not_fit_its_tensors_is_named(saved):
+    folder, _ = saved
+    content = unseal((folder / "coalora.json").read_text())
+    for changed, message in (
+        ({"training_set": [[0, 1]]}, r"coalora\.json cannot be read: a configuration of 2 choices"),
+        ({"settings": content["settings"] | {"rank": 2**20}}, r"is not of rank 1048576"),
+        ({"settings": content["settings"] | {"rank": 2**40}}, r"settings\.rank: Input should be"),
+        ({"settings": content["settings"] | {"hidden": 7}}, rf"{folder}: coalora\.safetensors: "),
+    ):
+        (folder / "coalora.json").write_text(seal(content | changed))
+        with pytest.raises(ValueError, match=message):
+            CoaLora.from_pretrained(folder, tiny("bert"))
+
+
+@pytest.mark.parametrize("changed", [{"hidden_size": "x"}, {"model_type": 7}, {"vocab_size": 63}])
+def test_a_configuration_that_no_base_can_be_made_from_is_named(tmp_path, changed):
+    tiny("bert").save_pretrained(tmp_path / "base")
+    base = type(tiny("bert")).from_pretrained(tmp_path / "base")
+    folder = CoaLora.attach(base, rank=4).save_pretrained(tmp_path / "saved")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    content = unseal((folder / "coalora.json").read_text())
+    content["config_sha256"] = sha256_of(folder / "config.json")
+    (folder / "coalora.json").write_text(seal(content))
+    message = rf"cannot be made from {folder}/config\.json: [^\n]+$"
+    with pytest.raises(ValueError, match=message):
+        CoaLora.from_pretrained(folder)
 
 
 def test_saving_that_fails_keeps_what_was_there(saved, monkeypatch):

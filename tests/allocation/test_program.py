@@ -1,3 +1,4 @@
+import math
 from itertools import product
 
 import numpy as np
@@ -181,8 +182,14 @@ def test_a_device_allows_some_choices_and_fixes_some_layers():
         ({"allowed": {"weight_bits": 4}}, "weight_bits=4: give the allowed values as a tuple"),
         ({"allowed": {"scale_dtype": "fp16"}}, "scale_dtype='fp16': give the allowed values"),
         ({"fixed": {0: 4}}, "fixed layer 0: 4 is no choice of the space"),
+        ({"fixed": {0.5: NF.choices[0]}}, "fixed layer 0.5 is neither a position nor a name"),
+        ({"fixed": [0]}, r"fixed=\[0\] must be a dictionary"),
+        ({"allowed": 4.0}, "allowed=4.0 must be a dictionary"),
+        ({"budget": "3"}, "budget='3' must be a number"),
+        ({"max_bytes": [300]}, r"max_bytes=\[300\] must be a number"),
+        ({"limits": "no"}, "limits: 'n' is no Limit"),
     ],
-    ids=["number", "text", "fixed"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_limits_of_the_wrong_type_are_named(limits, message):
     with pytest.raises(TypeError, match=message):
@@ -255,3 +262,33 @@ def test_the_solver_prints_nothing(capfd):
     for budget in (2.3, 2.9, 5.1):
         allocate(random_errors(12), [100] * 12, budget)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("limit", ["budget", "max_bytes"])
+@pytest.mark.parametrize("value", [math.inf, 10**400], ids=["infinity", "beyond floats"])
+def test_a_limit_beyond_all_is_no_limit(limit, value):
+    errors = random_errors(3)
+    assert allocate(errors, [64] * 3, **{limit: value}) == allocate(errors, [64] * 3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "error", "message"),
+    [
+        (7, TypeError, "shapes=7 must be a list of shapes"),
+        ([(8, 8), (8, 0), (8,)], ValueError, r"shape 1, \(8, 0\), must be of positive whole"),
+        ([(8, 8), "8", (8,)], ValueError, "shape 1, '8', must be of positive whole numbers"),
+        ([2**62, 8, 8], ValueError, "at most 549755813888"),
+    ],
+    ids=["number", "nothing", "text", "huge"],
+)
+def test_what_is_no_shape_is_named(shapes, error, message):
+    with pytest.raises(error, match=message):
+        allocate(random_errors(3), shapes, 3.0)
+
+
+def test_an_error_table_is_a_tensor_of_real_numbers():
+    errors = random_errors(3)
+    for wrong in (errors.numpy(), errors.tolist(), errors.to(torch.complex64)):
+        with pytest.raises(TypeError, match="errors must be a tensor of real numbers"):
+            allocate(wrong, [64] * 3, 3.0)
+    assert allocate(errors.bfloat16(), [64] * 3, 3.0).bits <= 3.0

@@ -34,6 +34,8 @@ def invalid():
         (ValueError("rank=0\nmust be  positive"), "rank=0 must be positive"),
         (FileNotFoundError(2, "No such file", "x.json"), "x.json: No such file"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(2, "No such file", "\x1b[2J"), r"\x1b[2J: No such file"),
+        (ValueError("\x1b[2J\ud800"), r"\x1b[2J\ud800"),
         (FloatingPointError("the loss is nan"), "the loss is nan"),
         (RuntimeError(), "RuntimeError (--traceback shows where)"),
         (KeyError("rank"), "KeyError: 'rank' (--traceback shows where)"),

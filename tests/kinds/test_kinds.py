@@ -238,3 +238,10 @@ def test_a_name_is_taken_once():
 def test_a_model_without_a_loss_is_refused():
     with pytest.raises(ValueError, match="the model gave no loss"):
         get_kind("single-label").loss(SequenceClassifierOutput(logits=torch.ones(1, 2)), {})
+
+
+def test_a_problem_that_is_not_known_is_named():
+    model = tiny("bert")
+    model.config.problem_type = "ranking"
+    with pytest.raises(ValueError, match="problem_type='ranking' of the model's config is not kn"):
+        kind_of(model)

@@ -178,9 +178,25 @@ def test_an_all_zero_block_stays_zero():
         (torch.tensor([1.0, torch.nan]), ValueError, "NaN, an infinity"),
         (torch.tensor([1.0, -torch.inf]), ValueError, "NaN, an infinity"),
         (torch.tensor([1.0, 1e300], dtype=torch.float64), ValueError, "beyond float32"),
+        ([1.0, 2.0], TypeError, "only tensors are quantized, got list"),
     ],
-    ids=["integers", "empty", "nan", "infinity", "too-large"],
+    ids=["integers", "empty", "nan", "infinity", "too-large", "list"],
 )
 def test_what_cannot_be_quantized_is_refused(weight, error, message):
     with pytest.raises(error, match=message):
         quantize(weight, FINE)
+
+
+@pytest.mark.parametrize("choice", [4, None, (4, 8, "fp32", 16, 16)], ids=str)
+def test_what_is_no_choice_is_refused(choice):
+    with pytest.raises(TypeError, match="is no BlockwiseChoice"):
+        quantize(torch.ones(3), choice)
+
+
+def test_a_choice_holds_the_fields_own_values():
+    choice = BlockwiseChoice(4.0, 8.0, "fp32", 16.0, 16)
+    assert choice == BlockwiseChoice(4, 8, "fp32", 16, 16)
+    assert [type(value) for value in (choice.weight_bits, choice.block_size)] == [int, int]
+    for wrong in (4.5, "4", [4], None):
+        with pytest.raises(ValueError, match=r"weight_bits=.* is not a choice"):
+            BlockwiseChoice(wrong, 8, "fp32", 16, 16)

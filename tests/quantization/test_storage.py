@@ -70,10 +70,26 @@ def test_another_kind_of_file_is_refused(tmp_path):
         ('"shape": [64, 64]', '"shape": [64, 65]', "tensor a is damaged: codes is"),
         ('"weight_bits": 2', '"weight_bits": 5', "tensor a is damaged: weight_bits=5"),
         ('"code_book": "nf"', '"code_book": "fp"', "tensor a is damaged: code_book='fp'"),
-        ('"dtype": "float32"', '"dtype": "uint8"', "tensor a is damaged: dtype 'uint8'"),
+        ('"dtype": "float32"', '"dtype": "uint8"', "a.dtype: Input should be 'float16'"),
         ('{"a": ', '{"b": ', "tensor b is damaged"),
+        ('"weight_bits"', '"a b\\u001b"', r"tensor a is damaged: .*unexpected keyword"),
+        ('{"a": ', "", "what it says of its tensors: the file: Invalid JSON"),
+        ('{"a": {', '{"a": 7, "b": {', "what it says of its tensors: a: Input should be"),
+        ("[64, 64]", "[64.0, 64]", r"a\.shape\.0: Input should be a valid integer"),
+        ("[64, 64]", "[-64, -64]", r"a\.shape\.0: Input should be greater"),
     ],
-    ids=["shape", "choice", "code-book", "dtype", "name"],
+    ids=[
+        "shape",
+        "choice",
+        "code-book",
+        "dtype",
+        "name",
+        "field",
+        "json",
+        "entry",
+        "float",
+        "negative",
+    ],
 )
 def test_altered_metadata_is_refused(stored, old, new, message):
     with safe_open(stored, "pt") as file:

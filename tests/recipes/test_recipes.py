@@ -10,6 +10,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from coalora_lib.files import seal, unseal
 from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.recipes import (
     Device,
@@ -124,6 +125,9 @@ def test_a_device_is_bytes_allowed_values_and_fixed_layers(run, tmp_path):
         ("bite: 3", r"'bite' is not known \(did you mean 'bits'\?\); allowed: bits, bytes"),
         ("bits: many", "bits: Input should be a valid number.*got 'many'"),
         ("bits: [", "is no YAML"),
+        ("[" * 10_000, "is no YAML"),
+        ("'\\ud800': 3", r"is not known|is no YAML"),
+        ('fixed: {"a\\nb": 3}', r"fixed\.a b: Input should be a valid dictionary"),
         ("- 3", "holds no fields"),
         ("bits: -1", "bits: Input should be greater than 0"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
@@ -133,6 +137,22 @@ def test_a_wrong_description_is_named(text, message, tmp_path):
     (tmp_path / "device.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_device(tmp_path / "device.yaml")
+
+
+def test_a_run_that_was_written_by_hand_is_refused_in_one_line(run, tmp_path):
+    content = unseal((run.path / "run.json").read_text())
+    outcome = content["outcome"]
+    for changed in (
+        content | {"outcome": {}},
+        content | {"outcome": outcome | {"metrics": [{"accuracy": 0.5}]}},
+        content | {"outcome": outcome | {"examples": {"training": 1}}},
+        content | {"outcome": outcome | {"classes": ["good", "good"]}},
+        content | {"a\nb": 1},
+        {},
+    ):
+        (tmp_path / "run.json").write_text(seal(changed))
+        with pytest.raises(ValueError, match=r"^.*run\.json cannot be read: [^\n]+$"):
+            RunFolder.open(tmp_path)
 
 
 def test_what_no_device_can_do_is_refused_and_nothing_is_written(run, tmp_path):

@@ -107,6 +107,14 @@ def test_a_plan_of_nothing_is_refused(name):
         SearchPlan(**{"rounds": 2, "restarts": 2, name: 0})
 
 
+@pytest.mark.parametrize("value", ["2", 2.5, [2]], ids=str)
+def test_a_plans_number_that_is_none_is_named(value):
+    with pytest.raises(TypeError, match=r"restarts=.* must be a whole number"):
+        SearchPlan(2, value)
+    with pytest.raises(TypeError, match="rounds=None must be a whole number"):
+        SearchPlan(None, 2)
+
+
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(ValueError, match="strategy='greedy' is not known; allowed: walk, random"):
         SearchPlan(2, 2, strategy="greedy")

@@ -127,6 +127,7 @@ def test_wild_files_are_the_same_data(name, change, root):
         ("mnli", "cut\tshort\n", "line 3: expected index"),
         ("qqp", "7\t1\t2\ta\tb\tc\t1\n", "line 3: expected id"),
         ("qqp", "7\t1\t2\ta\tb\t\n", "line 3: label '' is not one of 0, 1"),
+        ("qnli", "x" * 9000 + "\n", r"line 4: expected .*, got 'x{199}$"),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line(name, row, message, root):

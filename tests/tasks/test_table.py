@@ -233,6 +233,9 @@ def test_wild_files_are_taken(name, content, sentences, labels, tmp_path):
         ("a.csv", "text,label\nx,1\n".encode("utf-16")[:-1], "line 2: not UTF-16"),
         ("a.csv.gz", gzip.compress(b"text,label\nx,1\n", mtime=0)[:-9], "cannot be decompressed"),
         ("a.csv.gz", b"text,label\nx,1\n", "cannot be decompressed"),
+        ("a.csv", "x" * 9000 + ",label\ny,1\n", "there is no column 'text'; .*: 'x{399}; the"),
+        ("a.csv.bz2", b"text,label\nx,1\n", "cannot be decompressed"),
+        ("a.csv.xz", b"text,label\nx,1\n", "cannot be decompressed"),
         ("a.tsv", 'text\tlabel\n"a\t1\nb"\t0\n', "line 2: this is one row in quotes, or 2 rows"),
         ("a.jsonl", "", r"a\.jsonl, line 1: there are no rows"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: there is no col"),
@@ -259,6 +262,16 @@ def test_what_cannot_be_taken_is_named_with_file_and_line(name, content, message
             path, label="label" if name != "a.csv" or b"label" in path.read_bytes() else None
         )
     assert name in str(caught.value)
+
+
+def test_bytes_in_parquet_that_are_no_text_are_named(tmp_path):
+    FRAME.to_parquet(tmp_path / "a.parquet", compression=None)
+    content = (tmp_path / "a.parquet").read_bytes()
+    text = FRAME["text"][0].encode()
+    assert text in content
+    (tmp_path / "a.parquet").write_bytes(content.replace(text, b"\xa9" + text[1:]))
+    with pytest.raises(ValueError, match=r"a\.parquet: column 'text' is damaged \(UnicodeDecode"):
+        from_table(tmp_path / "a.parquet")
 
 
 def test_quotes_may_be_characters(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.saving import trained_parameters
-from coalora_lib.files import seal, unseal
+from coalora_lib.files import seal, sha256_of, unseal
 from coalora_lib.quantization import BlockwiseChoice
 from coalora_lib.search import SearchPlan
 from coalora_lib.training import TrainingPlan, train
@@ -128,6 +128,81 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert same(weights, whole[0])
     assert history.losses == whole[1].losses
     assert (tmp_path / f"damaged-{newest.name}").is_dir()
+
+
+def reseal(path, **changed):
+    """Change a checkpoint's values, and let its seal be right."""
+    content = unseal(path.read_text()) | changed
+    path.write_text(seal({name: each for name, each in content.items() if each is not None}))
+
+
+@pytest.mark.parametrize("changed", [{"run": None}, {"run": 7}, {"tensors_sha256": None}], ids=str)
+def test_a_checkpoint_that_says_not_what_it_is_of_is_put_aside(examples, tmp_path, changed):
+    train(with_dropout(), examples, SET, replace(PLAN, steps=2), checkpoints=tmp_path)
+    (newest,) = list_checkpoints(tmp_path)
+    reseal(newest / "state.json", **changed)
+    with pytest.warns(UserWarning, match=f"checkpoint {newest} is not used"):
+        train(with_dropout(), examples, SET, replace(PLAN, steps=2), checkpoints=tmp_path)
+
+
+def test_tensors_of_a_long_wrong_header_are_named_in_few_words(examples, tmp_path):
+    plan = replace(PLAN, steps=1)
+    train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    (newest,) = list_checkpoints(tmp_path)
+    header = json.dumps({"a": {"dtype": "x" * 9000, "shape": [], "data_offsets": [0, 0]}}).encode()
+    tensors = newest / "state.safetensors"
+    tensors.write_bytes(len(header).to_bytes(8, "little") + header)
+    reseal(newest / "state.json", tensors_sha256=sha256_of(tensors))
+    with pytest.raises(ValueError, match=r"is not a safetensors file") as caught:
+        train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize(("key", "value"), [("two\nlines", 0), ("nothing", None)])
+def test_a_foreign_entry_of_another_run_is_named_on_one_line(examples, tmp_path, key, value):
+    plan = replace(PLAN, steps=1)
+    train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    (newest,) = list_checkpoints(tmp_path)
+    run = unseal((newest / "state.json").read_text())["run"]
+    reseal(newest / "state.json", run=run | {"settings": run["settings"] | {key: value}})
+    name = " ".join(key.split())
+    with pytest.raises(ValueError, match=rf"another run \(settings, {name}: {value} there, None\)"):
+        train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"step": None}, "step: Field required"),
+        ({"step": 1.5}, "step: Input should be a valid integer"),
+        ({"step": 9}, "step=9 with 2 losses and 0 searches, of a plan of 2 steps"),
+        ({"position": 10**6}, "batch 1000000 of an epoch of 5"),
+        ({"parameter": {}}, "the state: .* is None there"),
+        ({"draws": {"tensor": "nothing"}}, "there is no tensor 'nothing'"),
+        ({"draws": {"tensor": "set"}}, r"draws must be torch\.uint8 of shape"),
+        ({"random": {"0.cpu": {"tensor": "zeros"}}}, "a state of random numbers is damaged"),
+        ({"schedule": {"step": 1}}, "schedule must have the entries"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, r"optimizer\.param_groups must have 1"),
+        ({"set": {"tensor": "draws"}}, r"set must be torch\.int64 of 60 columns"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_state_that_does_not_fit_is_named_and_the_model_left(
+    examples, tmp_path, changed, message
+):
+    plan = replace(PLAN, steps=2)
+    train(with_dropout(), examples, SET, plan, checkpoints=tmp_path)
+    (newest,) = list_checkpoints(tmp_path)
+    tensors = load_file(newest / "state.safetensors")
+    tensors["zeros"] = torch.zeros_like(tensors["random.0.cpu"])
+    save_file(tensors, newest / "state.safetensors")
+    changed = changed | {"tensors_sha256": sha256_of(newest / "state.safetensors")}
+    reseal(newest / "state.json", **changed)
+    model = with_dropout()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"checkpoint {newest} cannot be gone on from: {message}"):
+        train(model, examples, SET, plan, checkpoints=tmp_path)
+    assert same(model.state_dict(), before)
 
 
 def test_checkpoints_of_another_run_are_refused_and_kept(examples, tmp_path):

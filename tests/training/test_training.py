@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -216,11 +217,13 @@ def test_both_schedules_warm_up_and_end_at_zero(model, examples, schedule):
     [
         ({"steps": 0}, "steps=0"),
         ({"schedule": "constant"}, "schedule='constant' is not known"),
-        ({"warmup": 1.5}, r"warmup=1\.5 is outside"),
-        ({"distillation": -1}, "distillation=-1 is outside"),
+        ({"warmup": 1.5}, r"warmup=1\.5 must be at most 1"),
+        ({"distillation": -1}, "distillation=-1 must be at least 0"),
         ({"teacher": "me"}, "teacher='me' is not known; allowed: none, model, self"),
         ({"teacher": "self"}, "distillation=0.0 with teacher='self'"),
         ({"distillation": 0.5}, "distillation=0.5 with teacher='none'"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be at least 0"),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be at most"),
         (
             {"teacher": "self", "distillation": 0.5, "configurations_per_step": 1},
             "needs at least 2 configurations_per_step",
@@ -234,12 +237,21 @@ def test_both_schedules_warm_up_and_end_at_zero(model, examples, schedule):
         "teacher",
         "teacher without distillation",
         "distillation without teacher",
+        "rate",
+        "seed",
         "one per step",
     ],
 )
 def test_a_plan_out_of_range_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(PLAN, **wrong)
+
+
+@pytest.mark.parametrize("name", ["steps", "seed", "learning_rate", "warmup", "temperature"])
+@pytest.mark.parametrize("value", ["3", [3], None, True], ids=str)
+def test_a_number_of_a_plan_that_is_none_is_named(name, value):
+    with pytest.raises(TypeError, match=rf"{name}=.* must be a (whole )?number"):
+        replace(PLAN, **{name: value})
 
 
 def test_after_a_loss_that_is_not_finite_the_weights_are_those_before(model, examples):
