@@ -110,6 +110,7 @@ class Trainer:
         self.losses: list[float] = []
         self.rounds: list[Round] = []
         self.search_seconds = 0.0
+        self._started = time.perf_counter()
         self.model = model.to(self.accelerator.device)
         self.set = TrainingSet(model, configurations, plan.seed)
         self.distillation = Distillation(plan, model, teacher, self.accelerator, self.objective)
@@ -141,7 +142,8 @@ class Trainer:
         configurations = self.set.configurations
         if configurations is not None:
             self.model.training_set = [list(each) for each in configurations]
-        return History(self.losses, configurations or [], self.rounds, self.search_seconds)
+        seconds = time.perf_counter() - self._started
+        return History(self.losses, configurations or [], self.rounds, seconds, self.search_seconds)
 
     def _run(self, folder: CheckpointFolder | None, checkpoint_every: int) -> None:
         """Stretches of training with searches between."""
@@ -230,6 +232,8 @@ class Trainer:
             "position": self.batches.position,
             "rounds": [vars(each) for each in self.rounds],
             "set": self.set.flat(),
+            "seconds": time.perf_counter() - self._started,
+            "search_seconds": self.search_seconds,
         }
         return State.of(tree)
 
@@ -244,6 +248,8 @@ class Trainer:
         self.set.generator.set_state(tree["draws"])
         set_random_states(self.accelerator, tree["random"])
         self.step, self.losses = tree["step"], tree["losses"]
+        self._started = time.perf_counter() - tree["seconds"]
+        self.search_seconds = tree["search_seconds"]
         self.batches.seek(tree["epoch"], tree["position"])
         self.rounds = [Round(**each) for each in tree["rounds"]]
         if tree["set"] is not None:
