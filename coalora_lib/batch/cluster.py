@@ -82,6 +82,7 @@ def local(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
     }
     common = {
         "nthreads": 1,
@@ -131,7 +132,8 @@ def connected(address: str) -> Iterator[Client]:
 @contextmanager
 def queued(queue: Queue) -> Iterator[Client]:
     """Workers that a queue starts; they are given back at the end."""
-    from dask_jobqueue import PBSCluster, SLURMCluster
+    from dask_jobqueue.pbs import PBSCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
     _quiet()
     made = {"slurm": SLURMCluster, "pbs": PBSCluster}[queue.system]

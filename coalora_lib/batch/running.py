@@ -201,8 +201,8 @@ class Batch:
             self.progress.ended(job.name, "there", "another batch made it")
         elif fault and not self.remake:
             self._fail(running, f"{job.file}: {fault}")
-        elif not self.retry and (error := self.folder.failed_earlier(job)):
-            self._fail(running, error)
+        elif not self.retry and (told := self.folder.failed_earlier(job)):
+            self._fail(running, told)
         else:
             if fault:
                 self.folder.forget(job)

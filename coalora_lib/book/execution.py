@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import logging
 import os
@@ -91,9 +92,10 @@ def wanted_chapters(root: Path, only: Sequence[str] = ()) -> list[Path]:
     return wanted
 
 
-def parameters_of(notebook: Path) -> list[str]:
-    """The names in a chapter's cell tagged ``parameters``."""
-    return list(papermill.inspect_notebook(str(notebook)))
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Names and values in a chapter's cell tagged ``parameters``, which are plain literals."""
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(each["default"]) for name, each in found.items()}
 
 
 def run_chapter(
