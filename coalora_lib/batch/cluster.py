@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 LOOPBACK = "127.0.0.1"
 #: Seconds that a scheduler is tried to be reached, also after it went away.
 PATIENCE = 30
-#: A job is told apart from its worker's death here, in the engine: Dask is not to try again.
-_SETTINGS = {"distributed.scheduler.allowed-failures": 0}
+#: What is done about a worker's death is the engine's to say: Dask is not to try again. Nor is it
+#: to take a worker for dead by the time of day: a broken connection tells.
+_SETTINGS = {"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.worker-ttl": None}
 
 
 class Queue(BaseModel):

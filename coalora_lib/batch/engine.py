@@ -35,7 +35,7 @@ def run_batch(
     Args:
         retry: try again what failed in an earlier batch.
         remake: replace a file that is not its job's result; else such files are refused.
-        limit: seconds that a job may take; then its worker is started anew, and it has failed.
+        limit: seconds that a job may take; then it has failed, and its process ends.
         alike: the workers are this machine's own, and need not be compared with it.
 
     Raises:

@@ -44,18 +44,28 @@ class ResultFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.probe()
-            token = self.path / SCRATCH / TOKEN
-            token.parent.mkdir(exist_ok=True)
-            if not token.is_file():
-                with atomic_file(token) as partial:
+            self._token.parent.mkdir(exist_ok=True)
+            if not self._token.is_file():
+                with atomic_file(self._token) as partial:
                     partial.write_text(secrets.token_hex(16))
-            self.token = token.read_text()
             free = shutil.disk_usage(self.path).free
         except OSError as error:
             reason = "a file is in its place" if self.path.is_file() else error.strerror
             raise OSError(f"no results can be written into {self.path}: {reason}") from None
         if free < LEAST_SPACE:
             raise OSError(f"no results can be written into {self.path}: {free} bytes are free")
+
+    @property
+    def _token(self) -> Path:
+        return self.path / SCRATCH / TOKEN
+
+    @property
+    def token(self) -> str:
+        """Read each time: of two batches that begin together one may have replaced it."""
+        try:
+            return self._token.read_text()
+        except OSError:  # the folder is gone, which writing a result will tell
+            return ""
 
     def probe(self) -> None:
         """Write a little, and remove it; OSError if that cannot be."""

@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 import secrets
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -92,7 +90,6 @@ class Batch:
     events: SimpleQueue[tuple[str, Any]] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        self.home = Home(self.folder.path, self.folder.token)
         self.summary = Summary(self.folder.path)
 
     # Before anything starts.
@@ -213,8 +210,9 @@ class Batch:
     def _submit(self, running: _Running) -> None:
         key = f"{running.job.name}-{secrets.token_hex(4)}"
         running.worker, running.since = "", math.inf
-        arguments = (key, running.job, self.home, self.expected, self.datasets)
-        running.future = self.client.submit(execute, *arguments, key=key, pure=False)
+        home = Home(self.folder.path, self.folder.token)
+        given = (key, running.job, home, self.expected, self.datasets, self.limit)
+        running.future = self.client.submit(execute, *given, key=key, pure=False)
         self.running[key] = running
         running.future.add_done_callback(lambda _: self.events.put(("ended", key)))
 
@@ -280,7 +278,7 @@ class Batch:
         self.again.append(running)
 
     def _end_late_ones(self) -> None:
-        """Start anew the workers of jobs that took too long."""
+        """Give up jobs that took too long; their workers end a moment later."""
         for key, running in list(self.running.items()):
             if self.limit is None or time.monotonic() - running.since < self.limit:
                 continue
@@ -288,12 +286,6 @@ class Batch:
             assert running.future is not None
             running.future.cancel()
             self._fail(running, f"it took longer than {self.limit:g} s")
-            # It takes seconds, for which the others are not to wait.
-            threading.Thread(target=self._restart, args=(running.worker,), daemon=True).start()
-
-    def _restart(self, worker: str) -> None:
-        with suppress(OSError, TimeoutError):  # it, or the whole batch, ended meanwhile
-            self.client.restart_workers([worker], raise_for_error=False)
 
     # What becomes of a job.
 

@@ -6,6 +6,7 @@ not be known to the driver.
 
 from __future__ import annotations
 
+import faulthandler
 import shutil
 import sys
 import traceback
@@ -23,6 +24,8 @@ from coalora_lib.batch.jobs import BatchJob, checksum_of
 TOPIC = "coalora-batch"
 #: Of a failed job's output, bytes from the end are kept.
 LOG_BYTES = 2**16
+#: Seconds after the limit of a job, in which the driver has given it up.
+GRACE = 0.5
 _LOG = "output.log"
 
 
@@ -109,8 +112,12 @@ def execute(
     home: Home,
     expected: dict[str, str] | None,
     datasets: tuple[str, ...] = (),
+    limit: float | None = None,
 ) -> Outcome:
-    """Run a job; what goes wrong is in the outcome."""
+    """Run a job; what goes wrong is in the outcome.
+
+    A moment after the limit the process ends, whatever it does; its nanny starts another.
+    """
     worker = get_worker()
     worker.log_event(TOPIC, {"key": key, "worker": worker.address})
     if expected is not None and (refused := differences(expected, describe_worker(datasets))):
@@ -124,7 +131,12 @@ def execute(
         # To a file: what shows progress on terminals is quiet, and a long job's output is not kept
         # in memory.
         with log.open("w") as output, redirect_stdout(output), redirect_stderr(output):
-            content = job.run(scratch)
+            if limit is not None:
+                faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=output)
+            try:
+                content = job.run(scratch)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
     except Exception as error:
         return _failed(job, home, scratch, error)
     if not home.is_here:
