@@ -44,15 +44,17 @@ class Queue(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """For dask-jobqueue."""
-        return {
+        of_system: dict[str, Any] = {"job_cpu": self.cores}
+        if self.system == "pbs":
+            of_system = {"resource_spec": f"select=1:ncpus={self.cores}:mem={self.memory}"}
+        return of_system | {
             "queue": self.name,
-            "cores": self.cores,
+            "cores": 1,  # for Dask, whose threads these are
             "memory": self.memory,
             "processes": 1,
             "walltime": self.walltime,
             "job_extra_directives": list(self.directives),
             "job_script_prologue": [f"export OMP_NUM_THREADS={self.cores}"],
-            "worker_extra_args": ["--nthreads", "1"],
         }
 
     def script(self) -> str:
@@ -159,5 +161,5 @@ def visible_gpus() -> list[str]:
 
 def _quiet() -> None:
     """Dask's own warnings say what the engine says better."""
-    for name in ("distributed", "tornado.application"):
+    for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def not_known(what: str, allowed: Iterable[object]) -> str:
-    """``what`` "is not known", the nearest of what is allowed, and all of it."""
+    """``what`` "is not known", the nearest of what is allowed, and all of it.
+
+    Near is meant of its last word in quotes.
+    """
     names = [str(each) for each in allowed]
-    near = get_close_matches(what.rpartition("=")[2].strip("'\""), names, n=1)
+    near = get_close_matches([what, *re.findall("'([^']*)'", what)][-1], names, n=1)
     meant = f"; did you mean {near[0]}?" if near else ";"
     return f"{what} is not known{meant} allowed: {', '.join(names)}"

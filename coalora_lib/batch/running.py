@@ -327,10 +327,8 @@ class Batch:
 
     def _stop(self) -> str:
         """Let go of everything; where results are that could not be written where they belong."""
-        self.client.unsubscribe_topic(TOPIC)
-        for running in self.running.values():
-            assert running.future is not None
-            running.future.cancel()
+        if self.client.status == "running":
+            self.client.cancel([each.future for each in self.running.values()], force=True)
         rescued = ""
         if self.unwritten:
             rescue = Path(tempfile.mkdtemp(prefix="coalora-results-"))

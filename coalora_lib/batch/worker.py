@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from distributed import get_worker
+from distributed import Worker, get_worker
 
 from coalora_lib.batch.folder import SCRATCH, TOKEN, kept_path
 from coalora_lib.batch.jobs import BatchJob, checksum_of
@@ -101,9 +101,13 @@ def differences(ours: dict[str, str], theirs: dict[str, str]) -> str:
     )
 
 
-def describe_worker(datasets: tuple[str, ...]) -> dict[str, str]:
-    """:func:`facts` of a worker, and its threads: a job has the process for itself."""
-    return facts(datasets) | {"threads a worker": str(get_worker().state.nthreads)}
+def describe_worker(datasets: tuple[str, ...], dask_worker: Worker | None = None) -> dict[str, str]:
+    """:func:`facts` of a worker, and its threads: a job has the process for itself.
+
+    ``Client.run`` gives the worker; in a job it is the job's.
+    """
+    worker = dask_worker or get_worker()
+    return facts(datasets) | {"threads a worker": str(worker.state.nthreads)}
 
 
 def execute(

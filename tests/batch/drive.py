@@ -1,7 +1,6 @@
-"""A batch in a process of its own: ``python -m tests.batch.drive FOLDER COUNT SECONDS [ADDRESS]``."""
+"""A batch in a process of its own: ``python -m tests.batch.drive FOLDER COUNT SECONDS``."""
 
 import sys
-from pathlib import Path
 
 from coalora_lib.batch import cluster
 from coalora_lib.batch.engine import run_batch
@@ -9,11 +8,9 @@ from coalora_lib.batch.progress import Lines
 from tests.batch.toys import Toy
 
 
-def main(folder, count, seconds, address=""):
+def main(folder, count, seconds):
     jobs = [Toy(f"job{i}", "sleep", seconds) for i in range(int(count))]
-    opened = cluster.connected(address) if address else cluster.local(2)
-    with opened as client:
-        Path(folder).mkdir(exist_ok=True)
+    with cluster.local(2) as client:
         run_batch(jobs, folder, client, Lines(), alike=True)
 
 
