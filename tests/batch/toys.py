@@ -92,3 +92,10 @@ def fill_up(toy, _):
                 file.flush()
         except OSError:
             return
+
+
+def compute(toy, _):
+    """Computes in one thread."""
+    total = 0
+    for number in range(int(toy.about)):
+        total += number * number

@@ -50,7 +50,7 @@ def printed(path):
 
 
 def test_parameters_reach_a_chapter(notebook, tmp_path):
-    assert parameters_of(notebook) == ["profile", "seed"]
+    assert parameters_of(notebook) == {"profile": "quick", "seed": 0}
     run_chapter(notebook, tmp_path / "out" / "done.ipynb", {"seed": 7})
     assert printed(tmp_path / "out" / "done.ipynb") == "quick 7\n"
 
@@ -199,13 +199,13 @@ def test_a_page_is_replaced_whole_and_only_if_the_build_ends_well(project):
     copy_sources(project, source)
     (source / "_config.yml").write_text("title: [")
     with pytest.raises(RuntimeError, match="jupyter-book ended with status 1"):
-        render(source, project, strict=False)
+        render(source, page.parent, strict=False)
     assert page.read_text() == "former"
     copy_sources(project, source)
-    assert render(source, project, strict=False) == page
+    assert render(source, page.parent, strict=False) == page
     assert page.read_text() != "former"
     assert "Chapter b" in (page.parent / "book" / "b.html").read_text()
-    assert not (project / "_build" / "new").exists()
+    assert not (project / "_build" / "html-new").exists()
 
 
 def test_a_book_whose_text_is_newer_than_its_notebooks_says_so(project):
