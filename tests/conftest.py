@@ -20,7 +20,7 @@ from coalora_lib.tasks.embedded import review_phrases
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--record", metavar="FILE", help="write what the tests of architectures and bases found"
+        "--record", metavar="FILE", help="write what tests of architectures, or of batches, found"
     )
 
 

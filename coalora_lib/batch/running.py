@@ -69,6 +69,7 @@ class Batch:
         running: by key, what workers have.
         unwritten: results, kept in memory until they can be written.
         blocked: why nothing can be written; then nothing new is begun.
+        alone: there is no worker.
     """
 
     folder: ResultFolder
@@ -83,6 +84,7 @@ class Batch:
     running: dict[str, _Running] = field(default_factory=dict)
     unwritten: list[tuple[_Running, bytes]] = field(default_factory=list)
     blocked: str = ""
+    alone: bool = False
     expected: dict[str, str] | None = None
     datasets: tuple[str, ...] = ()
     #: What each worker began last, also after it died.

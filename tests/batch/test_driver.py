@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 
@@ -88,6 +89,32 @@ def test_a_stopped_driver_leaves_no_orphan_and_a_second_one_goes_on(how, tmp_pat
     assert len(summary.made) == 6 - len(before)
     lost = "the jobs in flight; workers end within seconds"
     fault(f"the batch is stopped by {how}", "what was made; the same command goes on", lost)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_a_chapters_kernel_ends_with_the_batch(how, tmp_path, fault):
+    book, begun = tmp_path / "book", tmp_path / "begun"
+    book.mkdir()
+    wait = f"import os, time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)"
+    cells = [
+        nbformat.v4.new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(wait),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), book / "a.ipynb")
+    (tmp_path / "_toc.yml").write_text("root: book/a.ipynb\nchapters: []\n")
+    words = ("coalora_lib", "batch", "--set", "chapters=a", "--root", tmp_path, "--results")
+    with process(*words, tmp_path / "out", stderr=subprocess.PIPE, text=True) as driver:
+        number = wait_for(lambda: begun.exists() and begun.read_text())
+        running = [psutil.Process(int(number)), *family(driver.pid)]
+        driver.send_signal(getattr(signal, how))
+        wait_for(lambda: gone(running), 15)
+        _, said = driver.communicate(timeout=15)
+    if how == "SIGINT":
+        assert driver.returncode == 130
+        assert said.splitlines()[-1] == "coalora: interrupted"
+    else:
+        fault("kill -9 of a batch of chapters", "no process is left: workers, kernels", "what ran")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from coalora_lib.book.execution import (
 )
 from coalora_lib.book.pairs import synchronise
 from coalora_lib.cli import app
+from coalora_lib.files import try_lock
 
 #: What `begin` reads, without the library, which takes long to import.
 BEGIN = """for cell in In:
@@ -158,6 +159,15 @@ def test_outside_the_project_a_command_says_so_and_writes_nothing(name, tmp_path
     message = f"{tmp_path} is not the project's folder, it has no _toc.yml; --root names one"
     assert found.stderr == f"coalora: {message}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_two_books_of_the_same_parameters_are_not_made_at_once(project):
+    folder = project / "_build" / "book" / "quick-embedded-seed3"
+    folder.mkdir(parents=True)
+    with try_lock(folder / ".lock"):
+        found = CliRunner().invoke(app, ["book", "--seed", "3", "--root", str(project)])
+    assert found.exit_code == 2
+    assert f"{folder} is being made by another `coalora book`" in found.stderr
 
 
 @pytest.mark.parametrize(
