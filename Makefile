@@ -22,7 +22,7 @@ help:
 	@echo "make test      lint, strict build of the book, unit tests, notebook outputs  [JOBS=2: test processes]"
 	@echo "make lint      style, imports between the layers, types"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
-	@echo "make experiments  the runs behind chapter 5's tables  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
+	@echo "make experiments  the runs behind chapter 5's tables, into _build/results/  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
 	@echo "make benchmarks  time each fast path beside its peer, for chapter 6  [MACHINE=cpu|gpu]"
 	@echo "make fuzz      ten times the bad inputs of make test, and new ones each time"
 	@echo "make lock      requirements.lock anew, from requirements.txt"
@@ -61,7 +61,7 @@ experiments: PROFILE := standard
 experiments: DATASET := sst2
 experiments: $(INSTALLED)
 	$(BIN)/coalora experiments --profile $(PROFILE) --dataset $(DATASET) --seeds $(SEEDS) \
-	  --jobs $(JOBS) --results book/results/$(DATASET)
+	  --jobs $(JOBS) --results _build/results/$(DATASET)-$(PROFILE)
 
 benchmarks: $(INSTALLED)
 	mkdir -p book/results/benchmarks

@@ -1,13 +1,16 @@
-"""Files and folders written whole or not at all, and their checksums."""
+"""Files and folders written whole or not at all, their checksums, and locks."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 #: Field of a sealed JSON file that holds the checksum of the others.
 SEAL = "sha256"
@@ -98,6 +101,34 @@ def _usual_mode(file: Path) -> int:
         return probe.stat().st_mode & 0o777
     finally:
         probe.unlink(missing_ok=True)
+
+
+def try_lock(path: str | Path) -> IO[str] | None:
+    """Lock a file, made if it is missing; it stays locked until what is returned is closed.
+
+    None if it is locked already; it then holds the number of the process that does. The lock is the
+    operating system's (``flock``): it ends with its process, however that ends. On a file system
+    without locks there is a warning, and none.
+    """
+    file = Path(path).open("a+")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            file.close()
+            raise
+        warnings.warn(
+            f"{Path(path).parent} is on a file system without locks ({error.strerror}): another "
+            "process that writes into it would not be noticed",
+            stacklevel=2,
+        )
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def sha256_of(path: str | Path) -> str:

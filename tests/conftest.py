@@ -26,7 +26,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--record",
         metavar="FILE",
-        help="write what tests of architectures or of bad inputs found",
+        help="write what tests of architectures, bad inputs or batches found",
     )
 
 

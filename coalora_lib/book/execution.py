@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import logging
 import os
@@ -10,8 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +92,18 @@ def wanted_chapters(root: Path, only: Sequence[str] = ()) -> list[Path]:
     return wanted
 
 
-def parameters_of(notebook: Path) -> list[str]:
-    """The names in a chapter's cell tagged ``parameters``."""
-    return list(papermill.inspect_notebook(str(notebook)))
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Names and values in a chapter's cell tagged ``parameters``, which are plain literals."""
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(each["default"]) for name, each in found.items()}
 
 
 def run_chapter(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], line: int = 0
+    notebook: Path, output: Path, parameters: Mapping[str, Any], bar: bool = True
 ) -> float:
     """Execute a chapter in its own folder and write it to ``output``; the seconds it took.
 
-    ``line`` is the terminal's for the progress bar.
+    On a terminal a progress bar is shown, unless ``bar`` is False.
 
     Raises:
         RuntimeError: it failed, or its kernel died: chapter, cell, error, in one line. ``output``
@@ -122,7 +122,7 @@ def run_chapter(
             cwd=str(notebook.parent),
             kernel_name="python3",
             extra_arguments=["--log-level=40"],  # errors only: a warning at each start says nothing
-            progress_bar=sys.stderr.isatty() and {"desc": notebook.stem, "position": line},
+            progress_bar=bar and sys.stderr.isatty() and {"desc": notebook.stem},
         )
     except Exception as error:  # of papermill, nbclient, the kernel: none names the chapter
         raise RuntimeError(f"{notebook}{_failure(output, error)}") from error
@@ -148,53 +148,6 @@ def _failure(output: Path, error: Exception) -> str:
     number = "" if last.execution_count is None else f" [{last.execution_count}]"
     line = last.source.strip().partition("\n")[0]
     return f", cell{number} {line!r}: {text}; executed up to there: {output}"
-
-
-def execute_book(
-    root: Path,
-    target: Path,
-    parameters: Mapping[str, Any],
-    jobs: int,
-    report: Callable[[str], None],
-) -> None:
-    """Execute every chapter into a copy of the book's sources under ``target``, ``jobs`` at a time.
-
-    Each chapter gets those of the parameters that it has, and its part of the processor's threads.
-
-    Interrupted, it ends the chapters that run too.
-
-    Raises:
-        RuntimeError: a chapter failed, as of :func:`run_chapter`; those not begun are left out.
-    """
-    copy_sources(root, target)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Processes: papermill's folder is the whole process's. Spawned: a fork would copy locks.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
-        running = {}
-        wanted = [(chapter, parameters_of(root / chapter)) for chapter in chapters(root)]
-        # Chapters on data train models, the later the longer: begun first, they leave no core
-        # idle at the end.
-        order = sorted(enumerate(wanted), key=lambda item: ("dataset" in item[1][1], item[0]))
-        for line, (chapter, names) in reversed(order):
-            given = {name: value for name, value in parameters.items() if name in names}
-            job = pool.submit(run_chapter, root / chapter, target / chapter, given, line)
-            running[job] = chapter
-        try:
-            for job in as_completed(running):
-                report(f"{running[job].stem:<32}{job.result():6.0f} s")
-        except Exception:
-            pool.shutdown(cancel_futures=True)
-            raise
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():  # and a kernel ends with what started it
-                process.terminate()
-            raise
-
-
-def _limit_threads(count: int) -> None:
-    """Let the kernels that this process starts use so many threads."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
 
 
 def refresh_outputs(
@@ -252,14 +205,14 @@ def copy_sources(root: Path, target: Path) -> None:
     shutil.copytree(root / "book", target / "book", ignore=unwanted)
 
 
-def render(source: Path, output: Path, strict: bool) -> Path:
-    """Build the HTML from clean into ``_build/html`` under ``output``; the first page.
+def render(source: Path, page: Path, strict: bool) -> Path:
+    """Build the HTML from clean into the folder ``page``; its first page.
 
     Raises:
         RuntimeError: the build failed, with ``strict`` at a warning of Sphinx; the former page is
             as it was.
     """
-    page, made = output / "_build" / "html", output / "_build" / "new"
+    made = page.with_name(f"{page.name}-new")
     shutil.rmtree(made, ignore_errors=True)
     program = Path(sys.executable).with_name("jupyter-book")
     command = [str(path) for path in (program, "build", source, "--path-output", made)]

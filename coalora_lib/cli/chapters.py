@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coalora_lib.cli.batches import end
 from coalora_lib.cli.names import chapter_datasets, chapter_profiles
-from coalora_lib.cli.shared import BUILD, Root, Seed, one_of, summary
+from coalora_lib.cli.shared import BUILD, Root, Seed, one_of
+from coalora_lib.cli.shared import summary as summarise
 
 
 def book(
@@ -22,19 +26,28 @@ def book(
     jobs: Annotated[int, typer.Option(help="Chapters to execute at a time.", min=1)] = 2,
     root: Root = Path(),
 ) -> None:
-    """Execute every chapter with papermill, render the HTML, print the results."""
-    from coalora_lib.book.execution import execute_book
+    """Execute every chapter with papermill, render the HTML, print the results.
+
+    Other parameters than the published ones make a page of their own, below _build/book.
+    """
+    from coalora_lib.batch.chapters import execute_book
+    from coalora_lib.batch.progress import shown
     from coalora_lib.records import read_records
 
-    source = root / BUILD / "source"
     parameters = {"profile": profile, "dataset": dataset, "seed": seed}
+    target = root / BUILD / "book" / f"{profile}-{dataset}-seed{seed}"
     _warn_of_old_text(root)
-    execute_book(root, source, parameters, jobs, typer.echo)
-    _render(source, root, strict=False)
+    with one_at_a_time(target), shown() as progress:
+        summary = execute_book(root, target, parameters, jobs, progress)
+        if summary.succeeded:
+            published = (profile, dataset, seed) == ("quick", "embedded", 0)
+            page = root / BUILD / "html" if published else target / "html"
+            _render(target / "source", page, strict=False)
     made = root / BUILD / "results" / f"comparison-{dataset}-{profile}-seed{seed}"
     if made.is_dir():
-        typer.echo(summary(read_records(made)))
+        typer.echo(summarise(read_records(made)))
         typer.echo(f"Records: {made}")
+    end(summary)
 
 
 def outputs(
@@ -64,13 +77,26 @@ def render(strict: bool = False, root: Root = Path()) -> None:
     source = root / BUILD / "committed"
     _warn_of_old_text(root)
     copy_sources(root, source)
-    _render(source, root, strict)
+    _render(source, root / BUILD / "html", strict)
 
 
-def _render(source: Path, root: Path, strict: bool) -> None:
+def _render(source: Path, page: Path, strict: bool) -> None:
     from coalora_lib.book.execution import render as render_html
 
-    typer.echo(f"The book: {render_html(source, root, strict).resolve()}")
+    typer.echo(f"The book: {render_html(source, page, strict).resolve()}")
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a folder; a RuntimeError if another process of the same command does."""
+    from coalora_lib.files import try_lock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = try_lock(folder / ".lock")
+    if file is None:
+        raise RuntimeError(f"{folder} is being made by another `coalora book`; wait until it ends")
+    with file:
+        yield
 
 
 def _warn_of_old_text(root: Path) -> None:

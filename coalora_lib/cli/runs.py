@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coalora_lib.cli.batches import end, run_here
 from coalora_lib.cli.names import (
     SLOW_ARM,
     arms,
@@ -52,7 +53,11 @@ def experiments(
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
-    """Run the comparison of chapter 5; a run whose record is in the folder is not made again."""
+    """Run the comparison of chapter 5.
+
+    A run whose record is in the folder is not made again; a record of other parameters, data or
+    protocol is refused.
+    """
     from coalora_lib.experiments import PROFILES, Run
     from coalora_lib.experiments.methods import ablations_of, methods_of
     from coalora_lib.experiments.runner import all_jobs
@@ -113,18 +118,10 @@ def search_ablation(
 
 
 def _run_missing(jobs: Sequence[Job], run: Run, results: Path, processes: int = 1) -> None:
-    """Make the records that are not in the folder, and say where they are."""
-    from tqdm import tqdm
+    """Make the records that are not in the folder; exit status 1 if one cannot be made."""
+    from coalora_lib.batch.jobs import MethodRun
 
-    from coalora_lib.experiments.pool import run_all
-    from coalora_lib.experiments.runner import path_of
-
-    there = sum(path_of(job, run, results).exists() for job in jobs)
-    typer.echo(f"{len(jobs)} runs, {there} of them are there")
-    with tqdm(total=len(jobs), initial=there, desc="runs", disable=None) as bar:
-        for _, path in run_all(jobs, run, results, processes):
-            bar.update()
-            tqdm.write(str(path))
+    end(run_here((MethodRun(job, run) for job in jobs), results, processes))
 
 
 def reproduce(

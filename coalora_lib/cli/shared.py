@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,14 +21,12 @@ def among(names: Names) -> Callable[[Any], Any]:
     """A check of one value or of several that refuses what is not allowed, and lists what is."""
 
     def check(given: str | list[str] | None) -> str | list[str] | None:
+        from coalora_lib.batch.names import not_known
+
         for value in [given] if isinstance(given, str) else given or ():
             allowed = names()
             if value not in allowed:
-                near = get_close_matches(value, allowed, n=1)
-                meant = f"; did you mean {near[0]}?" if near else ";"
-                raise typer.BadParameter(
-                    f"{value!r} is not known{meant} allowed: {', '.join(allowed)}"
-                )
+                raise typer.BadParameter(not_known(repr(value), allowed))
         return given
 
     return check

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +26,7 @@ from coalora_lib.records.environment import code_digest, device_name, git_commit
 from coalora_lib.records.schema import UNQUANTIZED, Phase, as_text, pack
 from coalora_lib.spaces import Configuration
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
-from coalora_lib.training import TrainingPlan, train
+from coalora_lib.training import History, TrainingPlan, train
 from coalora_lib.training.evaluation import evaluate_each, transformers_model
 from coalora_lib.validation import describe
 
@@ -80,14 +81,32 @@ def path_of(job: Job, run: Run, folder: str | Path) -> Path:
     return Path(folder) / job.file_name(run.dataset, run.profile.name)
 
 
-def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
-    """Train and evaluate on the shared ground of the job's seed, and write the record."""
+def run_job(
+    setup: Setup, job: Job, folder: str | Path, checkpoints: str | Path | None = None
+) -> Path:
+    """Make a job's record, as :func:`make_record`, and write it."""
+    return write_record(make_record(setup, job, checkpoints), folder)
+
+
+def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -> Record:
+    """Train and evaluate on the shared ground of the job's seed.
+
+    With a folder for checkpoints, a run that was killed goes on; its times are those of a run that
+    was not.
+    """
     method = METHODS[job.method]
     setup = setup.with_space(job.space)
     plan = plan_of(setup, method)
-    record = _new_record(job, setup)
+    record = new_record(job, setup.run, data_checksum(setup.splits))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+    def trained(phase: Phase, model: nn.Module, *given: Any, **settings: Any) -> History:
+        place = None if checkpoints is None else Path(checkpoints) / phase
+        history = train(model, setup.train, *given, checkpoints=place, **settings)
+        record.phases[phase] = round(history.seconds - history.search_seconds, 2)
+        return history
+
     with _phase(record, "preparation"):
         one = None if job.budget is None else setup.allocated(job.budget)
         model = method.make(setup, job.rank, one, **method.adapter)
@@ -95,18 +114,16 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
         first = [one] if one is not None and isinstance(model, CoaLora) else None
         if method.trains_on == "set":
             first = method.experiment.first_set(setup)
-    teacher = None
-    if plan.teacher == "model":
-        with _phase(record, "teacher"):
-            teacher = TEACHER.make(setup, job.rank, None)
-            train(teacher, setup.train, None, replace(plan, distillation=0.0, teacher="none"))
-    with _phase(record, "training"):
-        search = None
-        if method.search is not None:
-            search = replace(setup.run.profile.search, **method.search)
-        history = train(
-            model, setup.train, first, plan, search=search, scoring=setup.scoring, teacher=teacher
-        )
+        teacher = TEACHER.make(setup, job.rank, None) if plan.teacher == "model" else None
+    if teacher is not None:
+        trained("teacher", teacher, None, replace(plan, distillation=0.0, teacher="none"))
+    search = None
+    if method.search is not None:
+        search = replace(setup.run.profile.search, **method.search)
+    history = trained(
+        "training", model, first, plan, search=search, scoring=setup.scoring, teacher=teacher
+    )
+    record.phases["search"] = round(history.search_seconds, 2)
     seconds = sum(record.phases.values())
     rows = setup.space.rows
     record.searches = [
@@ -115,12 +132,10 @@ def run_job(setup: Setup, job: Job, folder: str | Path) -> Path:
     ]
     with _phase(record, "evaluation"):
         _evaluate_into(record, setup, model, plan, seconds)
-    record.phases["search"] = round(history.search_seconds, 2)
-    record.phases["training"] = round(record.phases["training"] - history.search_seconds, 2)
     if torch.cuda.is_available():
         record.peak_memory = torch.cuda.max_memory_allocated()
     record.stored = _stored_numbers(model)
-    return write_record(record, folder)
+    return record
 
 
 @contextmanager
@@ -131,9 +146,8 @@ def _phase(record: Record, name: Phase) -> Iterator[None]:
     record.phases[name] = round(time.perf_counter() - started, 2)
 
 
-def _new_record(job: Job, setup: Setup) -> Record:
-    """Of a run on this machine, without results yet."""
-    run = setup.run
+def new_record(job: Job, run: Run, data: str) -> Record:
+    """Of a run on this machine and on data of this checksum, without results yet."""
     parameters = json.loads(json.dumps(asdict(run.profile)))
     del parameters["rank"]  # the job's counts
     return Record(
@@ -142,7 +156,7 @@ def _new_record(job: Job, setup: Setup) -> Record:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=run.dataset,
         synthetic=run.dataset == "embedded",
-        data_checksum=data_checksum(setup.splits),
+        data_checksum=data,
         model=run.profile.model,
         model_checksum=checkpoint_checksum(run.profile.model),
         profile=run.profile.name,

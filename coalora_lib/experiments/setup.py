@@ -172,11 +172,7 @@ def prepare(run: Run) -> Setup:
             way round; this and OSError also as the loaders of :mod:`coalora_lib.tasks`.
     """
     profile = run.profile
-    if profile.language_model != (classes_of(run.dataset) is None):
-        kind = "a language model" if profile.language_model else "a classifier"
-        raise ValueError(
-            f"profile {profile.name!r} is of {kind}; data set {run.dataset!r} is not for it"
-        )
+    refuse_misfit(run)
     splits = load_task(run.dataset)
     torch.manual_seed(run.seed)
     base, tokenizer = _load(run)
@@ -184,6 +180,16 @@ def prepare(run: Run) -> Setup:
     train, scoring, validation = _examples(run, splits, tokenizer)
     errors = error_table(weights, pieces=profile.error_pieces)
     return Setup(run, splits, train, scoring, validation, weights, errors)
+
+
+def refuse_misfit(run: Run) -> None:
+    """A ValueError if the profile's model is not for the data set."""
+    profile = run.profile
+    if profile.language_model != (classes_of(run.dataset) is None):
+        kind = "a language model" if profile.language_model else "a classifier"
+        raise ValueError(
+            f"profile {profile.name!r} is of {kind}; data set {run.dataset!r} is not for it"
+        )
 
 
 def _examples(

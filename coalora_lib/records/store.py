@@ -33,16 +33,26 @@ def write_record(record: Record, folder: str | Path) -> Path:
     return write_json(record, Path(folder) / Record.model_validate(record.model_dump()).file_name)
 
 
+def record_bytes(record: Record) -> bytes:
+    """What :func:`write_record` writes; errors are the same."""
+    return (Record.model_validate(record.model_dump()).model_dump_json(indent=2) + "\n").encode()
+
+
+def record_from(content: bytes, name: str = "it") -> Record:
+    """A record from a file's content; a ValueError if it is none, with the name and the field."""
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError as error:
+        raise ValueError(f"{name} is not a record: {describe(error)}") from None
+
+
 def read_record(path: str | Path) -> Record:
     """Read a record; a ValueError if it is none, which names the file and the field at fault."""
     path = Path(path)
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(f"{path} is not a record: {size} bytes, at most {MOST_BYTES}")
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a record: {describe(error)}") from None
+    return record_from(path.read_bytes(), str(path))
 
 
 def read_records(folder: str | Path) -> list[Record]:

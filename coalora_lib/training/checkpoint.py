@@ -6,15 +6,12 @@ step-00001200-1/         one checkpoint; it appears whole, and its name sorts by
 .lock                    held by the training that writes here
 """
 
-import errno
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -22,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
+from coalora_lib.files import atomic_folder, seal, sha256_of, try_lock, unseal
 from coalora_lib.validation import flat
 
 VALUES, TENSORS, LOCK = "state.json", "state.safetensors", ".lock"
@@ -92,7 +89,6 @@ class CheckpointFolder:
     def open(self) -> None:
         """Get ready to write: make the folder, lock it, remove what a killed run left unfinished.
 
-        The lock is the operating system's (``flock``): it ends with the process that holds it.
         OSError or RuntimeError if the folder cannot be written into, or another training does.
         """
         try:
@@ -104,7 +100,14 @@ class CheckpointFolder:
             raise type(error)(
                 error.errno, f"no checkpoints can be written into {self.path}: {reason}"
             ) from error
-        self._held.enter_context(_locked(self.path))
+        held = try_lock(self.path / LOCK)
+        if held is None:
+            holder = (self.path / LOCK).read_text().strip()
+            raise RuntimeError(
+                f"{self.path} is in use by another training (process {holder}); give another "
+                "folder, or wait until it ends"
+            )
+        self._held.callback(held.close)
         for leftover in self.path.glob(".step-*"):
             shutil.rmtree(leftover)
 
@@ -188,29 +191,3 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}-\d+", path.name))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock."""
-    with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RuntimeError(
-                f"{folder} is in use by another training (process {file.read().strip()}); give "
-                "another folder, or wait until it ends"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            warnings.warn(
-                f"{folder} is on a file system without locks ({error.strerror}): another training "
-                "into it would not be noticed",
-                stacklevel=2,
-            )
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield

@@ -111,6 +111,7 @@ class Trainer:
         self.losses: list[float] = []
         self.rounds: list[Round] = []
         self.search_seconds = 0.0
+        self._started = time.perf_counter()
         self.model = model.to(self.accelerator.device)
         self.set = TrainingSet(model, configurations, plan.seed)
         self.distillation = Distillation(plan, model, teacher, self.accelerator, self.objective)
@@ -142,7 +143,8 @@ class Trainer:
         configurations = self.set.configurations
         if configurations is not None:
             self.model.training_set = [list(each) for each in configurations]
-        return History(self.losses, configurations or [], self.rounds, self.search_seconds)
+        seconds = time.perf_counter() - self._started
+        return History(self.losses, configurations or [], self.rounds, seconds, self.search_seconds)
 
     def _run(self, folder: CheckpointFolder | None, checkpoint_every: int) -> None:
         """Stretches of training with searches between."""
@@ -231,6 +233,8 @@ class Trainer:
             "position": self.batches.position,
             "rounds": [vars(each) for each in self.rounds],
             "set": self.set.flat(),
+            "seconds": time.perf_counter() - self._started,
+            "search_seconds": self.search_seconds,
         }
         return State.of(tree)
 
@@ -251,6 +255,8 @@ class Trainer:
         self.optimizer.load_state_dict(tree["optimizer"])
         self.schedule.load_state_dict(tree["schedule"])
         self.step, self.losses = tree["step"], tree["losses"]
+        self._started = time.perf_counter() - tree["seconds"]
+        self.search_seconds = tree["search_seconds"]
         self.rounds = [Round(**each) for each in tree["rounds"]]
 
     @contextmanager

@@ -78,4 +78,7 @@ class History:
     losses: list[float]  #: of each step, averaged over its configurations
     configurations: list[Configuration]  #: the training set at the end
     rounds: list[Round]  #: the searches, in order
-    search_seconds: float = 0.0  #: wall time since the run was started or resumed
+    #: Wall time, and how much of it were searches; of a run that went on from a checkpoint, that up
+    #: to the checkpoint is counted too.
+    seconds: float = 0.0
+    search_seconds: float = 0.0

@@ -9,6 +9,7 @@ from torch import Tensor
 from coalora_lib.validation import describe
 
 Count = Annotated[int, Field(ge=0, le=2**62)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 #: What AdamW keeps of a parameter: the number of its steps, and two moments of its shape.
 STEPS, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
@@ -51,6 +52,8 @@ class StoredState(BaseModel):
     position: Count
     rounds: list[StoredRound]
     set: Tensor | None
+    seconds: Seconds
+    search_seconds: Seconds
 
     @classmethod
     def of(cls, tree: Mapping[str, Any], own: Mapping[str, Any], steps: int, rounds: int) -> dict:

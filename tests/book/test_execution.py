@@ -21,6 +21,7 @@ from coalora_lib.book.execution import (
 )
 from coalora_lib.book.pairs import synchronise
 from coalora_lib.cli import app
+from coalora_lib.files import try_lock
 
 #: What `begin` reads, without the library, which takes long to import.
 BEGIN = """for cell in In:
@@ -50,7 +51,7 @@ def printed(path):
 
 
 def test_parameters_reach_a_chapter(notebook, tmp_path):
-    assert parameters_of(notebook) == ["profile", "seed"]
+    assert parameters_of(notebook) == {"profile": "quick", "seed": 0}
     run_chapter(notebook, tmp_path / "out" / "done.ipynb", {"seed": 7})
     assert printed(tmp_path / "out" / "done.ipynb") == "quick 7\n"
 
@@ -160,6 +161,15 @@ def test_outside_the_project_a_command_says_so_and_writes_nothing(name, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_two_books_of_the_same_parameters_are_not_made_at_once(project):
+    folder = project / "_build" / "book" / "quick-embedded-seed3"
+    folder.mkdir(parents=True)
+    with try_lock(folder / ".lock"):
+        found = CliRunner().invoke(app, ["book", "--seed", "3", "--root", str(project)])
+    assert found.exit_code == 2
+    assert f"{folder} is being made by another `coalora book`" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("broken", "content", "message"),
     [
@@ -199,13 +209,13 @@ def test_a_page_is_replaced_whole_and_only_if_the_build_ends_well(project):
     copy_sources(project, source)
     (source / "_config.yml").write_text("title: [")
     with pytest.raises(RuntimeError, match="jupyter-book ended with status 1"):
-        render(source, project, strict=False)
+        render(source, page.parent, strict=False)
     assert page.read_text() == "former"
     copy_sources(project, source)
-    assert render(source, project, strict=False) == page
+    assert render(source, page.parent, strict=False) == page
     assert page.read_text() != "former"
     assert "Chapter b" in (page.parent / "book" / "b.html").read_text()
-    assert not (project / "_build" / "new").exists()
+    assert not (project / "_build" / "html-new").exists()
 
 
 def test_a_book_whose_text_is_newer_than_its_notebooks_says_so(project):

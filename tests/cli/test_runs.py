@@ -51,8 +51,14 @@ def test_a_label_is_no_name_in_a_command(command, option, group, tmp_path):
 
 def test_runs_that_are_there_are_not_made_again(small_run, small_setup, tmp_path, monkeypatch):
     monkeypatch.setitem(PROFILES, "quick", replace(small_run.profile, name="quick"))
-    run_job(small_setup, job_for("shared-lora", 4, 0), tmp_path)
-    words = ["experiments", "--rank", "4", "--method", "shared-lora", "--results"]
-    found = invoke(*words, tmp_path)
+    path = run_job(small_setup, job_for("shared-lora", 4, 0), tmp_path)
+    words = ["experiments", "--rank", "4", "--method", "shared-lora", "--results", tmp_path]
+    before = path.stat().st_mtime_ns
+    found = invoke(*words)
     assert found.exit_code == 0, found.output
-    assert "1 runs, 1 of them are there" in found.output
+    assert "0 made, 1 there, 0 failed" in found.stdout
+    # Another rate is not taken for the same run.
+    other = invoke(*words, "--learning-rate", 0.5)
+    assert other.exit_code == 2
+    assert "parameters.learning_rate is 0.001 there, 0.5 is wanted" in other.stderr
+    assert path.stat().st_mtime_ns == before

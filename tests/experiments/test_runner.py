@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from coalora_lib.experiments.methods import (
     METHODS,
@@ -12,7 +11,6 @@ from coalora_lib.experiments.methods import (
     ablations_of,
     methods_of,
 )
-from coalora_lib.experiments.pool import run_all, visible_gpus
 from coalora_lib.experiments.runner import (
     all_jobs,
     job_for,
@@ -92,19 +90,6 @@ def test_bit_widths_are_counted(small_setup, tmp_path):
     assert stored["lora-by-bit-width"] == 4 * stored["shared-lora"]
 
 
-def test_the_pool_makes_what_is_missing_and_goes_on_after_a_failure(
-    small_run, small_setup, tmp_path
-):
-    there, missing = job_for("shared-lora", 4, 0), job_for("qlora", 4, 0, 3.0)
-    before = run_job(small_setup, there, tmp_path).stat().st_mtime_ns
-    broken = job_for("qlora", 4, 0, 1.0)  # no configuration has so few bits
-    made = run_all([broken, there, missing], small_run, tmp_path, 1)
-    assert next(made)[0] == missing
-    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed; first .*budget=1\.0"):
-        next(made)
-    assert path_of(there, small_run, tmp_path).stat().st_mtime_ns == before
-
-
 def test_a_model_with_options_has_no_search_and_its_own_arbitrary_configurations(
     small_setup, tmp_path
 ):
@@ -171,15 +156,3 @@ def test_every_stored_job_can_be_run_again():
 def test_a_job_that_cannot_be_is_refused(slug, budget, message):
     with pytest.raises(ValueError, match=message):
         job_for(slug, 4, 0, budget)
-
-
-@pytest.mark.parametrize(
-    ("named", "count", "expected"),
-    [(None, 2, ["0", "1"]), ("2,5", 2, ["2", "5"]), (None, 0, [""]), ("", 0, [""])],
-)
-def test_the_pool_keeps_to_the_gpus_it_is_given(named, count, expected, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if named is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert visible_gpus() == expected

@@ -1,0 +1,157 @@
+"""Tables of records: filtered, grouped, two protocols compared, written, sent to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from coalora_lib.batch.names import not_known
+from coalora_lib.files import atomic_file
+from coalora_lib.records import Record, frame, read_record, student_interval
+
+__all__ = ["compared", "filtered", "frame", "grouped", "read_below", "send", "write"]
+
+#: Files of a table, with what writes them.
+FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
+
+
+def read_below(folder: Path) -> list[Record]:
+    """All records of a folder and those below it, by path; other JSON files are left out.
+
+    Raises:
+        ValueError: there are none, or one cannot be read; it is named.
+    """
+    paths = sorted(path for path in folder.rglob("*-seed*.json") if not path.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder} holds no records")
+    return [read_record(path) for path in paths]
+
+
+def filtered(rows: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
+    """The rows in which each "column=value" holds; several values of a column are alternatives.
+
+    Raises:
+        ValueError: a column is not known, or no row is left.
+    """
+    wanted: dict[str, list[str]] = {}
+    for condition in where:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise ValueError(f"{condition!r} must be column=value, such as method=coa-lora")
+        _known(rows, [column])
+        wanted.setdefault(column, []).append(value)
+    for column, values in wanted.items():
+        texts = rows[column].map(_text)
+        if not set(values) & set(texts):
+            raise ValueError(not_known(f"{column}={values[0]!r}", sorted(set(texts))))
+        rows = rows[texts.isin(values)]
+    if rows.empty:
+        raise ValueError(f"no result has {' and '.join(where)}")
+    return rows
+
+
+def grouped(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Mean accuracy over seeds in percent, with its interval where there are two and more.
+
+    A seed's results of one group are averaged first. Groups are of one protocol, data set and
+    profile: these are columns where there are several.
+    """
+    keys = _keys(rows, by)
+    seeds = rows.groupby([*keys, "seed"], dropna=False, sort=False)["accuracy"].mean()
+    found = []
+    for key, values in seeds.groupby(level=list(range(len(keys))), dropna=False, sort=False):
+        percent = (100 * values).tolist()
+        found.append((*_tuple(key), len(percent), *_interval(percent)))
+    return pd.DataFrame(found, columns=[*keys, "seeds", "accuracy", "low", "high"])
+
+
+def compared(rows: pd.DataFrame, by: str, first: str, second: str) -> pd.DataFrame:
+    """How much more accurate the second protocol's runs are, in points, over the seeds of both.
+
+    Raises:
+        ValueError: a protocol has no results, or they have no group and seed in common.
+    """
+    for protocol in (first, second):
+        if protocol not in set(rows["protocol"]):
+            raise ValueError(not_known(f"protocol={protocol!r}", sorted(set(rows["protocol"]))))
+    keys = [key for key in _keys(rows, by) if key != "protocol"]
+    means = 100 * rows.groupby([*keys, "seed", "protocol"], dropna=False)["accuracy"].mean()
+    wide = means.unstack("protocol")[[first, second]].dropna()
+    if wide.empty:
+        raise ValueError(f"{first} and {second} have no {', '.join(keys)} and seed in common")
+    found = []
+    for key, both in wide.groupby(level=list(range(len(keys))), dropna=False, sort=False):
+        differences = (both[second] - both[first]).tolist()
+        middle = both.mean()
+        row = (*_tuple(key), len(both), middle[first], middle[second], *_interval(differences))
+        found.append(row)
+    return pd.DataFrame(found, columns=[*keys, "seeds", first, second, "difference", "low", "high"])
+
+
+def write(rows: pd.DataFrame, path: Path) -> None:
+    """Write all rows as the file's name says; a ValueError if it says nothing known."""
+    if path.suffix not in FORMATS:
+        raise ValueError(not_known(f"{path}: format {path.suffix!r}", FORMATS))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        getattr(rows, FORMATS[path.suffix])(partial, index=False)
+
+
+def send(records: Sequence[Record], rows: pd.DataFrame, address: str) -> None:
+    """Send each record that has rows to an MLflow server, as a run of its protocol's experiment.
+
+    Raises:
+        RuntimeError: MLflow is not installed.
+    """
+    try:
+        import mlflow
+    except ModuleNotFoundError:
+        raise RuntimeError(
+            'MLflow is not installed; install it with: pip install "coalora-lib[mlflow]"'
+        ) from None
+    mlflow.set_tracking_uri(address)
+    for position, own in rows.groupby("record"):
+        record = records[int(position)]
+        mlflow.set_experiment(record.protocol)
+        with mlflow.start_run(run_name=record.file_name.removesuffix(".json")):
+            job = {"method": record.job.method, "rank": record.job.rank, "seed": record.job.seed}
+            about = {"dataset": record.dataset, "profile": record.profile, "model": record.model}
+            mlflow.log_params(job | about)
+            mlflow.log_params({f"profile.{key}": v for key, v in record.parameters.items()})
+            for kind, results in own.groupby("kind"):
+                for step, row in enumerate(results.itertuples()):
+                    measured = {"accuracy": row.accuracy, "loss": row.loss, "bits": row.bits}
+                    mlflow.log_metrics({f"{kind}.{k}": v for k, v in measured.items()}, step=step)
+
+
+def _keys(rows: pd.DataFrame, by: str) -> list[str]:
+    """The columns to group by, and those in which records of one table must agree."""
+    named = [name.strip() for name in by.split(",") if name.strip()]
+    _known(rows, named)
+    apart = [n for n in ("protocol", "dataset", "profile") if rows[n].nunique() > 1]
+    return list(dict.fromkeys([*apart, *named]))
+
+
+def _known(rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in rows or column in ("record", "correct"):
+            allowed = [name for name in rows if name not in ("record", "correct")]
+            raise ValueError(not_known(f"column={column!r}", allowed))
+
+
+def _tuple(key: object) -> tuple:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean and ends, rounded as they are read; no ends of one value."""
+    if len(values) < 2:
+        return round(values[0], 2), None, None
+    found = student_interval(values)
+    return round(found.mean, 2), round(found.low, 2), round(found.high, 2)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
