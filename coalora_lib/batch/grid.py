@@ -34,7 +34,7 @@ from pydantic import (
 
 from coalora_lib.batch.jobs import BatchJob, MethodRun, chapter_run
 from coalora_lib.batch.names import not_known
-from coalora_lib.validation import describe
+from coalora_lib.validation import describe, flat
 
 #: Jobs of a grid, values of a range, and bytes of its file, at most.
 MOST_JOBS, MOST_BYTES = 100_000, 2**20
@@ -111,8 +111,10 @@ def _all_known(name: str, given: tuple[str, ...], allowed: Any) -> tuple[str, ..
 
 _Text = Annotated[str, Strict()]
 _Count = Annotated[int, Strict(), Field(ge=1, le=2**31)]
+_Rank = Annotated[int, Strict(), Field(ge=1, le=2**20)]
 _Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 _Texts = Annotated[tuple[_Text, ...], BeforeValidator(expanded)]
+_Ranks = Annotated[tuple[_Rank, ...], BeforeValidator(expanded), AfterValidator(_sorted)]
 _Counts = Annotated[tuple[_Count, ...], BeforeValidator(expanded), AfterValidator(_sorted)]
 _Positives = Annotated[tuple[_Positive, ...], BeforeValidator(expanded), AfterValidator(_sorted)]
 _Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
@@ -126,7 +128,7 @@ class Grid(BaseModel):
     methods: Annotated[_Texts, AfterValidator(_known_methods)] = ()
     chapters: _Texts = ()
     parameters: dict[str, Annotated[tuple[Any, ...], BeforeValidator(expanded)]] = {}
-    ranks: _Counts = ()
+    ranks: _Ranks = ()
     seeds: Annotated[
         tuple[_Seed, ...], BeforeValidator(expanded), AfterValidator(_sorted), Field(min_length=1)
     ] = (0,)
@@ -198,7 +200,7 @@ class Grid(BaseModel):
         kept = [job for values, job in combinations if not self._excluded(values)]
         for each in self.exclude:
             if not any(_matches(each, values) for values, _ in combinations):
-                raise ValueError(f"exclude: nothing is {_said(each)}")
+                raise ValueError(f"exclude: nothing is {flat(_said(each)):.200}")
         if not kept:
             raise ValueError("the grid is empty")
         return list({job.name: job for job in kept}.values())
@@ -264,5 +266,4 @@ def _parsed(content: bytes, name: str) -> Any:
     try:
         return yaml.safe_load(content)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{name} is not YAML: {said}") from None
+        raise ValueError(f"{name} is not YAML: {flat(error):.200}") from None

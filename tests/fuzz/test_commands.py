@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from coalora_lib import recipes
+from coalora_lib.batch import chapters as batch_chapters
+from coalora_lib.batch import cluster
 from coalora_lib.book import execution, pictures
 from coalora_lib.cli import app, runs
 from coalora_lib.cli.errors import FAILED
@@ -24,7 +26,10 @@ WORK = [
     (recipes, "adapt"),
     (recipes, "report"),
     (pictures, "picture_of_run"),
-    (execution, "execute_book"),
+    (batch_chapters, "execute_book"),
+    (cluster, "local"),
+    (cluster, "connected"),
+    (cluster, "queued"),
     (execution, "refresh_outputs"),
     (execution, "copy_sources"),
     (execution, "render"),
