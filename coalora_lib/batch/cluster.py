@@ -26,7 +26,14 @@ LOOPBACK = "127.0.0.1"
 PATIENCE = 30
 #: What is done about a worker's death is the engine's to say: Dask is not to try again. Nor is it
 #: to take a worker for dead by the time of day: a broken connection tells.
-_SETTINGS = {"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.worker-ttl": None}
+_SETTINGS: dict[str, Any] = {
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.worker-ttl": None,
+    # What nobody looks at costs a tenth of a core.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.tick.interval": "1s",
+}
 
 
 class Queue(BaseModel):
@@ -93,7 +100,6 @@ def local(
         "dashboard_address": f"{LOOPBACK}:0",
         "dashboard": False,
         "memory_limit": memory or 0,
-        "death_timeout": PATIENCE,
         "silence_logs": logging.CRITICAL,
     }
     workers = {}
@@ -102,8 +108,10 @@ def local(
         workers[number] = {"cls": Nanny, "options": common | {"env": environment | own}}
     dashboard = find_spec("bokeh") is not None
     options = {"host": LOOPBACK, "dashboard_address": f"{LOOPBACK}:0", "dashboard": dashboard}
+    # A nanny whose worker is away is starting another, even if jobs kill one after the other.
+    patient = {"distributed.deploy.lost-worker-timeout": "1000 days"}
     with (
-        dask.config.set(_SETTINGS),
+        dask.config.set(_SETTINGS | patient),
         SpecCluster(
             workers, {"cls": Scheduler, "options": options}, silence_logs=logging.CRITICAL
         ) as cluster,
