@@ -103,14 +103,14 @@ def provenance(run: Run, splits: TaskSplits | None = None) -> str:
     return "\n".join(parts)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
-    """A Markdown table that a notebook displays: first column left, the others right.
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> Markdown:
+    """A Markdown table that a notebook displays: the first columns left, the others right.
 
     Numbers are to be formatted before, rounded as they shall be read.
     """
     from IPython.display import Markdown  # here, so that scripts need no notebook packages
 
-    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
+    lines = [columns, [":--"] * left + ["--:"] * (len(columns) - left), *rows]
     return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
