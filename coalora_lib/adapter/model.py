@@ -296,6 +296,7 @@ class CoaLora(TransformersInterface):
             FileExistsError: the folder holds something else.
             ValueError: ``quantized`` without a current configuration.
         """
+        saving.warn_of_fitted(len(self.layers.fitted))
         current, own = self.configuration, self._own_parameters
         if quantized and current is None:
             raise ValueError("no configuration is set: there are no quantized weights to write")

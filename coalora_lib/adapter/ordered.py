@@ -36,7 +36,7 @@ def fit_in_order(
 
     From then on the model computes with them wherever this configuration is set, exported or
     merged, in the place of the frozen terms and the corrections that it has else. The current
-    configuration stays.
+    configuration stays. What is fitted is not saved with the model.
 
     Args:
         model: its trained factors are left as they are.

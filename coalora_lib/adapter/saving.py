@@ -11,6 +11,7 @@ The base model's weights stay where they are: they are named, and recognised by 
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,16 @@ def write(
         if quantized:
             save_quantized(partial / QUANTIZED, quantized)
     return Path(folder)
+
+
+def warn_of_fitted(count: int) -> None:
+    """Say that what was fitted for whole configurations is not among what is saved."""
+    if count:
+        warnings.warn(
+            f"{count} configurations were fitted in order; what was fitted is not saved, only "
+            "exported and merged: fit them again after loading",
+            stacklevel=3,
+        )
 
 
 def read(folder: str | Path) -> Saved:

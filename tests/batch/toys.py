@@ -31,6 +31,10 @@ class Toy:
             raise ValueError(f"content is {content[:20]!r}, {self.name!r} is wanted")
 
 
+def move(toy, _):
+    Path(toy.about).rename(Path(toy.about).with_name("moved"))
+
+
 def sleep(toy, _):
     time.sleep(float(toy.about))
 

@@ -73,6 +73,7 @@ def test_in_float64_nothing_is_computed_in_less(of, adapted):
 def test_in_float64_it_is_the_decoder_that_transformers_computes():
     phrases = load_task("embedded").train.select(range(50))
     ours, theirs = (small_decoder(phrases, dtype=d).model for d in (torch.float64, torch.float32))
+    theirs.load_state_dict(ours.state_dict())
     tokens = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 3, 2, 2]])
     given = {"input_ids": tokens, "labels": tokens.masked_fill(tokens == 2, -100)}
     exact, rounded = ours(**given), theirs(**given)
