@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Integral, Real
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line is to start without it
@@ -11,6 +15,8 @@ if TYPE_CHECKING:  # the command line is to start without it
 
 #: Characters of a value or a field's path that are shown.
 SHOWN = 60
+#: Characters that are shown of what is not known, and of what is allowed instead.
+UNKNOWN, LISTED = 100, 300
 #: Never writes out all of a value: an alias in YAML makes one of any length.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * SHOWN
@@ -58,3 +64,27 @@ def check_number(
         raise ValueError(f"{name}={value!r:.{SHOWN}} must be at least {least}")
     if not value <= most:
         raise ValueError(f"{name}={value!r:.{SHOWN}} must be at most {most}")
+
+
+def not_known(what: str, allowed: Iterable[object]) -> str:
+    """``what`` "is not known", the nearest of what is allowed, and the first of it.
+
+    Near is meant of its last word in quotes.
+    """
+    names, what = [str(each) for each in allowed], flat(what)
+    what = what if len(what) <= UNKNOWN else f"{what[:UNKNOWN]}..."
+    near = nearest([what, *re.findall("'([^']*)'", what)][-1], names)
+    meant = ";" if near is None else f"; did you mean {near}?"
+    listed = shorten(", ".join(names), LISTED, placeholder=f" ... ({len(names)} in all)")
+    return f"{what} is not known{meant} allowed: {listed}"
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """The nearest of what is allowed as `` (did you mean 'x'?)``, nothing if none is near."""
+    near = nearest(str(name), allowed)
+    return "" if near is None else f" (did you mean {near!r}?)"
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The name most like it, None if none is much like it."""
+    return next(iter(get_close_matches(name, list(allowed), 1)), None)

@@ -1,6 +1,5 @@
 """PEFT's LoRA on the linear layers of a transformers model: what all methods here start from."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from coalora_lib.adapter.bases import refuse_unfit, refuse_weights
 from coalora_lib.adapter.heads import find_heads, is_inside, named_heads
 from coalora_lib.adapter.linear import LoraLinear
 from coalora_lib.kinds import kind_of
+from coalora_lib.validation import did_you_mean
 
 #: What chooses layers: their paths or the last parts of these; or a pattern for whole paths.
 TargetLayers = Sequence[str] | str
@@ -69,8 +69,7 @@ def _chosen(names: Sequence[str], target_layers: TargetLayers) -> list[str]:
         ]
         if not hits:
             last = sorted({name.rsplit(".", 1)[-1] for name in names})
-            near = difflib.get_close_matches(wanted, [*last, *names], 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(wanted, [*last, *names])
             raise ValueError(
                 f"target_layers: no linear layer is {wanted!r}{hint}; the last parts of their "
                 f"paths are {', '.join(last)}"

@@ -56,7 +56,6 @@ def fit_in_order(
     base, layers = model.get_base_model(), model.layers
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
     fit = _Fit(layers, resolved, _real_tokens(inputs).flatten(), rank)
-    layers.fitted.pop(tuple(resolved), None)
     model.eval()
     try:
         model.set_configuration(None)

@@ -10,9 +10,9 @@ from typing import Any
 from coalora_lib.batch import cluster
 from coalora_lib.batch.engine import run_batch
 from coalora_lib.batch.jobs import chapter_run
-from coalora_lib.batch.names import not_known
 from coalora_lib.batch.progress import Progress, Summary
 from coalora_lib.book.execution import chapters, copy_sources, parameters_of
+from coalora_lib.validation import not_known
 
 
 def chapters_named(root: Path, names: Sequence[str]) -> list[Path]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from coalora_lib.batch.claims import Claim
 from coalora_lib.batch.jobs import BatchJob
 from coalora_lib.files import atomic_file
+from coalora_lib.validation import flat
 
 SCRATCH, TOKEN = ".scratch", "token"
 #: Free bytes below which a batch is not begun.
@@ -89,7 +90,7 @@ class ResultFolder:
         except FileNotFoundError:
             return ""
         except (ValueError, OSError) as error:
-            return " ".join(str(error).split())
+            return flat(error)
         return None
 
     def failed_earlier(self, job: BatchJob) -> str:

@@ -33,8 +33,7 @@ from pydantic import (
 )
 
 from coalora_lib.batch.jobs import BatchJob, MethodRun, chapter_run
-from coalora_lib.batch.names import not_known
-from coalora_lib.validation import describe, flat
+from coalora_lib.validation import describe, flat, not_known
 
 #: Jobs of a grid, values of a range, and bytes of its file, at most.
 MOST_JOBS, MOST_BYTES = 100_000, 2**20

@@ -18,19 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from coalora_lib.experiments import Run, Setup
-    from coalora_lib.records import Job, Record
+    from coalora_lib.records import Job
 
-#: Fields in which a record must be the job's.
-COMPARED = (
-    "protocol",
-    "job",
-    "dataset",
-    "data_checksum",
-    "model",
-    "model_checksum",
-    "profile",
-    "parameters",
-)
 #: Of a notebook's metadata: what it was made from.
 STAMP = "coalora_batch"
 _EXECUTED = "executed.ipynb"
@@ -106,21 +95,17 @@ class MethodRun:
 
     def check(self, content: bytes) -> None:
         """A record of the same protocol, job, data, model and parameters."""
+        from coalora_lib.experiments.runner import identity_of
         from coalora_lib.records import record_from
 
-        found, wanted = record_from(content), self._wanted()
-        for field in COMPARED:
-            there, ours = (getattr(each, field) for each in (found, wanted))
+        found, run = record_from(content), replace(self.run_of, seed=self.job.seed)
+        data, model = checksum_of(run.dataset), _model_checksum(run.profile.model)
+        for field, ours in identity_of(self.job, run, data, model).items():
+            there = getattr(found, field)
             if field == "job":
                 there, ours = asdict(there), asdict(ours)
             if there != ours:
                 raise ValueError(_difference(field, there, ours))
-
-    def _wanted(self) -> Record:
-        from coalora_lib.experiments.runner import new_record
-
-        run = replace(self.run_of, seed=self.job.seed)
-        return new_record(self.job, run, checksum_of(run.dataset))
 
 
 @dataclass(frozen=True)
@@ -228,6 +213,13 @@ def checksum_of(dataset: str) -> str:
     from coalora_lib.tasks import data_checksum, load_task
 
     return data_checksum(load_task(dataset))
+
+
+@lru_cache(maxsize=8)  # a batch asks for each record that is there
+def _model_checksum(name: str) -> str:
+    from coalora_lib.tasks import checkpoint_checksum
+
+    return checkpoint_checksum(name)
 
 
 @lru_cache(maxsize=1)  # jobs come seed by seed

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from coalora_lib.batch.names import not_known
 from coalora_lib.files import atomic_file
 from coalora_lib.records import Record, frame, read_record, student_interval
+from coalora_lib.validation import not_known
 
 __all__ = ["compared", "filtered", "frame", "grouped", "read_below", "send", "write"]
 

@@ -19,6 +19,7 @@ from distributed import Worker, get_worker
 
 from coalora_lib.batch.folder import SCRATCH, TOKEN, kept_path
 from coalora_lib.batch.jobs import BatchJob, checksum_of
+from coalora_lib.validation import flat
 
 #: Topic of the events by which workers tell that a job has begun.
 TOPIC = "coalora-batch"
@@ -167,6 +168,7 @@ def _end_of(log: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    said = " ".join(str(error).split())
+    """What an error says, with its kind unless it is one that the library raises."""
+    said = flat(error)
     expected = isinstance(error, ValueError | OSError | RuntimeError) and said
     return said if expected else f"{type(error).__name__}: {said}"

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coalora_lib.cli.shared import BUILD, Root
+from coalora_lib.cli.shared import BUILD, AsJson, Root
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from coalora_lib.batch.jobs import BatchJob
     from coalora_lib.batch.progress import Summary
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
 def batch(

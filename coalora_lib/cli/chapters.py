@@ -32,6 +32,7 @@ def book(
     """
     from coalora_lib.batch.chapters import execute_book
     from coalora_lib.batch.progress import shown
+    from coalora_lib.experiments.profiles import PUBLISHED
     from coalora_lib.records import read_records
 
     parameters = {"profile": profile, "dataset": dataset, "seed": seed}
@@ -40,8 +41,7 @@ def book(
     with one_at_a_time(target), shown() as progress:
         summary = execute_book(root, target, parameters, jobs, progress)
         if summary.succeeded:
-            published = (profile, dataset, seed) == ("quick", "embedded", 0)
-            page = root / BUILD / "html" if published else target / "html"
+            page = (root / BUILD if parameters == PUBLISHED else target) / "html"
             _render(target / "source", page, strict=False)
     made = root / BUILD / "results" / f"comparison-{dataset}-{profile}-seed{seed}"
     if made.is_dir():

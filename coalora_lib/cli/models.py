@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from coalora_lib.cli.shared import AsJson
+
 RunPath = Annotated[Path, typer.Argument(help="Folder that `coalora train` wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
 def train(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coalora_lib.validation import not_known
+
 if TYPE_CHECKING:
     from coalora_lib.records import Record
 
@@ -21,8 +23,6 @@ def among(names: Names) -> Callable[[Any], Any]:
     """A check of one value or of several that refuses what is not allowed, and lists what is."""
 
     def check(given: str | list[str] | None) -> str | list[str] | None:
-        from coalora_lib.batch.names import not_known
-
         for value in [given] if isinstance(given, str) else given or ():
             allowed = names()
             if value not in allowed:
@@ -37,6 +37,7 @@ def one_of(names: Names, help: str) -> Any:
     return typer.Option(help=help, callback=among(names))
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 

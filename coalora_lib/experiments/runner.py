@@ -97,7 +97,7 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
     method = METHODS[job.method]
     setup = setup.with_space(job.space)
     plan = plan_of(setup, method)
-    record = new_record(job, setup.run, data_checksum(setup.splits))
+    record = _new_record(job, setup)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
@@ -146,21 +146,29 @@ def _phase(record: Record, name: Phase) -> Iterator[None]:
     record.phases[name] = round(time.perf_counter() - started, 2)
 
 
-def new_record(job: Job, run: Run, data: str) -> Record:
-    """Of a run on this machine and on data of this checksum, without results yet."""
+def identity_of(job: Job, run: Run, data: str, model: str) -> dict[str, Any]:
+    """The fields in which two records of one job agree; ``data`` and ``model`` are checksums."""
     parameters = json.loads(json.dumps(asdict(run.profile)))
     del parameters["rank"]  # the job's counts
+    return {
+        "protocol": METHODS[job.method].experiment.protocol,
+        "job": job,
+        "dataset": run.dataset,
+        "data_checksum": data,
+        "model": run.profile.model,
+        "model_checksum": model,
+        "profile": run.profile.name,
+        "parameters": parameters,
+    }
+
+
+def _new_record(job: Job, setup: Setup) -> Record:
+    """Of a run on this machine, without results yet."""
+    data, model = data_checksum(setup.splits), checkpoint_checksum(setup.run.profile.model)
     return Record(
-        protocol=METHODS[job.method].experiment.protocol,
-        job=job,
+        **identity_of(job, setup.run, data, model),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        dataset=run.dataset,
-        synthetic=run.dataset == "embedded",
-        data_checksum=data,
-        model=run.profile.model,
-        model_checksum=checkpoint_checksum(run.profile.model),
-        profile=run.profile.name,
-        parameters=parameters,
+        synthetic=setup.run.dataset == "embedded",
         device=device_name(),
         versions=versions(),
         git_commit=git_commit(),

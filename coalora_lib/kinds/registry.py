@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from torch import nn
@@ -14,6 +13,7 @@ from coalora_lib.kinds.kind import TaskKind
 from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
 from coalora_lib.kinds.own import Loss, OwnLoss
 from coalora_lib.kinds.tokens import Spans, Tokens
+from coalora_lib.validation import did_you_mean
 
 _KINDS: dict[str, TaskKind] = {}
 
@@ -44,8 +44,7 @@ def get_kind(kind: str | TaskKind) -> TaskKind:
     if isinstance(kind, TaskKind):
         return kind
     if kind not in _KINDS:
-        near = difflib.get_close_matches(str(kind), _KINDS, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(kind, _KINDS)
         raise ValueError(f"kind={kind!r:.80} is not known{hint}; allowed: {', '.join(_KINDS)}")
     return _KINDS[kind]
 

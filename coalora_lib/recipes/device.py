@@ -1,6 +1,5 @@
 """A device's description: what it can hold and run."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import Constraints
-from coalora_lib.validation import describe, flat
+from coalora_lib.validation import describe, did_you_mean, flat, nearest
 
 
 class Device(BaseModel):
@@ -49,8 +48,8 @@ class Device(BaseModel):
 
 
 def _near(layer: str, model: CoaLora) -> str:
-    near = difflib.get_close_matches(layer, model.layer_names, 1)
-    return f"; the nearest is {near[0]!r}" if near else ""
+    near = nearest(layer, model.layer_names)
+    return "" if near is None else f"; the nearest is {near!r}"
 
 
 def read_device(path: str | Path) -> Device:
@@ -69,8 +68,7 @@ def read_device(path: str | Path) -> Device:
         raise ValueError(f"{path} holds no fields; allowed: {', '.join(Device.model_fields)}")
     for name in content:
         if name not in Device.model_fields:
-            near = difflib.get_close_matches(str(name), Device.model_fields, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(name, Device.model_fields)
             raise ValueError(
                 f"{path}: {name!r:.80} is not known{hint}; allowed: "
                 f"{', '.join(Device.model_fields)}"

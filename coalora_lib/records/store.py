@@ -20,8 +20,17 @@ def write_json(content: Strict, path: Path, indent: int = 2) -> Path:
     """Write it whole or not at all; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
-        partial.write_text(content.model_dump_json(indent=indent) + "\n")
+        partial.write_text(_as_json(content, indent))
     return path
+
+
+def _as_json(content: Strict, indent: int = 2) -> str:
+    return content.model_dump_json(indent=indent) + "\n"
+
+
+def _valid(record: Record) -> Record:
+    """The record; a ValueError if a field, as of a copy, is not what it may hold."""
+    return Record.model_validate(record.model_dump())
 
 
 def write_record(record: Record, folder: str | Path) -> Path:
@@ -30,12 +39,12 @@ def write_record(record: Record, folder: str | Path) -> Path:
     Raises:
         ValueError: a field is not what a record may hold, as in a copy with changed fields.
     """
-    return write_json(record, Path(folder) / Record.model_validate(record.model_dump()).file_name)
+    return write_json(record, Path(folder) / _valid(record).file_name)
 
 
 def record_bytes(record: Record) -> bytes:
     """What :func:`write_record` writes; errors are the same."""
-    return (Record.model_validate(record.model_dump()).model_dump_json(indent=2) + "\n").encode()
+    return _as_json(_valid(record)).encode()
 
 
 def record_from(content: bytes, name: str = "it") -> Record:

@@ -196,3 +196,14 @@ def test_what_was_fitted_is_not_saved_without_a_word(examples, tmp_path):
     fit_in_order(model, 2.5, collate(examples, 0))
     with pytest.warns(UserWarning, match=r"1 configurations were fitted in order; .* is not saved"):
         model.save_pretrained(tmp_path / "saved")
+
+
+def test_a_fit_that_fails_leaves_the_one_before(examples):
+    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    fit_in_order(model, coarse(model), collate(examples, 0))
+    before = model.layers.fitted[tuple(coarse(model))]
+    wrong = {"inputs_embeds": torch.zeros(1, 4, 32), "input_ids": torch.ones(1, 4).long()}
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        fit_in_order(model, coarse(model), wrong)
+    assert model.layers.fitted[tuple(coarse(model))] is before
+    assert model.configuration is None

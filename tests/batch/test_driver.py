@@ -146,15 +146,22 @@ def free_port():
         return found.getsockname()[1]
 
 
-def test_a_scheduler_that_goes_and_comes_back_loses_what_was_in_flight(tmp_path, fault):
-    port, told, folder = free_port(), Told(), tmp_path / "results"
-    jobs = [Toy(f"job{i}", "sleep", "0.5") for i in range(12)]
+@contextmanager
+def one_worker(port, folder):
+    """A scheduler with one worker: the scheduler's process, and a client."""
     with (
-        scheduler(port) as first,
-        worker(port, tmp_path),
+        scheduler(port) as process,
+        worker(port, folder),
         cluster.connected(f"tcp://127.0.0.1:{port}") as client,
     ):
         client.wait_for_workers(1)
+        yield process, client
+
+
+def test_a_scheduler_that_goes_and_comes_back_loses_what_was_in_flight(tmp_path, fault):
+    port, told, folder = free_port(), Told(), tmp_path / "results"
+    jobs = [Toy(f"job{i}", "sleep", "0.5") for i in range(12)]
+    with one_worker(port, tmp_path) as (first, client):
         ended = []
 
         def batch():
@@ -177,12 +184,7 @@ def test_a_scheduler_that_does_not_come_back_ends_the_batch(tmp_path, monkeypatc
     monkeypatch.setattr(cluster, "PATIENCE", 3)
     port, folder = free_port(), tmp_path / "results"
     jobs = [Toy(f"job{i}", "sleep", "0.5") for i in range(12)]
-    with (
-        scheduler(port) as only,
-        worker(port, tmp_path),
-        cluster.connected(f"tcp://127.0.0.1:{port}") as client,
-    ):
-        client.wait_for_workers(1)
+    with one_worker(port, tmp_path) as (only, client):
         told = Told()
         told.ended = lambda name, how, note="": only.kill() if name == "job1" else None
         with pytest.raises(ConnectionError, match="the scheduler is gone"):
