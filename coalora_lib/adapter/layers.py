@@ -80,6 +80,8 @@ class AdaptedLayers:
 
     def states(self, configuration: Sequence[Choice]) -> Sequence[LayerState]:
         """What each layer is switched to: its choice, or what was fitted for it."""
+        if not self.fitted:  # every switch asks, and to hash a configuration takes longer than that
+            return configuration
         return self.fitted.get(tuple(configuration), configuration)
 
     def packed(self, configuration: Sequence[Choice]) -> dict[str, PackedWeight]:
