@@ -103,7 +103,7 @@ def test_what_is_no_result_is_refused_and_replaced_on_demand(
         f"an {kind} file under a job's name"
         if kind == "empty"
         else f"a {kind} file under a job's name",
-        "refused by name before anything starts; --remake replaces it",
+        "refused by name before anything starts; `--remake` replaces it",
     )
 
 
@@ -160,7 +160,7 @@ def test_a_job_that_hangs_ends_at_the_limit(deed, run, tmp_path, fault):
     assert time.monotonic() - started < 60
     assert run([Toy("after")], tmp_path).made == ["after"]
     if deed == "spin":
-        fault("a job that hangs, --limit 2", "the others", "that job; its worker is started anew")
+        fault("a job that hangs, `--limit 2`", "the others", "that job; its worker is started anew")
 
 
 def test_a_job_that_takes_all_memory_fails_alone(tmp_path, fault):
