@@ -17,42 +17,65 @@ R = E[x~ x~^T], least squares give B = C R^-1, and the best term of rank k is
 
     M = U U^T B,    U the k leading eigenvectors of B R B^T = C B^T.
 
+**What matters.** Not every error of an output does the same harm. With G = E[g g^T], g the gradient
+of what the model says with respect to this output, E (e - M x)^T G (e - M x) is the harm to second
+order, as in K-FAC (Martens and Grosse 2015, arXiv 1503.05671). With G = L L^T it is the problem
+above for L^T e.
+
 Moments are centred where a bias takes the means.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 #: Extra directions and power iterations (Halko et al., arXiv 0909.4061), as of torch's svd_lowrank.
 OVERSAMPLING, POWER_ITERATIONS = 8, 4
-#: Added to the diagonal of R~ before it is inverted, as a part of its mean. Between 0.01 and 0.1
-#: the outcome hardly depends on it.
+#: Added to the diagonal of R~ before it is inverted, as a part of its mean.
 RIDGE = 0.03
 
 
-def output_svd(lost: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The term of rank k that leaves the least E || (D - M) x ||^2: (out, k) and (k, in).
+class Term(NamedTuple):
+    """A low-rank term M = left right."""
+
+    left: Tensor  #: (out, k)
+    right: Tensor  #: (k, in)
+    gains: Tensor  #: (k,), by how much each direction lessens the error, in falling order
+
+
+def output_svd(lost: Tensor, second: Tensor, rank: int) -> Term:
+    """The term of rank k that leaves the least E || (D - M) x ||^2.
 
     Args:
         lost: D = W - Q, (out, in), float32 or float64; batches in front of it are allowed.
         second: E[x x^T], (in, in), or the covariance where a bias takes the mean.
         rank: k, 1 to the shorter side.
     """
-    kept = _leading(lost @ second, lost, rank)
-    return kept, kept.mT @ lost
+    kept, gains = _leading(lost @ second, lost, rank)
+    return Term(kept, kept.mT @ lost, gains)
 
 
-def reduced_rank_regression(cross: Tensor, factor: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The M of rank k with the least E || e - M x ||^2: (out, k) and (k, in).
+def reduced_rank_regression(
+    cross: Tensor, factor: Tensor, rank: int, metric: Tensor | None = None
+) -> Term:
+    """The M of rank k with the least E || L^T (e - M x) ||^2.
 
     Args:
         cross: C = E[e x^T], (out, in), float32 or float64.
         factor: of R = E[x x^T], from :func:`ridge_factor`.
         rank: k, 1 to the shorter side.
+        metric: L, (out, out), lower triangular, from :func:`ridge_factor` of G; by default all
+            errors count alike.
     """
+    if metric is not None:
+        cross = metric.mT @ cross
     solution = torch.cholesky_solve(cross.mT, factor).mT
-    kept = _leading(cross, solution, rank)
-    return kept, kept.mT @ solution
+    kept, gains = _leading(cross, solution, rank)
+    left = kept
+    if metric is not None:
+        left = torch.linalg.solve_triangular(metric.mT, kept, upper=True)
+    return Term(left, kept.mT @ solution, gains)
 
 
 def ridge_factor(second: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -64,8 +87,10 @@ def ridge_factor(second: Tensor, ridge: float = RIDGE) -> Tensor:
     return torch.linalg.cholesky(second + added[..., None, None] * identity)
 
 
-def _leading(left: Tensor, right: Tensor, rank: int) -> Tensor:
-    """The k leading eigenvectors of L R^T, (out, out), symmetric: (out, k), orthonormal.
+def _leading(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The k leading eigenvectors of L R^T, (out, out), symmetric, and their eigenvalues.
+
+    (out, k), orthonormal, and (k,), falling.
 
     By subspace iteration, so that the matrix itself is never made.
     """
@@ -77,5 +102,5 @@ def _leading(left: Tensor, right: Tensor, rank: int) -> Tensor:
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(left @ (right.mT @ basis)).Q
     small = (basis.mT @ left) @ (right.mT @ basis)
-    _, turns = torch.linalg.eigh((small + small.mT) / 2)  # ascending
-    return basis @ turns[..., -rank:].flip(-1)
+    values, turns = torch.linalg.eigh((small + small.mT) / 2)  # ascending
+    return basis @ turns[..., -rank:].flip(-1), values[..., -rank:].flip(-1)

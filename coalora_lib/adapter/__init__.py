@@ -4,7 +4,7 @@ from coalora_lib.adapter.adjusters import Adjuster, Adjustment, FactorBank, Fact
 from coalora_lib.adapter.encoding import ConfigurationEncoder, describe_layers
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.model import CoaLora
-from coalora_lib.adapter.ordered import fit_in_order
+from coalora_lib.adapter.ordered import OrderedFit
 from coalora_lib.adapter.report import Report
 from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.settings import AdapterSettings
@@ -19,8 +19,8 @@ __all__ = [
     "FactorBank",
     "Factors",
     "HyperNetwork",
+    "OrderedFit",
     "Report",
     "adaptable_layers",
     "describe_layers",
-    "fit_in_order",
 ]

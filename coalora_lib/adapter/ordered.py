@@ -1,15 +1,23 @@
 """What one configuration needs, fitted in the layers' order on some texts, without training.
 
 Each layer is given the inputs x~ of the model as it is quantized and corrected up to there, and
-aims at the outputs W x of the unquantized model on the same tokens. The low-rank term and the bias
-with the least expected error are closed form (:mod:`coalora_lib.calibration`). Both models pass
-over the texts once: when a layer's turn comes in the quantized one, all that it is given is there.
+aims at what the unquantized model has on the same tokens. The low-rank term and the bias with the
+least expected error are closed form (:mod:`coalora_lib.calibration`). Three things make it good:
+
+**Residuals.** A layer whose output is added to a residual r aims at W x + r - r~, so that it also
+mends what the layers before could not.
+
+**What matters.** Errors of an output count by the metric G of :mod:`coalora_lib.calibration`, for
+the divergence of what the two models say.
+
+**Ranks.** The numbers that a rank r takes in all layers go where they gain most: each direction
+lessens the divergence by its gain, and takes in + out numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,59 +25,214 @@ from torch import Tensor, nn
 
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.model import CoaLora
+from coalora_lib.adapter.passes import Additions, hooks
 from coalora_lib.adapter.quantized import Corrected, Current
 from coalora_lib.adapter.resolving import ConfigurationLike
-from coalora_lib.calibration import reduced_rank_regression, ridge_factor
+from coalora_lib.calibration import RIDGE, Term, reduced_rank_regression, ridge_factor
+from coalora_lib.kinds import TaskKind, objective_of
 from coalora_lib.spaces import Choice
 
+#: Draws of the outcome for the metric, and texts that are drawn for at a time.
+DRAWS, TEXTS = 4, 64
+#: Added to the diagonal of G, as a part of its mean; between 0.01 and 0.3 it hardly matters.
+METRIC_RIDGE = 0.1
+#: The ridge of R grows by so many times features over tokens: few texts say little of directions.
+SHRINKAGE = 3.0
+#: A layer's rank is at most so many times the mean one.
+SPREAD = 2
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def fit_in_order(
-    model: CoaLora,
-    configuration: ConfigurationLike,
-    batch: Mapping[str, Tensor],
-    rank: int | None = None,
-    beside_adapter: bool = False,
-) -> None:
-    """Fit a low-rank term and a bias for every layer of one configuration.
 
-    From then on the model computes with them wherever this configuration is set, exported or
-    merged, in the place of the frozen terms and the corrections that it has else. The current
-    configuration stays. What is fitted is not saved with the model.
+class OrderedFit:
+    """Texts, what the unquantized model makes of them, and how much each output matters.
+
+    Made once, it fits as many configurations of the model as one likes.
 
     Args:
-        model: its trained factors are left as they are.
-        configuration: as for :meth:`CoaLora.set_configuration`; fitted anew if it was before.
-        batch: the texts, all at once, as a tokenizer gives them with padding; some hundred do.
-        rank: k of the terms, beside the trained factors'; a layer with a shorter side gets that.
-            By default the frozen term's, or the adapter's.
-        beside_adapter: fit what LoRA, as it is now, leaves over; by default LoRA is off meanwhile,
-            as it is before training.
+        model: its trained factors are left as they are, and off while it fits.
+        batch: the texts, all at once, as a tokenizer gives them with padding; 256 do, thousands do
+            better.
+        residuals, weighted, spread: the three parts above; without ``spread`` each layer has the
+            same rank.
+        kind: what the model is for; by default what its class says.
+        seed: of the metric's draws.
 
     Raises:
-        ValueError: the configuration is none of the model's; or its layers do not each see the
-            tokens of the batch, once.
+        ValueError: layers do not each see the tokens of the batch, once; or the model says nothing
+            that could be compared.
     """
-    resolved, before, training = model.resolve(configuration), model.configuration, model.training
-    rank = rank or model.settings.rank_of_frozen_term or model.settings.rank
-    base, layers = model.get_base_model(), model.layers
-    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-    fit = _Fit(layers, resolved, _real_tokens(inputs).flatten(), rank)
+
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        model: CoaLora,
+        batch: Mapping[str, Tensor],
+        *,
+        residuals: bool = True,
+        weighted: bool = True,
+        spread: bool = True,
+        kind: str | TaskKind | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.spread = model, spread
+        self.kind = objective_of(model.get_base_model(), kind)
+        moved = {name: value.to(model.device) for name, value in batch.items()}
+        self.inputs = self.kind.inputs(moved)
+        self.metrics: dict[str, Tensor] = {}  #: L of G = L L^T, (out, out), by layer
+        with unquantized(model):
+            self.aims = Aims(model, self.inputs, residuals)
+            if weighted:
+                self._measure_metrics(seed)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fit(self, configuration: ConfigurationLike, rank: int | None = None) -> None:
+        """Fit a low-rank term and a bias for every layer of one configuration.
+
+        From then on the model computes with them wherever this configuration is set, exported or
+        merged, in the place of the frozen terms and the corrections that it has else. The current
+        configuration stays.
+
+        Args:
+            configuration: as for :meth:`CoaLora.set_configuration`; fitted anew if it was before.
+            rank: of the terms; by default the frozen term's, or the adapter's.
+
+        Raises:
+            ValueError: the configuration is none of the model's, or the rank is below 1.
+        """
+        model = self.model
+        resolved = model.resolve(configuration)
+        if rank is None:
+            rank = model.settings.rank_of_frozen_term or model.settings.rank
+        if rank < 1:
+            raise ValueError(f"rank={rank} must be at least 1")
+        layers = model.layers.quantized
+        ranks = {name: min(rank, *layer.pretrained.shape) for name, layer in layers.items()}
+        with unquantized(model):
+            fitted, gains = self._fitted(resolved, ranks)
+            if self.spread:
+                ranks = _spread_ranks(model.layers, gains, ranks)
+                fitted, _ = self._fitted(resolved, ranks)
+        model.layers.fitted[tuple(resolved)] = fitted
+        if model.configuration == resolved:
+            model.set_configuration(resolved)
+
+    def _fitted(
+        self, configuration: Sequence[Choice], ranks: Mapping[str, int]
+    ) -> tuple[list[Corrected], dict[str, Tensor]]:
+        """What each layer needs, in order, and the gains of its directions."""
+        found = _Pass(self, configuration, ranks)
+        with found, found.additions:
+            self.model.get_base_model()(**self.inputs)
+        return [found.fitted[name] for name in self.model.layer_names], found.gains
+
+    def _measure_metrics(self, seed: int) -> None:
+        """G of every layer, from gradients of what the unquantized model says."""
+        base, generator = self.model.get_base_model(), torch.Generator().manual_seed(seed)
+        outputs: dict[str, Tensor] = {}
+        sums: dict[str, Any] = dict.fromkeys(self.model.layer_names, 0)
+
+        def keep(name: str) -> Callable:
+            def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+                outputs[name] = output if output.requires_grad else output.requires_grad_()
+                return outputs[name]
+
+            return hook
+
+        count = len(next(iter(self.inputs.values())))
+        with hooks(base, {name: keep(name) for name in sums}, before=False), torch.enable_grad():
+            for start in range(0, count, TEXTS):
+                part = {name: value[start : start + TEXTS] for name, value in self.inputs.items()}
+                outcome = self.kind.outcome(base(**part), part)
+                for draw in range(DRAWS):
+                    gradients = torch.autograd.grad(
+                        self.kind.drawn(outcome, generator),
+                        list(outputs.values()),
+                        retain_graph=draw + 1 < DRAWS,
+                        materialize_grads=True,
+                    )
+                    for name, gradient in zip(outputs, gradients, strict=True):
+                        flat = _wide(gradient.reshape(-1, gradient.shape[-1]))
+                        sums[name] = sums[name] + flat.T @ flat  # zero at padding
+        self.metrics = {name: ridge_factor(total, METRIC_RIDGE) for name, total in sums.items()}
+
+
+@contextmanager
+def unquantized(model: CoaLora) -> Iterator[None]:
+    """While it lasts, the model evaluates with its pre-trained weights, LoRA off."""
+    training, before = model.training, model.configuration
     model.eval()
     try:
         model.set_configuration(None)
-        with model.disable_adapter(), _hooks(base, fit.each(fit.aim), before=False):
-            base(**inputs)
-        if beside_adapter:
-            model.set_configuration(resolved)
-        off = nullcontext() if beside_adapter else model.disable_adapter()
-        with off, _hooks(base, fit.each(fit.layer), before=True):
-            base(**inputs)
-        layers.fitted[tuple(resolved)] = fit.all_found()
+        with model.disable_adapter():
+            yield
     finally:
         model.train(training)
         model.set_configuration(before)
+
+
+def _spread_ranks(
+    layers: AdaptedLayers, gains: Mapping[str, Tensor], ranks: Mapping[str, int]
+) -> dict[str, int]:
+    """As many numbers as these ranks take in all, given to the directions that gain most for each;
+    every layer has one at least."""
+    costs = {name: sum(layer.pretrained.shape) for name, layer in layers.quantized.items()}
+    left = sum(ranks[name] * cost for name, cost in costs.items()) - sum(costs.values())
+    found = dict.fromkeys(costs, 1)
+    further = ((gain / costs[n], n) for n, each in gains.items() for gain in each[1:].tolist())
+    for _, name in sorted(further, reverse=True):  # a layer's gains fall, so they come in order
+        if costs[name] <= left:
+            found[name] += 1
+            left -= costs[name]
+    return found
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class Aims:
+    """What every layer is to reach: its output, and the residual that it is added to, by name."""
+
+    @torch.no_grad()
+    def __init__(self, model: CoaLora, inputs: Mapping[str, Tensor], residuals: bool) -> None:
+        self.real = _real_tokens(inputs).flatten()
+        self.outputs: dict[str, Tensor] = {}
+        self.residuals: dict[str, Tensor] = {}
+        additions = Additions(self._keep_residual)
+
+        def keep(name: str) -> Callable:
+            def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+                if name in self.outputs:
+                    raise ValueError(
+                        f"{name} is called twice in a pass, and cannot be fitted in order"
+                    )
+                self.outputs[name] = self.tokens(name, output)
+                if residuals:
+                    additions.wait_for(name, output)
+
+            return hook
+
+        base = model.get_base_model()
+        keepers = {name: keep(name) for name in model.layer_names}
+        with hooks(base, keepers, before=False), additions:
+            base(**inputs)
+        for name in model.layer_names:
+            if name not in self.outputs:
+                raise ValueError(f"{name} was not called when the model passed over the texts")
+
+    def _keep_residual(self, name: str, _: Tensor, residual: Tensor) -> None:
+        self.residuals[name] = self.tokens(name, residual)
+
+    def tokens(self, name: str, values: Tensor) -> Tensor:
+        """(tokens, features) without padding, float32 at least."""
+        flat = values.reshape(-1, values.shape[-1])
+        if len(flat) != len(self.real):
+            raise ValueError(
+                f"{name} is given {len(flat)} tokens, and the texts have {len(self.real)}: layers "
+                "of an encoder with a decoder, or of experts, cannot be fitted in order"
+            )
+        return _wide(flat[self.real])
 
 
 def _real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -79,85 +242,74 @@ def _real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
 
-@contextmanager
-def _hooks(base: nn.Module, of: Mapping[str, Callable], before: bool) -> Iterator[None]:
-    """While it lasts, these are called before, or after, the layers of their names."""
-    handles = []
-    for name, hook in of.items():
-        layer = base.get_submodule(name)
-        register = layer.register_forward_pre_hook if before else layer.register_forward_hook
-        handles.append(register(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Fit:
-    """The state of one fit: what layers aim at, and what was found for them."""
+class _Pass:
+    """One pass of the quantized model, in which each layer is fitted when its turn comes."""
 
     def __init__(
-        self, layers: AdaptedLayers, configuration: Sequence[Choice], real: Tensor, rank: int
+        self, fit: OrderedFit, configuration: Sequence[Choice], ranks: Mapping[str, int]
     ) -> None:
-        self.layers, self.real, self.rank = layers.quantized, real, rank
-        self.choices = dict(zip(layers.quantized, configuration, strict=True))
-        self.targets: dict[str, Tensor] = {}
-        self.found: dict[str, Corrected] = {}
+        self.aims, self.metrics, self.ranks = fit.aims, fit.metrics, ranks
+        self.base, self.layers = fit.model.get_base_model(), fit.model.layers.quantized
+        self.choices = dict(zip(self.layers, configuration, strict=True))
+        self.most = SPREAD if fit.spread else 1
+        self.fitted: dict[str, Corrected] = {}
+        self.gains: dict[str, Tensor] = {}
+        self.additions = Additions(self._fit_at_addition)
         self._last: tuple[Tensor, _Inputs] | None = None  # layers in a row may share their inputs
+        self._waiting: tuple[nn.Module, tuple[Tensor, ...]] | None = None
+        self._hooks = ExitStack()
 
-    def each(self, hook: Callable[[str], Callable]) -> dict[str, Callable]:
-        """A hook for every layer."""
-        return {name: hook(name) for name in self.layers}
+    def __enter__(self) -> None:
+        before = {name: self._plain(name) for name in self.layers}
+        after = {name: self._fit_after(name) for name in self.layers}
+        self._hooks.enter_context(hooks(self.base, before, before=True))
+        self._hooks.enter_context(hooks(self.base, after, before=False))
 
-    def all_found(self) -> list[Corrected]:
-        """What was found, in the layers' order; a ValueError names a layer that was not called."""
-        for name in self.layers:
-            if name not in self.found:
-                raise ValueError(f"{name} was not called when the model passed over the texts")
-        return [self.found[name] for name in self.layers]
+    def __exit__(self, *_: Any) -> None:
+        self._hooks.close()
 
-    def aim(self, name: str) -> Callable:
-        """A hook that keeps the outputs that a layer is to reach."""
+    def _plain(self, name: str) -> Callable:
+        """A hook that quantizes a layer, without correction and frozen term: both are sought."""
+        layer, choice = self.layers[name], self.choices[name]
 
-        def hook(_: nn.Module, inputs: Any, output: Tensor) -> None:
-            if name in self.targets:
-                raise ValueError(f"{name} is called twice in a pass, and cannot be fitted in order")
-            self.targets[name] = self._tokens(name, output)
-
-        return hook
-
-    def layer(self, name: str) -> Callable:
-        """A hook that fits a layer once its inputs are there, and switches it to what was found."""
-
-        def hook(lora: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if name not in self.targets:
-                raise ValueError(f"{name} is called in one pass more often than in the other")
-            layer, choice = self.layers[name], self.choices[name]
-            if self._last is None or self._last[0] is not inputs[0]:
-                self._last = inputs[0], _Inputs(self._tokens(name, inputs[0]))
-            # Without correction and frozen term: both are to be found.
+        def hook(*_: Any) -> None:
             layer.swap(Current(layer.plain(choice).restore(layer.pretrained.dtype), None, choice))
-            missing = self.targets.pop(name) - self._tokens(name, lora.forward(*inputs))
-            first, second, correction = self._last[1].fit(
-                missing, min(self.rank, *layer.pretrained.shape)
-            )
-            left, right = (second.T, first.T) if layer.transposed else (first, second)
-            self.found[name] = Corrected(choice, left, right, correction)
-            layer.switch(self.found[name])
 
         return hook
 
-    def _tokens(self, name: str, values: Tensor) -> Tensor:
-        """(tokens, features) without padding, float32 at least."""
-        flat = values.reshape(-1, values.shape[-1])
-        if len(flat) != len(self.real):
-            raise ValueError(
-                f"{name} is given {len(flat)} tokens, and the texts have {len(self.real)}: layers "
-                "of an encoder with a decoder, or of experts, cannot be fitted in order"
-            )
-        wide = torch.promote_types(flat.dtype, torch.float32)
-        return flat[self.real].to(wide)
+    def _fit_after(self, name: str) -> Callable:
+        """A hook that fits a layer to what it was given, or waits for its residual."""
+
+        def hook(lora: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            self._waiting = lora, inputs
+            if name in self.aims.residuals:
+                self.additions.wait_for(name, output)
+                return None
+            return self._fit(name, self.aims.outputs[name] - self.aims.tokens(name, output))
+
+        return hook
+
+    def _fit_at_addition(self, name: str, output: Tensor, residual: Tensor) -> Tensor:
+        missing = self.aims.outputs[name] + self.aims.residuals[name]
+        missing = missing - self.aims.tokens(name, output) - self.aims.tokens(name, residual)
+        return self._fit(name, missing)
+
+    def _fit(self, name: str, missing: Tensor) -> Tensor:
+        """Fit the layer called last, which misses this; its output with what was found."""
+        assert self._waiting is not None  # it was called
+        lora, inputs = self._waiting
+        if self._last is None or self._last[0] is not inputs[0]:
+            self._last = inputs[0], _Inputs(self.aims.tokens(name, inputs[0]))
+        layer, rank = self.layers[name], self.ranks[name]
+        most = min(self.most * rank, *layer.pretrained.shape)
+        term, correction = self._last[1].fit(missing, rank, most, self.metrics.get(name))
+        left, right = term.left, term.right
+        self.gains[name] = term.gains
+        if layer.transposed:
+            left, right = right.T, left.T
+        self.fitted[name] = Corrected(self.choices[name], left, right, correction)
+        layer.switch(self.fitted[name])
+        return lora.forward(*inputs)
 
 
 class _Inputs:
@@ -166,11 +318,17 @@ class _Inputs:
     def __init__(self, inputs: Tensor) -> None:
         self.mean = inputs.mean(0)
         self.centred = inputs - self.mean
-        self.factor = ridge_factor(self.centred.T @ self.centred / len(inputs))
+        tokens, width = inputs.shape
+        ridge = RIDGE + SHRINKAGE * width / tokens
+        self.factor = ridge_factor(self.centred.T @ self.centred / tokens, ridge)
 
-    def fit(self, missing: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For (tokens, out) of what the outputs miss: (out, k), (k, in), and (out,) for a bias."""
+    def fit(
+        self, missing: Tensor, rank: int, most: int, metric: Tensor | None
+    ) -> tuple[Term, Tensor]:
+        """For (tokens, out) of what outputs miss: a term of this rank with the gains of ``most``
+        directions, and (out,) for a bias."""
         mean = missing.mean(0)
         cross = (missing - mean).T @ self.centred / len(missing)
-        left, right = reduced_rank_regression(cross, self.factor, rank)
-        return left, right, mean - left @ (right @ self.mean)
+        left, right, gains = reduced_rank_regression(cross, self.factor, most, metric)
+        left, right = left[:, :rank], right[:rank]
+        return Term(left, right, gains), mean - left @ (right @ self.mean)

@@ -281,8 +281,8 @@ class QuantizedLinear(nn.Module):
         if self.mean_input is not None:  # the bias gives the mean back
             mean = self.mean_input.to(lost)
             second = second - torch.outer(mean, mean)
-        left, right = output_svd(lost.T if self.transposed else lost, second, self.frozen_rank)
-        return (right.T, left.T) if self.transposed else (left, right)
+        term = output_svd(lost.T if self.transposed else lost, second, self.frozen_rank)
+        return (term.right.T, term.left.T) if self.transposed else (term.left, term.right)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""

@@ -80,6 +80,11 @@ class SeveralLabels(LabelledTexts):
     primary = "f1"
     label_dtype = torch.float32
 
+    def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of each class of each text the logits of no and yes: (texts x classes, 2)."""
+        yes = super().outcome(output, batch).reshape(-1)
+        return torch.stack([torch.zeros_like(yes), yes], dim=-1)
+
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         logits, labels = precise(output.logits), batch["labels"]
         each = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
@@ -102,6 +107,7 @@ class Regression(LabelledTexts):
 
     name = "regression"
     primary = "pearson"
+    of_classes = False
     label_dtype = torch.float32
 
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:

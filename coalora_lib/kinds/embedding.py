@@ -39,6 +39,7 @@ class Embedding(TaskKind):
     auto_class = "AutoModel"
     columns = ("sentence", "vector")
     primary = "cosine"
+    of_classes = False
 
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -57,6 +58,10 @@ class Embedding(TaskKind):
     def loss(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         """1 - cosine, averaged over the batch."""
         return 1 - self._cosines(output, batch).mean()
+
+    def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of length one: half a squared distance between two is 1 - cosine."""
+        return F.normalize(precise(mean_pooled(output, batch)), dim=-1)
 
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         cosines = self._cosines(output, batch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ class TaskKind(ABC):
         targets: names of an example's entries that are to be predicted.
         gives_targets: whether the model is to see them: to make a decoder's inputs.
         of_tokens: predictions are of tokens, not of examples.
+        of_classes: outcomes are logits of distributions over classes; else they are vectors.
     """
 
     #: Metrics of which less is better.
@@ -63,6 +65,7 @@ class TaskKind(ABC):
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     gives_targets: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
+    of_classes: ClassVar[bool] = True
 
     @abstractmethod
     def examples(
@@ -109,6 +112,51 @@ class TaskKind(ABC):
             ValueError: the kind predicts no distributions over classes.
         """
         raise ValueError(f"distillation is not for tasks of kind {self.name!r}")
+
+    def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+        """What a model says of a batch, labels or not, for :meth:`divergence`.
+
+        (predictions, classes) logits, by default of every text or of every token but padding; or
+        (predictions, features) vectors.
+
+        Raises:
+            ValueError: the model gives no logits.
+        """
+        logits = getattr(output, "logits", None)
+        if logits is None:
+            raise ValueError(
+                f"a {self.name} model gave {', '.join(output)}, and no logits to compare"
+            )
+        if logits.ndim == 3 and "attention_mask" in batch:
+            logits = logits[batch["attention_mask"].bool()]
+        return precise(logits).reshape(-1, logits.shape[-1])
+
+    def divergence(self, outcome: Tensor, target: Tensor) -> Tensor:
+        """How far outcomes are from another model's, a mean over predictions.
+
+        Of distributions KL(target || outcome), in nats; of vectors half the squared distance.
+        """
+        if not self.of_classes:
+            return (outcome - target).square().sum(-1).mean() / 2
+        both = outcome.log_softmax(-1), target.log_softmax(-1)
+        return F.kl_div(*both, reduction="batchmean", log_target=True)
+
+    def drawn(self, outcome: Tensor, generator: torch.Generator) -> Tensor:
+        """A random scalar s whose gradients say what matters of an outcome.
+
+        For each prediction the second derivative of :meth:`divergence` at its least is
+        E[grad s grad s^T]: s is the log-likelihood of a class drawn from the model's own
+        distribution (Fisher information), or the product with a normal vector. The generator is
+        the processor's.
+        """
+        if not self.of_classes:
+            drawn = torch.randn(outcome.shape, generator=generator, dtype=torch.float64)
+            return (outcome * drawn.to(outcome)).sum()
+        logs = outcome.log_softmax(-1)
+        uniform = torch.rand(len(logs), 1, generator=generator, dtype=torch.float64)
+        reached = logs.detach().exp().cumsum(-1) < uniform.to(logs)
+        chosen = reached.sum(-1, keepdim=True).clamp(max=logs.shape[-1] - 1)
+        return logs.gather(-1, chosen).sum()
 
     def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a model that is trained is given of a batch: all, for its own loss."""

@@ -148,6 +148,14 @@ class Spans(TaskKind):
             example["end_positions"] = torch.tensor(inside[-1] if found else 0)
         return examples
 
+    def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+        """Where an answer starts and ends, over the tokens of each text: (2 texts, length)."""
+        both = precise(torch.cat([output.start_logits, output.end_logits]))
+        if "attention_mask" in batch:
+            padding = ~batch["attention_mask"].bool().repeat(2, 1)
+            both = both.masked_fill(padding, torch.finfo(both.dtype).min)
+        return both
+
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
         starts, ends = precise(output.start_logits), precise(output.end_logits)
         true = torch.stack([batch[name] for name in self.targets], dim=1)

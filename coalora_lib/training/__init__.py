@@ -9,6 +9,7 @@ from coalora_lib.training.measures import (
     mean_inputs,
 )
 from coalora_lib.training.plan import History, TrainingPlan
+from coalora_lib.training.polish import polish
 
 __all__ = [
     "Evaluation",
@@ -19,5 +20,6 @@ __all__ = [
     "fisher_importance",
     "input_moments",
     "mean_inputs",
+    "polish",
     "train",
 ]
