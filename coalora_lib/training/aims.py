@@ -19,7 +19,7 @@ def with_aims(
     Raises:
         ValueError: there are no labels, and the kind's are not a model's to give.
     """
-    if all(name in examples[0] for name in kind.targets):
+    if all(name in example for example in examples[:1] for name in kind.targets):
         return examples
     training, device = model.training, next(model.parameters()).device
     labelled: Examples = [{} for _ in examples]
