@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,9 +170,10 @@ def _tuple(key: object) -> tuple:
 
 
 def _interval(values: Sequence[float], digits: int) -> tuple[float, float | None, float | None]:
-    """Mean and ends, rounded as they are read; no ends of one value."""
-    if len(values) < 2:
-        return round(values[0], digits), None, None
+    """Mean and ends, rounded as they are read; no ends of one value, or if one is NaN."""
+    middle = sum(values) / len(values)
+    if len(values) < 2 or math.isnan(middle):
+        return round(middle, digits), None, None
     found = student_interval(values)
     return round(found.mean, digits), round(found.low, digits), round(found.high, digits)
 

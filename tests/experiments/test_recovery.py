@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.stats import spearmanr
+from typer.testing import CliRunner
 
+from coalora_lib.batch.grid import Grid
+from coalora_lib.cli import app
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments.methods import METHODS, RECOVERY, compared_for, methods_of
 from coalora_lib.experiments.runner import all_jobs, job_for, make_record, run_job, run_of
@@ -132,6 +135,34 @@ def test_without_variation_there_is_no_correlation():
     pairs = ScoredPairs([], [1.0, 2.0])
     assert pairs.correlation(torch.ones(4, 3)) is None
     assert pairs.correlation(torch.full((4, 3), torch.nan)) is None
+
+
+def test_a_record_is_made_again(setup, tmp_path):
+    path = run_job(setup, job_for("recovery-bias-correction", 4, 0), tmp_path / "stored")
+    words = ["reproduce", str(path), "--results", str(tmp_path / "made")]
+    made = CliRunner(env={"COLUMNS": "400"}).invoke(app, words)
+    assert made.exit_code == 0, made.output
+    loss = f"{read_record(path).results[0].loss:.4f}"
+    assert f" bits, allocated: {loss}, {loss}" in made.stdout
+
+
+def test_the_command_runs_the_group_of_the_profile(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "recovery-quick", replace(run.profile, name="recovery-quick"))
+    jobs = []
+    monkeypatch.setattr("coalora_lib.cli.runs._run_missing", lambda found, *_: jobs.extend(found))
+    words = ["experiments", "--profile", "recovery-quick", "--rank", "4"]
+    made = CliRunner().invoke(app, [*words, "--results", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    assert {job.method for job in jobs} == set(methods_of("recovery"))
+
+
+def test_a_grid_names_the_methods(run):
+    words = ["methods=[recovery-coa-lora, recovery-lq-lora]", "profile=recovery-quick", "ranks=[4]"]
+    names = [job.name for job in Grid.read(None, words).jobs()]
+    budgets = PROFILES["recovery-quick"].budgets
+    assert names == ["recovery-coa-lora-rank4-embedded-recovery-quick-seed0"] + [
+        f"recovery-lq-lora-rank4-{budget:g}bits-embedded-recovery-quick-seed0" for budget in budgets
+    ]
 
 
 def test_methods_and_profiles_of_other_kinds_are_refused(run):
