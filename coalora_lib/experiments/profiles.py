@@ -148,8 +148,11 @@ _RECOVERY = replace(
 _QUICK_RECOVERY = replace(
     _QUICK,
     name="recovery-quick",
-    train_examples=256,
+    train_examples=128,
+    validation_examples=128,
     epochs=4,
+    training_budgets=spread(2.25, 5.0, 4),
+    random_configurations=2,
     budgets=(2.5, 2.9, 3.7),
     arbitrary_configurations=4,
     kind="embedding",
