@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -230,9 +229,9 @@ def _arm(label: str, search: dict[str, Any] | None) -> Method:
 
 
 def _recovery(
-    label: str, make: Maker = _coa_lora, adapter: Mapping[str, Any] = MappingProxyType({}), **own
+    label: str, make: Maker = _coa_lora, adapter: Mapping[str, Any] | None = None, **own
 ) -> Method:
-    return Method(label, make, adapter=adapter, group="recovery", **own)
+    return Method(label, make, adapter=adapter or {}, group="recovery", **own)
 
 
 _TAUGHT = {"distillation": TAUGHT, "teacher": "model"}
