@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from coalora_lib.validation import not_known
 
 __all__ = ["compared", "filtered", "frame", "grouped", "read_below", "send", "write"]
 
+#: What a table may be of: the factor that it is shown by, and digits behind the point.
+METRICS = {"accuracy": (100, 2), "loss": (1, 4), "neighbours": (100, 2), "spearman": (1, 4)}
 #: Files of a table, with what writes them.
 FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
 
@@ -52,23 +55,32 @@ def filtered(rows: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
-def grouped(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Mean accuracy over seeds in percent, with its interval where there are two and more.
+def grouped(rows: pd.DataFrame, by: str, metric: str | None = None) -> pd.DataFrame:
+    """Means of a metric over seeds, with their intervals where there are two seeds and more.
 
     A seed's results of one group are averaged first. Groups are of one protocol, data set and
-    profile: these are columns where there are several.
+    profile: these are columns where there are several. Shares are in percent.
+
+    Args:
+        metric: of :data:`METRICS`; by default accuracy, or loss where no result has one.
+
+    Raises:
+        ValueError: a column or the metric is not known, or no result has it.
     """
-    keys = _keys(rows, by)
-    seeds = rows.groupby([*keys, "seed"], dropna=False, sort=False)["accuracy"].mean()
+    keys, (metric, factor, digits) = _keys(rows, by), _metric(rows, metric)
+    seeds = factor * rows.groupby([*keys, "seed"], dropna=False, sort=False)[metric].mean()
     found = []
     for key, values in seeds.groupby(level=list(range(len(keys))), dropna=False, sort=False):
-        percent = (100 * values).tolist()
-        found.append((*_tuple(key), len(percent), *_interval(percent)))
-    return pd.DataFrame(found, columns=[*keys, "seeds", "accuracy", "low", "high"])
+        found.append((*_tuple(key), len(values), *_interval(values.tolist(), digits)))
+    return pd.DataFrame(found, columns=[*keys, "seeds", metric, "low", "high"])
 
 
-def compared(rows: pd.DataFrame, by: str, first: str, second: str) -> pd.DataFrame:
-    """How much more accurate the second protocol's runs are, in points, over the seeds of both.
+def compared(
+    rows: pd.DataFrame, by: str, first: str, second: str, metric: str | None = None
+) -> pd.DataFrame:
+    """How much larger a metric of the second protocol's runs is, over the seeds of both.
+
+    Metrics are as for :func:`grouped`.
 
     Raises:
         ValueError: a protocol has no results, or they have no group and seed in common.
@@ -77,16 +89,16 @@ def compared(rows: pd.DataFrame, by: str, first: str, second: str) -> pd.DataFra
         if protocol not in set(rows["protocol"]):
             raise ValueError(not_known(f"protocol={protocol!r}", sorted(set(rows["protocol"]))))
     keys = [key for key in _keys(rows, by) if key != "protocol"]
-    means = 100 * rows.groupby([*keys, "seed", "protocol"], dropna=False)["accuracy"].mean()
+    metric, factor, digits = _metric(rows, metric)
+    means = factor * rows.groupby([*keys, "seed", "protocol"], dropna=False)[metric].mean()
     wide = means.unstack("protocol")[[first, second]].dropna()
     if wide.empty:
         raise ValueError(f"{first} and {second} have no {', '.join(keys)} and seed in common")
     found = []
     for key, both in wide.groupby(level=list(range(len(keys))), dropna=False, sort=False):
         differences = (both[second] - both[first]).tolist()
-        middle = both.mean()
-        row = (*_tuple(key), len(both), middle[first], middle[second], *_interval(differences))
-        found.append(row)
+        middle, interval = both.mean(), _interval(differences, digits)
+        found.append((*_tuple(key), len(both), middle[first], middle[second], *interval))
     return pd.DataFrame(found, columns=[*keys, "seeds", first, second, "difference", "low", "high"])
 
 
@@ -122,8 +134,9 @@ def send(records: Sequence[Record], rows: pd.DataFrame, address: str) -> None:
             mlflow.log_params({f"profile.{key}": v for key, v in record.parameters.items()})
             for kind, results in own.groupby("kind"):
                 for step, row in enumerate(results.itertuples()):
-                    measured = {"accuracy": row.accuracy, "loss": row.loss, "bits": row.bits}
-                    mlflow.log_metrics({f"{kind}.{k}": v for k, v in measured.items()}, step=step)
+                    measured = {name: getattr(row, name) for name in (*METRICS, "bits")}
+                    there = {f"{kind}.{k}": v for k, v in measured.items() if pd.notna(v)}
+                    mlflow.log_metrics(there, step=step)
 
 
 def _keys(rows: pd.DataFrame, by: str) -> list[str]:
@@ -141,16 +154,28 @@ def _known(rows: pd.DataFrame, columns: Sequence[str]) -> None:
             raise ValueError(not_known(f"column={column!r}", allowed))
 
 
+def _metric(rows: pd.DataFrame, name: str | None) -> tuple[str, float, int]:
+    """A metric's name, factor and digits."""
+    if name is None:
+        name = "accuracy" if rows["accuracy"].notna().any() else "loss"
+    if name not in METRICS:
+        raise ValueError(not_known(f"metric={name!r}", METRICS))
+    if rows[name].isna().all():
+        raise ValueError(f"no result has {name}")
+    return name, *METRICS[name]
+
+
 def _tuple(key: object) -> tuple:
     return key if isinstance(key, tuple) else (key,)
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean and ends, rounded as they are read; no ends of one value."""
-    if len(values) < 2:
-        return round(values[0], 2), None, None
+def _interval(values: Sequence[float], digits: int) -> tuple[float, float | None, float | None]:
+    """Mean and ends, rounded as they are read; no ends of one value, or if one is NaN."""
+    middle = sum(values) / len(values)
+    if len(values) < 2 or math.isnan(middle):
+        return round(middle, digits), None, None
     found = student_interval(values)
-    return round(found.mean, 2), round(found.low, 2), round(found.high, 2)
+    return round(found.mean, digits), round(found.low, digits), round(found.high, digits)
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coalora_lib.cli.shared import BUILD, AsJson, Root
+from coalora_lib.cli.names import metrics
+from coalora_lib.cli.shared import BUILD, AsJson, Root, one_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -144,6 +145,10 @@ def results(
         list[str] | None, typer.Option(help="column=value, such as method=coa-lora.")
     ] = None,
     by: Annotated[str, typer.Option(help="Columns to group by.")] = "method,rank,kind",
+    metric: Annotated[
+        str | None,
+        one_of(metrics, "Such as loss or neighbours; accuracy if none, or loss where it lacks."),
+    ] = None,
     compare: Annotated[
         tuple[str, str] | None, typer.Option(help="Two protocols, the second minus the first.")
     ] = None,
@@ -153,7 +158,7 @@ def results(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tables of records: mean accuracy over seeds in percent, with 95 % intervals."""
+    """Tables of records: means over seeds, with 95 % intervals; shares are in percent."""
     from coalora_lib.batch import results as tables
 
     records = tables.read_below(folder)
@@ -162,7 +167,10 @@ def results(
         tables.write(found, out)
     if mlflow is not None:
         tables.send(records, found, mlflow)
-    table = tables.grouped(found, by) if compare is None else tables.compared(found, by, *compare)
+    if compare is None:
+        table = tables.grouped(found, by, metric)
+    else:
+        table = tables.compared(found, by, *compare, metric)
     if as_json:
         typer.echo(table.to_json(orient="records"))
     else:

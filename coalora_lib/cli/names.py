@@ -37,10 +37,10 @@ def chapter_datasets() -> Collection[str]:
 
 
 def compared() -> Collection[str]:
-    """Methods of the comparison."""
+    """Methods of the comparisons."""
     from coalora_lib.experiments.methods import methods_of
 
-    return methods_of("main", "ablation")
+    return methods_of("main", "ablation", "recovery")
 
 
 def arms() -> Collection[str]:
@@ -48,6 +48,13 @@ def arms() -> Collection[str]:
     from coalora_lib.experiments.methods import methods_of
 
     return methods_of("search")
+
+
+def metrics() -> Collection[str]:
+    """What a table of records may be of."""
+    from coalora_lib.batch.results import METRICS
+
+    return METRICS
 
 
 def strategies() -> Collection[str]:

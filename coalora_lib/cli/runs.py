@@ -24,7 +24,7 @@ from coalora_lib.cli.shared import BUILD, Seed, among, one_of, summary
 
 if TYPE_CHECKING:
     from coalora_lib.experiments import Run
-    from coalora_lib.records import Job
+    from coalora_lib.records import Job, Result
 
 #: The ranks of chapter 5.
 RANKS = (4, 8, 16)
@@ -44,7 +44,9 @@ def experiments(
     ] = None,
     method: Annotated[
         list[str] | None,
-        one_of(compared, "Such as coa-lora or lq-lora; all but the ablations if none is named."),
+        one_of(
+            compared, "Such as coa-lora or lq-lora; if none, all of the profile's kind of task."
+        ),
     ] = None,
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     learning_rate: Annotated[
@@ -53,19 +55,19 @@ def experiments(
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
-    """Run the comparison of chapter 5.
+    """Run the comparison of chapter 5; with a profile of embeddings, what gives them back.
 
     A run whose record is in the folder is not made again; a record of other parameters, data or
     protocol is refused.
     """
     from coalora_lib.experiments import PROFILES, Run
-    from coalora_lib.experiments.methods import ablations_of, methods_of
+    from coalora_lib.experiments.methods import ablations_of, compared_for
     from coalora_lib.experiments.runner import all_jobs
 
     run = Run(PROFILES[profile], 0, dataset)
     if learning_rate is not None:
         run = replace(run, profile=replace(run.profile, learning_rate=learning_rate))
-    named = method or (ablations_of(run.profile) if ablations else list(methods_of("main")))
+    named = method or (ablations_of(run.profile) if ablations else compared_for(run.profile))
     _run_missing(all_jobs(run.profile, rank or RANKS, range(seeds), named), run, results, jobs)
 
 
@@ -128,7 +130,7 @@ def reproduce(
     path: Annotated[Path, typer.Argument(help="A record of an experiment.")],
     results: Results = BUILD / "results",
 ) -> None:
-    """Make a record again from what it says of itself, and print both accuracies.
+    """Make a record again from what it says of itself, and print accuracies or losses of both.
 
     On a processor they are the same; on a GPU they differ as two runs of one seed do. A record of
     an older protocol is made again by today's, and a warning says so.
@@ -157,13 +159,15 @@ def reproduce(
         if value != getattr(stored, f"{name}_checksum"):
             raise ValueError(f"the {name} is not what {path} was made from")
     made = read_record(run_job(setup, job, results))
-    typer.echo(f"{job.name}, seed {job.seed}: stored, now, in percent")
+    typer.echo(f"{job.name}, seed {job.seed}: stored, now")
     for before, after in zip(stored.results, made.results, strict=True):
         kind = "arbitrary" if before.budget is None else "allocated"
-        typer.echo(
-            f"{before.bits:6.3f} bits, {kind}: {100 * before.accuracy:.2f}, "
-            f"{100 * after.accuracy:.2f}"
-        )
+        typer.echo(f"{before.bits:6.3f} bits, {kind}: {_shown(before)}, {_shown(after)}")
+
+
+def _shown(result: Result) -> str:
+    """Its accuracy in percent, or its loss where it has none."""
+    return f"{result.loss:.4f}" if result.accuracy is None else f"{100 * result.accuracy:.2f} %"
 
 
 def landscape(

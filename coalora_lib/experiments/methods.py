@@ -1,4 +1,4 @@
-"""The three experiments on models, and their methods: a model, what it trains on, settings changed.
+"""The four experiments on models, and their methods: a model, what it trains on, settings changed.
 
 Each experiment has a **protocol**, whose name its records carry: what was run and how, as far as it
 decides the numbers; only records of one protocol stand in one table. Raise the number at its end,
@@ -20,13 +20,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter import CoaLora, fit_in_order
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
 from coalora_lib.spaces import Configuration, random_configuration
 from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
 Maker = Callable[..., nn.Module]
+Fit = Callable[[Setup, CoaLora, Configuration], None]
+Group = Literal["main", "ablation", "option", "search", "recovery"]
 #: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
 Target = tuple[float | None, Configuration]
 
@@ -45,6 +47,7 @@ class Experiment:
         targets: what they are evaluated on.
         twins: they are also evaluated on the first set's configurations and unseen ones like them.
         unmet: a target that a run has trained on or scored is left out.
+        kinds: of task that they are for.
     """
 
     protocol: str
@@ -52,6 +55,7 @@ class Experiment:
     targets: Callable[[Setup], list[Target]]
     twins: bool = False
     unmet: bool = False
+    kinds: Sequence[str] = ("single-label", "causal-lm")
 
 
 def _targets(
@@ -88,6 +92,13 @@ SEARCH = Experiment(
     lambda setup: _targets(setup, UNSEEN_BUDGETS, setup.arbitrary()),
     unmet=True,
 )
+#: Ways to give a quantized model its embeddings back.
+RECOVERY = Experiment(
+    "recovery-1",
+    Setup.training_set,
+    lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
+    kinds=("embedding",),
+)
 
 
 def sized_for_search(profile: Profile, epochs: float) -> Profile:
@@ -115,6 +126,10 @@ class Method:
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
+        trained: False for what is evaluated as it was made.
+        fit: called with the set-up, the model and a configuration before the configuration is
+            trained on, and again before it is evaluated: prepares the model for it. What a search
+            proposes is not fitted.
     """
 
     label: str
@@ -126,30 +141,49 @@ class Method:
     search: Mapping[str, Any] | None = None
     space: str = "nf"
     has_rank: bool = True
-    group: Literal["main", "ablation", "option", "search"] = "main"
+    trained: bool = True
+    fit: Fit | None = None
+    group: Group = "main"
 
     @property
     def slug(self) -> str:
         """Its name in files and commands: the label in small letters with dashes."""
-        prefix = {"option": "options-", "search": "search-"}.get(self.group, "")
-        return prefix + self.label.lower().replace(", ", "-").replace(" ", "-")
+        prefix = {"option": "options-", "search": "search-", "recovery": "recovery-"}
+        return prefix.get(self.group, "") + self.label.lower().replace(", ", "-").replace(" ", "-")
 
     @property
     def experiment(self) -> Experiment:
         """What its runs train on at first and are evaluated on."""
-        return {"option": OPTIONS, "search": SEARCH}.get(self.group, COMPARISON)
+        experiments = {"option": OPTIONS, "search": SEARCH, "recovery": RECOVERY}
+        return experiments.get(self.group, COMPARISON)
 
 
 def _coa_lora(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
-    means = setup.mean_inputs if settings.get("bias_correction") else None
-    return setup.new_model(rank=rank, mean_inputs=means, **settings)
+    calibrated = settings.get("start") == "calibrated"
+    means = None
+    if settings.get("bias_correction"):
+        means = setup.moments.means if calibrated else setup.mean_inputs
+    seconds = setup.moments.seconds if calibrated else None
+    return setup.new_model(rank=rank, mean_inputs=means, second_moments=seconds, **settings)
 
 
-def _half_residual(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
-    """The rank shared between trained factors and the residual's frozen ones; alpha / r stays."""
+def _half_frozen(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
+    """The rank shared between trained factors and frozen ones; alpha / r stays."""
     trained = rank - rank // 2
     shared = {"alpha": setup.run.profile.alpha * trained / rank, "frozen_rank": rank // 2}
     return _coa_lora(setup, trained, None, **settings, **shared)
+
+
+def _all_frozen(setup: Setup, rank: int | None, _: Configuration | None, **settings) -> CoaLora:
+    """The whole rank in frozen factors. LoRA's own, which attach needs, stay as at the start: zero
+    without training."""
+    return _coa_lora(setup, 1, None, frozen_rank=rank, adjuster="none", **settings)
+
+
+def _in_order(setup: Setup, model: CoaLora, configuration: Configuration) -> None:
+    """The frozen factors of a configuration, fitted in the layers' order."""
+    batch = setup.fitting_batch(model)
+    fit_in_order(model, configuration, batch, model.settings.frozen_rank)
 
 
 def _lq_lora(setup: Setup, rank: int, configuration: Configuration) -> nn.Module:
@@ -194,9 +228,18 @@ def _arm(label: str, search: dict[str, Any] | None) -> Method:
     return Method(label, _coa_lora, search=search, group="search")
 
 
+def _recovery(
+    label: str, make: Maker = _coa_lora, adapter: Mapping[str, Any] | None = None, **own
+) -> Method:
+    return Method(label, make, adapter=adapter or {}, group="recovery", **own)
+
+
 _TAUGHT = {"distillation": TAUGHT, "teacher": "model"}
 _IN_PLACE = {"distillation": TAUGHT, "teacher": "self", "configurations_per_step": 2}
 _NO_NETWORK = {**_PLAIN, "output_bias": False, "error_features": False}
+_NETWORK = {"output_bias": True, "error_features": True}
+_CALIBRATED: dict[str, Any] = {"start": "calibrated", "bias_correction": True}
+_CORRECTED = {"bias_correction": True}
 _FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
 _ALL = (
     # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
@@ -217,7 +260,7 @@ _ALL = (
     _changed("no output bias", adapter={"output_bias": False}),
     _changed("no error features", adapter={"error_features": False}),
     _changed("zero start", adapter={"start": "zero"}),
-    _changed("residual start", make=_half_residual, adapter={"start": "residual"}),
+    _changed("residual start", make=_half_frozen, adapter={"start": "residual"}),
     _changed("1 configuration a step", plan={"configurations_per_step": 1}),
     _changed("2 configurations a step", plan={"configurations_per_step": 2}),
     _changed("4 configurations a step", plan={"configurations_per_step": 4}),
@@ -236,8 +279,8 @@ _ALL = (
     _option("output bias", output_bias=True),
     _option("error features", error_features=True),
     _option("SVD start", start="svd"),
-    _option("residual start", _half_residual, start="residual"),
-    _option("Shared-LoRA, residual start", _half_residual, start="residual", **_PLAIN),
+    _option("residual start", _half_frozen, start="residual"),
+    _option("Shared-LoRA, residual start", _half_frozen, start="residual", **_PLAIN),
     # Searches: the plainest CoA-LoRA, its set extended in one way each.
     _arm("frozen", None),
     _arm("walk", {"strategy": "walk", **_FILTERED}),
@@ -246,6 +289,21 @@ _ALL = (
     _arm("random, all kept", {"strategy": "random", **_ALL_KEPT}),
     _arm("nsga2", {"strategy": "nsga2", **_FILTERED}),
     _arm("local search", {"strategy": "local search", **_FILTERED}),
+    # Recovery: what needs no training; one run over the set, at last with half of the rank frozen
+    # for the configuration at hand; a run for each budget.
+    _recovery("quantized", _all_frozen, trained=False, has_rank=False),
+    _recovery("bias correction", _all_frozen, _CORRECTED, trained=False, has_rank=False),
+    _recovery("closed form", _all_frozen, _CALIBRATED, trained=False),
+    _recovery("in order", _all_frozen, trained=False, fit=_in_order),
+    _recovery("Shared-LoRA", adapter=_PLAIN),
+    _recovery("CoA-LoRA, as published", adapter={"start": "svd"}),
+    _recovery("CoA-LoRA", adapter=_WHOLE),
+    _recovery("CoA-LoRA, no network", adapter=_WHOLE | _NO_NETWORK),
+    _recovery("calibrated, Shared-LoRA", _half_frozen, _CALIBRATED | _PLAIN),
+    _recovery("calibrated, CoA-LoRA", _half_frozen, _CALIBRATED | _NETWORK),
+    _recovery("in order, CoA-LoRA", _half_frozen, _NETWORK, fit=_in_order),
+    replace(_LQ, group="recovery"),
+    _recovery("QLoRA", adapter=_PLAIN, trains_on="budget"),
 )
 #: Every method by its slug, in the order of tables.
 METHODS = {method.slug: method for method in _ALL}
@@ -259,6 +317,12 @@ def methods_of(*groups: str) -> dict[str, Method]:
 def labels_of(*groups: str) -> dict[str, str]:
     """The labels of some groups' methods by slug, in the order of tables."""
     return {slug: method.label for slug, method in methods_of(*groups).items()}
+
+
+def compared_for(profile: Profile) -> list[str]:
+    """The methods that are compared on a profile's kind of task."""
+    methods = methods_of("main", "recovery")
+    return [slug for slug, each in methods.items() if profile.kind in each.experiment.kinds]
 
 
 def ablations_of(profile: Profile) -> list[str]:

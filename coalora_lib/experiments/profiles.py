@@ -31,7 +31,8 @@ class Profile:
         random_configurations: arbitrary ones beside them.
         budgets: bits at which the methods are compared.
         arbitrary_configurations: those that a trained model is evaluated on, in no training set.
-        language_model: the model continues texts, and is for data sets without labels.
+        kind: of task, see :mod:`coalora_lib.kinds`: "single-label", "causal-lm", or "embedding",
+            which aims at the unquantized model's own vectors and needs no labels.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Profile:
     search: SearchPlan
     budgets: tuple[float, ...] = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
     arbitrary_configurations: int = 40
-    language_model: bool = False
+    kind: str = "single-label"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ _QWEN = replace(
     name="paper-qwen2.5-1.5b",
     model="Qwen/Qwen2.5-1.5B",
     dtype="bfloat16",
-    language_model=True,
+    kind="causal-lm",
     train_examples=8192,
     validation_examples=1024,
     scoring_examples=64,
@@ -132,9 +133,35 @@ _QWEN = replace(
     batch_size=4,
     search=replace(_PAPER.search, rounds=5),
 )
+#: To give a quantized model its embeddings back. Which configurations are trained on is decided
+#: beforehand: no method of this experiment searches.
+_RECOVERY = replace(
+    _STANDARD,
+    name="recovery-standard",
+    train_examples=48_000,
+    rank=8,
+    epochs=4,
+    budgets=(2.25, 2.5, 2.9, 3.7, 4.2),
+    arbitrary_configurations=24,
+    kind="embedding",
+)
+_QUICK_RECOVERY = replace(
+    _QUICK,
+    name="recovery-quick",
+    train_examples=128,
+    validation_examples=128,
+    epochs=4,
+    training_budgets=spread(2.25, 5.0, 4),
+    random_configurations=2,
+    budgets=(2.5, 2.9, 3.7),
+    arbitrary_configurations=4,
+    kind="embedding",
+)
 _ALL = (
     _QUICK,
     _STANDARD,
+    _QUICK_RECOVERY,
+    _RECOVERY,
     _PAPER,
     _QWEN,
     replace(_QWEN, name="paper-qwen2.5-3b", model="Qwen/Qwen2.5-3B"),
@@ -142,5 +169,5 @@ _ALL = (
 )
 PROFILES = {profile.name: profile for profile in _ALL}
 #: What a chapter may be run with and on: classifiers, and what has classes.
-CHAPTER_PROFILES = [name for name, profile in PROFILES.items() if not profile.language_model]
+CHAPTER_PROFILES = [name for name, each in PROFILES.items() if each.kind == "single-label"]
 CHAPTER_DATASETS = ["embedded", *(name for name, task in TASKS.items() if task.labels)]

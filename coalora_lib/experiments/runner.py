@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.heads import find_heads, is_inside
@@ -27,7 +28,7 @@ from coalora_lib.records.schema import UNQUANTIZED, Phase, as_text, pack
 from coalora_lib.spaces import Configuration
 from coalora_lib.tasks import checkpoint_checksum, data_checksum
 from coalora_lib.training import History, TrainingPlan, train
-from coalora_lib.training.evaluation import evaluate_each, transformers_model
+from coalora_lib.training.evaluation import Evaluation, evaluate_each, transformers_model
 from coalora_lib.validation import describe
 
 #: Examples that an evaluation takes at a time: 256 sentences of 128 tokens fill a GPU.
@@ -52,7 +53,18 @@ def _known(slug: str) -> Method:
 def all_jobs(
     profile: Profile, ranks: Sequence[int], seeds: Sequence[int], methods: Sequence[str]
 ) -> list[Job]:
-    """Every run of these methods, seed by seed, each once; a ValueError if one is not known."""
+    """Every run of these methods, seed by seed, each once.
+
+    Raises:
+        ValueError: one is not known, or not for the profile's kind of task.
+    """
+    for slug in methods:
+        kinds = _known(slug).experiment.kinds
+        if profile.kind not in kinds:
+            raise ValueError(
+                f"method {slug!r} is for {' or '.join(kinds)}; profile {profile.name!r} is of kind "
+                f"{profile.kind!r}"
+            )
     jobs = (
         job_for(slug, rank, seed, budget)
         for seed in seeds
@@ -96,10 +108,31 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
     """
     method = METHODS[job.method]
     setup = setup.with_space(job.space)
-    plan = plan_of(setup, method)
     record = _new_record(job, setup)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with _phase(record, "preparation"):
+        one = None if job.budget is None else setup.allocated(job.budget)
+        model = method.make(setup, job.rank, one, **method.adapter)
+    steps = _train(record, setup, model, one, checkpoints) if method.trained else 0
+    with _phase(record, "evaluation"):
+        _evaluate_into(record, setup, model, steps)
+    if torch.cuda.is_available():
+        record.peak_memory = torch.cuda.max_memory_allocated()
+    record.stored = _stored_numbers(model, method)
+    return record
+
+
+def _train(
+    record: Record,
+    setup: Setup,
+    model: nn.Module,
+    one: Configuration | None,
+    checkpoints: str | Path | None,
+) -> int:
+    """Train over the method's set, or on the configuration of a run for one: how many steps."""
+    job, method = record.job, METHODS[record.job.method]
+    plan = plan_of(setup, method)
 
     def trained(phase: Phase, model: nn.Module, *given: Any, **settings: Any) -> History:
         place = None if checkpoints is None else Path(checkpoints) / phase
@@ -108,13 +141,13 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
         return history
 
     with _phase(record, "preparation"):
-        one = None if job.budget is None else setup.allocated(job.budget)
-        model = method.make(setup, job.rank, one, **method.adapter)
         # A model that does not know of configurations has its own built in.
         first = [one] if one is not None and isinstance(model, CoaLora) else None
         if method.trains_on == "set":
             first = method.experiment.first_set(setup)
         teacher = TEACHER.make(setup, job.rank, None) if plan.teacher == "model" else None
+    for configuration in first or ():
+        _fit(record, setup, model, configuration)
     if teacher is not None:
         trained("teacher", teacher, None, replace(plan, distillation=0.0, teacher="none"))
     search = None
@@ -124,26 +157,32 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
         "training", model, first, plan, search=search, scoring=setup.scoring, teacher=teacher
     )
     record.phases["search"] = round(history.search_seconds, 2)
-    seconds = sum(record.phases.values())
     rows = setup.space.rows
     record.searches = [
         SearchedSet.of(rows(each.configurations), each.losses, each.costs, each.proposed, each.kept)
         for each in history.rounds
     ]
-    with _phase(record, "evaluation"):
-        _evaluate_into(record, setup, model, plan, seconds)
-    if torch.cuda.is_available():
-        record.peak_memory = torch.cuda.max_memory_allocated()
-    record.stored = _stored_numbers(model)
-    return record
+    return plan.steps
+
+
+def _fit(
+    record: Record, setup: Setup, model: nn.Module, configuration: Configuration | None
+) -> None:
+    """Prepare a model for a configuration, if its method does that."""
+    fit = METHODS[record.job.method].fit
+    if fit is not None and configuration is not None:
+        with _phase(record, "fitting"):
+            fit(setup, model, configuration)
 
 
 @contextmanager
 def _phase(record: Record, name: Phase) -> Iterator[None]:
-    """Count the wall seconds of what happens inside to a phase."""
-    started = time.perf_counter()
+    """Count the wall seconds of what happens inside to a phase, but for phases inside of it."""
+    started, before = timer(), sum(record.phases.values())
     yield
-    record.phases[name] = round(time.perf_counter() - started, 2)
+    inside = sum(record.phases.values()) - before
+    spent = record.phases.get(name, 0.0) + timer() - started - inside
+    record.phases[name] = round(spent, 2)
 
 
 def identity_of(job: Job, run: Run, data: str, model: str) -> dict[str, Any]:
@@ -185,32 +224,58 @@ def plan_of(setup: Setup, method: Method) -> TrainingPlan:
     return replace(plan, steps=max(1, passes // plan.configurations_per_step))
 
 
-def _evaluate_into(
-    record: Record, setup: Setup, model: nn.Module, plan: TrainingPlan, seconds: float
-) -> None:
-    """Evaluate on targets and twins; ``seconds`` is what the training took."""
+def _evaluate_into(record: Record, setup: Setup, model: nn.Module, steps: int) -> None:
+    """Evaluate on targets and twins."""
+    seconds = round(sum(record.phases.values()), 2)
+    passes = steps * plan_of(setup, METHODS[record.job.method]).configurations_per_step
     targets, pairs = targets_of(record, setup), _twins_of(record, setup)
     wanted = [*targets, *((None, each) for pair in pairs for each in pair)]
-    aware = isinstance(model, CoaLora)
-    switched = (configuration if aware else None for _, configuration in wanted)
-    found = evaluate_each(model, setup.validation, switched, batch_size=EVALUATION_BATCH)
+
+    def switched() -> Iterator[Configuration | None]:
+        for _, configuration in wanted:
+            _fit(record, setup, model, configuration)
+            yield configuration if isinstance(model, CoaLora) else None
+
+    found = evaluate_each(model, setup.validation, switched(), batch_size=EVALUATION_BATCH)
+    correlations = _correlations(setup, model)
     results = [
         Result(
             budget=budget,
             bits=UNQUANTIZED if one is None else setup.space.mean_bits(one, setup.shapes),
-            accuracy=evaluation.accuracy,
-            loss=evaluation.loss,
-            examples=len(evaluation.correct),
-            seconds=round(seconds, 2),
-            steps=plan.steps,
-            passes=plan.steps * plan.configurations_per_step,
-            correct=None if evaluation.objective.of_tokens else pack(evaluation.correct),
+            seconds=seconds,
+            steps=steps,
+            passes=passes,
+            spearman=next(correlations),
+            **_measured(evaluation),
         )
         for (budget, one), evaluation in zip(wanted, found, strict=True)
     ]
     record.results, rest = results[: len(targets)], results[len(targets) :]
     twins = zip(rest[::2], rest[1::2], strict=True)
     record.twins = [Twins(seen=seen, unseen=unseen) for seen, unseen in twins]
+
+
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
+    """What an evaluation gives of a result; None is what its kind of task does not have."""
+    objective, metrics = evaluation.objective, evaluation.metrics
+    right = objective.right(evaluation.predicted, evaluation.expected)
+    return {
+        "accuracy": metrics.get("token_accuracy" if objective.of_tokens else "accuracy"),
+        "loss": evaluation.loss,
+        "neighbours": metrics.get("neighbours"),
+        "examples": len(evaluation.predicted if right is None else right),
+        "correct": None if right is None or objective.of_tokens else pack(right),
+    }
+
+
+def _correlations(setup: Setup, model: nn.Module) -> Iterator[float | None]:
+    """How well the model tells which texts are alike, as it is configured when this is asked."""
+    if setup.pairs is None:
+        yield from repeat(None)
+        return
+    examples = setup.pairs.examples
+    for found in evaluate_each(model, examples, repeat(None), batch_size=EVALUATION_BATCH):
+        yield setup.pairs.correlation(found.predicted)
 
 
 def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Configuration | None]]:
@@ -245,8 +310,11 @@ def _as_text(setup: Setup, configurations: Sequence[Configuration]) -> list[str]
     return as_text(setup.space.rows(setup.space.to_flat(configurations)))
 
 
-def _stored_numbers(model: nn.Module) -> int:
-    """What a run trained but for heads, which all train, and the mean inputs that it keeps."""
+def _stored_numbers(model: nn.Module, method: Method) -> int:
+    """What a run trained but for heads, which all train, and the moments of inputs that it keeps.
+
+    The texts that configurations are fitted on are not counted.
+    """
     plain = transformers_model(model) is model
     heads = find_heads(model) if plain else ()
     trained = sum(
@@ -254,5 +322,8 @@ def _stored_numbers(model: nn.Module) -> int:
         for name, parameter in trained_parameters(model).items()
         if ".modules_to_save." not in name and not is_inside(name, heads)
     )
-    means = model.mean_inputs.values() if isinstance(model, CoaLora) else ()
-    return trained + sum(mean.numel() for mean in means)
+    kept: list[Tensor] = []
+    if isinstance(model, CoaLora):  # layers with the same inputs share a second moment
+        shared = {id(each): each for each in model.layers.second_moments.values()}
+        kept = [*model.mean_inputs.values(), *shared.values()]
+    return method.trained * trained + sum(each.numel() for each in kept)

@@ -11,19 +11,16 @@ from statistics import median
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.benchmark import timer
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.saving import trained_parameters
 from coalora_lib.allocation import error_table
 from coalora_lib.experiments.profiles import PROFILES, Profile
+from coalora_lib.kinds import get_kind
 from coalora_lib.records.environment import device_name, versions
 from coalora_lib.records.schema import Strict
 from coalora_lib.records.store import write_json
@@ -128,9 +125,9 @@ def random_model(name: str, device: str) -> PreTrainedModel:
     """A model of full size with random weights, in its profile's dtype."""
     config = AutoConfig.for_model(**FULL_SIZES[name])
     profile = PROFILES[name]
-    kind = AutoModelForCausalLM if profile.language_model else AutoModelForSequenceClassification
+    auto = getattr(transformers, get_kind(profile.kind).auto_class)
     with torch.device(device):
-        return kind.from_config(config, dtype=getattr(torch, profile.dtype))
+        return auto.from_config(config, dtype=getattr(torch, profile.dtype))
 
 
 def _largest_step(model: CoaLora, profile: Profile) -> tuple[int, float]:
@@ -159,7 +156,7 @@ def _step_seconds(model: CoaLora, profile: Profile, batch_size: int) -> float:
         {
             "input_ids": row,
             "attention_mask": torch.ones_like(row),
-            "labels": row if profile.language_model else torch.tensor(0),
+            "labels": row if profile.kind == "causal-lm" else torch.tensor(0),
         }
         for row in tokens
     ]

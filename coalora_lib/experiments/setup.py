@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table, spread
 from coalora_lib.experiments.profiles import Run
+from coalora_lib.experiments.similarity import ScoredPairs
 from coalora_lib.kinds import Examples, get_kind
 from coalora_lib.spaces import (
     NORMAL_FLOAT,
@@ -24,19 +26,32 @@ from coalora_lib.spaces import (
 )
 from coalora_lib.tasks import (
     TASKS,
+    TEXTS,
     Pretrained,
     TaskSplits,
-    load_classifier,
-    load_language_model,
+    kinds_of,
+    load_pretrained,
     load_task,
+    similarity_pairs,
 )
-from coalora_lib.training import TrainingPlan, mean_inputs
+from coalora_lib.training import (
+    InputMoments,
+    TrainingPlan,
+    input_moments,
+    mean_inputs,
+    with_aims,
+)
+from coalora_lib.training.batches import collate
+from coalora_lib.training.evaluation import pad_token_of
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
 #: Training examples that mean inputs are measured on; a mean over their thousands of tokens has a
 #: standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
+#: Training examples that whatever takes second moments is made from, closed form and fits: their
+#: some 12,000 tokens are eight for each of the widest layer's inputs.
+FITTED_EXAMPLES = 1024
 #: Added to a run's seed where twins and arbitrary configurations are drawn, apart from the training
 #: set, whose generator has the seed itself, and from each other: seeds of runs are small.
 TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
@@ -51,6 +66,8 @@ class Setup:
             split for the search; ``validation`` is what results are reported on.
         weights: the pre-trained weight of each adapted layer.
         errors: (layers, choices), the squared quantization errors in the space.
+        pairs: of texts whose likeness people have scored, for embeddings; None elsewhere, and
+            where there are none at hand.
     """
 
     run: Run
@@ -60,9 +77,11 @@ class Setup:
     validation: Examples = field(repr=False)
     weights: dict[str, Tensor] = field(repr=False)
     errors: Tensor = field(repr=False)
+    pairs: ScoredPairs | None = field(default=None, repr=False)
     space: ConfigurationSpace = NORMAL_FLOAT
     _allocated: dict[float, Configuration] = field(default_factory=dict, repr=False)
     _means: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _moments: list[InputMoments] = field(default_factory=list, repr=False)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -128,6 +147,18 @@ class Setup:
             self._means.update(mean_inputs(self.new_base(), layers, seen))
         return dict(self._means)
 
+    @property
+    def moments(self) -> InputMoments:
+        """E[x] and E[x x^T] of each layer of the pre-trained model, on the texts of fits."""
+        if not self._moments:
+            seen = self.train[:FITTED_EXAMPLES]
+            self._moments.append(input_moments(self.new_base(), list(self.weights), seen))
+        return self._moments[0]
+
+    def fitting_batch(self, model: CoaLora) -> Mapping[str, Tensor]:
+        """The texts of fits, all at once: the first training examples."""
+        return collate(self.train[:FITTED_EXAMPLES], pad_token_of(model))
+
     def training_set(self) -> list[Configuration]:
         """Allocated at the profile's budgets, and random ones from end to end of them."""
         budgets = self.run.profile.training_budgets
@@ -168,8 +199,8 @@ def prepare(run: Run) -> Setup:
     """Load data and model for a run, and measure the model's quantization errors.
 
     Raises:
-        ValueError: the profile's model is a classifier and the data have no labels, or the other
-            way round; this and OSError also as the loaders of :mod:`coalora_lib.tasks`.
+        ValueError: the profile's kind of task is not the data's; this and OSError also as the
+            loaders of :mod:`coalora_lib.tasks`.
     """
     profile = run.profile
     refuse_misfit(run)
@@ -177,50 +208,48 @@ def prepare(run: Run) -> Setup:
     torch.manual_seed(run.seed)
     base, tokenizer = _load(run)
     weights = {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
-    train, scoring, validation = _examples(run, splits, tokenizer)
+
+    def examples(split: Dataset) -> Examples:
+        kind = get_kind(profile.kind)
+        return with_aims(base, kind.examples(split, tokenizer, profile.max_length), kind)
+
+    train, scoring, validation = (examples(part) for part in _parts(run, splits))
+    scored = similarity_pairs() if run.dataset in TEXTS else None
+    pairs = None if scored is None else ScoredPairs.of(scored, examples)
     errors = error_table(weights, pieces=profile.error_pieces)
-    return Setup(run, splits, train, scoring, validation, weights, errors)
+    return Setup(run, splits, train, scoring, validation, weights, errors, pairs)
 
 
 def refuse_misfit(run: Run) -> None:
     """A ValueError if the profile's model is not for the data set."""
-    profile = run.profile
-    if profile.language_model != (classes_of(run.dataset) is None):
-        kind = "a language model" if profile.language_model else "a classifier"
+    profile, allowed = run.profile, kinds_of(run.dataset)
+    if profile.kind not in allowed:
         raise ValueError(
-            f"profile {profile.name!r} is of {kind}; data set {run.dataset!r} is not for it"
+            f"profile {profile.name!r} is of kind {profile.kind!r}; data set {run.dataset!r} is "
+            f"for {' or '.join(allowed)}"
         )
 
 
-def _examples(
-    run: Run, splits: TaskSplits, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Examples]:
+def _parts(run: Run, splits: TaskSplits) -> tuple[Dataset, Dataset, Dataset]:
     """To train on, to score on, to validate on."""
     profile = run.profile
     train, validation = splits.train.shuffle(seed=run.seed), splits.validation
     first, wanted = profile.scoring_examples, profile.train_examples
     last = None if wanted is None else first + wanted
-    kind = get_kind("single-label" if classes_of(run.dataset) else "causal-lm")
-    for split, rows in (
-        (train, range(len(train))[first:last]),
-        (train, range(first)),
-        (validation, range(len(validation))[: profile.validation_examples]),
-    ):
-        yield kind.examples(split.select(rows), tokenizer, profile.max_length)
-
-
-def classes_of(dataset: str) -> int | None:
-    """Number of classes; None where texts are continued by a language model."""
-    return TASKS[dataset].labels if dataset in TASKS else 2
+    return (
+        train.select(range(len(train))[first:last]),
+        train.select(range(len(train))[:first]),
+        validation.select(range(len(validation))[: profile.validation_examples]),
+    )
 
 
 def _load(run: Run) -> Pretrained:
     """The model on the device it will run on."""
-    labels = classes_of(run.dataset)
     gpu, dtype = torch.cuda.is_available(), getattr(torch, run.profile.dtype)
     if gpu and dtype == torch.float64:
         dtype = torch.float32
-    name = run.profile.model
-    found = load_classifier(name, labels, dtype) if labels else load_language_model(name, dtype)
+    labels = TASKS[run.dataset].labels if run.dataset in TASKS else 2
+    options = {} if labels is None else {"num_labels": labels}
+    found = load_pretrained(run.profile.model, run.profile.kind, dtype, **options)
     found.model.to("cuda" if gpu else "cpu")
     return found

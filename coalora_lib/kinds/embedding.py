@@ -21,6 +21,11 @@ from coalora_lib.kinds.kind import (
     require_columns,
 )
 
+#: Of a text, whose neighbours are looked at: as many as a search shows on its first page.
+NEIGHBOURS = 10
+#: Texts whose cosines with all others are computed at a time.
+ROWS = 1024
+
 
 def mean_pooled(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     """The mean of the last hidden states over a text's tokens: (batch, features)."""
@@ -32,46 +37,89 @@ def mean_pooled(output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def neighbours_kept(vectors: Tensor, others: Tensor, count: int = NEIGHBOURS) -> float:
+    """The share of each text's nearest texts that are among its nearest by other vectors too.
+
+    Args:
+        vectors, others: (texts, features) each; near is what has a large cosine.
+        count: of the nearest, without the text itself; all where there are fewer.
+
+    Returns:
+        0 to 1, the mean over the texts; NaN of a single text, which has no neighbours.
+    """
+    if len(vectors) < 2:
+        return float("nan")
+    count = min(count, len(vectors) - 1)
+    first, second = _nearest(vectors, count), _nearest(others, count)
+    shared = first[:, :, None] == second[:, None, :]
+    return shared.any(-1).double().mean().item()
+
+
+def _nearest(vectors: Tensor, count: int) -> Tensor:
+    """(texts, count) positions of each text's nearest others."""
+    unit = F.normalize(vectors, dim=-1)
+    found = []
+    for start in range(0, len(unit), ROWS):  # all cosines at once would be texts^2 numbers
+        rows = unit[start : start + ROWS]
+        own = torch.arange(len(rows))
+        cosines = rows @ unit.T
+        cosines[own, start + own] = -torch.inf
+        found.append(cosines.topk(count).indices)
+    return torch.cat(found)
+
+
 class Embedding(TaskKind):
     """A vector for a text; labels are (features,) floating point, the vectors aimed at."""
 
     name = "embedding"
     auto_class = "AutoModel"
-    columns = ("sentence", "vector")
+    columns = ("sentence",)
     primary = "cosine"
     of_classes = False
 
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Examples:
-        """Columns sentence and vector."""
+        """Columns sentence, and vector; without that, examples have no labels yet."""
         require_columns(split, self.columns, self.name)
         encoded = tokenizer(list(split["sentence"]), truncation=True, max_length=max_length)
         examples = as_examples(encoded, len(split))
-        for example, vector in zip(examples, split["vector"], strict=True):
-            example["labels"] = torch.tensor(vector)
+        if "vector" in split.column_names:
+            for example, vector in zip(examples, split["vector"], strict=True):
+                example["labels"] = torch.tensor(vector)
         return examples
 
     def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.inputs(batch)
 
+    def aims(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
+        """The vectors that a model gives: (batch, features)."""
+        return precise(mean_pooled(output, batch))
+
     def loss(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         """1 - cosine, averaged over the batch."""
-        return 1 - self._cosines(output, batch).mean()
+        vectors = self.aims(output, batch)
+        return 1 - _cosines(vectors, batch["labels"].to(vectors)).mean()
 
     def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors of length one: half a squared distance between two is 1 - cosine."""
         return F.normalize(precise(mean_pooled(output, batch)), dim=-1)
 
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
-        cosines = self._cosines(output, batch)
-        total = (1 - cosines).sum().item()
-        return Scored(total, len(cosines), cosines.cpu(), torch.ones(len(cosines)))
+        vectors = self.aims(output, batch)
+        labels = batch["labels"].to(vectors)
+        total = (1 - _cosines(vectors, labels)).sum().item()
+        return Scored(total, len(labels), vectors.cpu(), labels.cpu())
 
     def metrics(self, predicted: Values, expected: Values, loss: float) -> dict[str, float]:
-        """The mean cosine."""
-        return {"cosine": torch.stack(list(predicted)).double().mean().item()}
+        """The mean cosine, and the share of neighbours kept."""
+        vectors, aims = torch.stack(list(predicted)), torch.stack(list(expected))
+        return {
+            "cosine": _cosines(vectors, aims).double().mean().item(),
+            "neighbours": neighbours_kept(vectors, aims),
+        }
 
-    def _cosines(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
-        vectors = precise(mean_pooled(output, batch))
-        return F.cosine_similarity(vectors, batch["labels"].to(vectors), dim=-1)
+
+def _cosines(vectors: Tensor, others: Tensor) -> Tensor:
+    """Of (n, features) each with the other's: (n,)."""
+    return F.cosine_similarity(vectors, others, dim=-1)

@@ -201,8 +201,9 @@ def _right(results: Sequence[Result]) -> np.ndarray:
 
 
 def _points(results: Sequence[Result]) -> np.ndarray:
-    """(n, 2): bits, and accuracy in percent."""
-    return np.array([[result.bits, 100 * result.accuracy] for result in results])
+    """(n, 2): bits, and accuracy in percent, NaN where there is none."""
+    found = [[result.bits, result.accuracy] for result in results]
+    return np.array(found, dtype=float) * [1, 100]
 
 
 def dominated_share(errors: np.ndarray, bits: np.ndarray, guess: float) -> np.ndarray:

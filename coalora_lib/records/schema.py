@@ -32,7 +32,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: What the time of a run is counted to.
-Phase = Literal["preparation", "teacher", "training", "search", "evaluation"]
+Phase = Literal["preparation", "teacher", "fitting", "training", "search", "evaluation"]
 
 
 def _no_negative(loss: float) -> float:
@@ -85,22 +85,28 @@ class Result(Strict):
     Attributes:
         budget: mean bits per parameter asked for, None if arbitrary; bits: what the configuration
             stores, :data:`UNQUANTIZED` without one.
-        accuracy: 0 to 1, over ``examples``; loss: mean cross-entropy in nats.
+        accuracy: 0 to 1, over ``examples``; None of embeddings.
+        loss: mean cross-entropy in nats; of embeddings 1 - cosine with the unquantized model's.
+        neighbours: of embeddings, the share of each text's ten nearest ones that are so for the
+            unquantized model; spearman: Spearman's correlation of cosines with people's scores on
+            the dev pairs of STS-B, None where there were none.
         seconds: wall time of the whole training, search included.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
-        correct: which examples are right, in their order, as :func:`pack` makes it; None of a
-            language model, whose examples are tokens.
+        correct: which examples are right, in their order, as :func:`pack` makes it; None of
+            embeddings, and of a language model, whose examples are tokens.
     """
 
     budget: Bits | None
     bits: Bits
-    accuracy: Share
+    accuracy: Share | None
     loss: Loss
     examples: Count
     seconds: Seconds
     steps: Count
     passes: Count
     correct: str | None = None
+    neighbours: Share | None = None
+    spearman: Annotated[float, Field(ge=-1, le=1)] | None = None
 
     @model_validator(mode="after")
     def _one_bit_per_example(self) -> Result:

@@ -22,11 +22,12 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
         twins "seen" or "unseen"; number: position among the record's results of that kind, so that
         twins have the same.
 
-        budget, bits, accuracy, loss, examples, seconds, steps, passes, correct: as in
-        :class:`~coalora_lib.records.schema.Result`.
+        budget, bits, accuracy, loss, examples, seconds, steps, passes, correct, neighbours,
+        spearman: as in :class:`~coalora_lib.records.schema.Result`; NaN is what was not measured.
     """
     table = pd.DataFrame(row for i, record in enumerate(records) for row in _rows(i, record))
-    return table.astype({"rank": "Int64"}) if len(table) else table
+    numbers = dict.fromkeys(("budget", "accuracy", "neighbours", "spearman"), float)
+    return table.astype({"rank": "Int64", **numbers}) if len(table) else table
 
 
 def _rows(position: int, record: Record) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,17 @@ from datasets import Dataset
 
 from coalora_lib.tasks.embedded import review_phrases
 from coalora_lib.tasks.glue import LAYOUTS, find_folder, read_glue
+from coalora_lib.tasks.stsb import read_stsb
 from coalora_lib.tasks.table import from_table
 
 
 class HubTask(NamedTuple):
-    """Where the hub keeps a task, its columns and files there; no labels: texts to continue."""
+    """Where the hub keeps a task, its columns and files there.
+
+    Attributes:
+        labels: number of classes; None where texts have no labels.
+        kind: of task that it is for, see :mod:`coalora_lib.kinds`.
+    """
 
     path: str
     name: str | None
@@ -27,6 +34,7 @@ class HubTask(NamedTuple):
     validation: str
     labels: int | None
     files: dict[str, str] | None = None
+    kind: str = "single-label"
 
 
 _C4_FILES = {
@@ -39,12 +47,21 @@ TASKS: dict[str, HubTask] = {
     "qnli": HubTask("nyu-mll/glue", "qnli", ("question", "sentence"), "validation", 2),
     "mnli": HubTask("nyu-mll/glue", "mnli", ("premise", "hypothesis"), "validation_matched", 3),
     "qqp": HubTask("nyu-mll/glue", "qqp", ("question1", "question2"), "validation", 2),
-    "c4": HubTask("allenai/c4", None, ("text",), "validation", None, _C4_FILES),
+    "c4": HubTask("allenai/c4", None, ("text",), "validation", None, _C4_FILES, "causal-lm"),
 }
 #: For tuning: the validation split is held out of another task's train, see :func:`hold_out`.
 TUNING = {"sst2-tuning": "sst2"}
 TASKS |= {name: TASKS[whole] for name, whole in TUNING.items()}
-#: Texts held out for tuning, and the words they have at least.
+#: STS-B's folder, and its files to train on and to validate on.
+STSB, STSB_FILES = "stsb", ("sts-train.csv", "sts-dev.csv")
+#: Texts without labels, to be embedded: those of another task's train alone, see :func:`apart`.
+TEXTS = {"sst2-texts": "sst2", "stsb-texts": STSB}
+_PAIR = ("sentence1", "sentence2")
+TASKS |= {
+    "sst2-texts": TASKS["sst2"]._replace(labels=None, kind="embedding"),
+    "stsb-texts": HubTask("nyu-mll/glue", STSB, _PAIR, "validation", None, kind="embedding"),
+}
+#: Texts held out of a train split, and the words they have at least.
 HELD_OUT, HELD_OUT_WORDS = 1024, 8
 SOURCES = ("embedded", "directory", "hub")
 DIRECTORY_VARIABLE = "COALORA_DATA_DIR"
@@ -63,12 +80,14 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
     """Load a task.
 
     Args:
-        name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` among them.
+        name: "embedded", or one of :data:`TASKS`, those of :data:`TUNING` and :data:`TEXTS` among
+            them.
         source: "embedded" generates synthetic review phrases; "directory" reads GLUE's files under
             ``$COALORA_DATA_DIR/<name>/`` (or GLUE's spelling, SST-2): train.tsv and dev.tsv,
             MNLI's dev_matched.tsv, or, where texts have no label, train.jsonl and
-            validation.jsonl with a field "text"; "hub" downloads through ``datasets``. By default:
-            embedded for that name, the directory if the variable is set, else the hub.
+            validation.jsonl with a field "text"; of STS-B sts-train.csv and sts-dev.csv; "hub"
+            downloads through ``datasets``. By default: embedded for that name, the directory if
+            the variable is set, else the hub.
         seed: of the generated phrases; the other sources do not use it.
 
     Raises:
@@ -89,8 +108,34 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
     if name in TUNING:
         return hold_out(load_task(TUNING[name], source, seed).train)
     if source == "embedded":
-        return _generate(seed)
-    return _from_directory(name) if source == "directory" else _from_hub(name)
+        splits = _generate(seed)
+    else:
+        splits = _from_directory(name) if source == "directory" else _from_hub(name)
+    return apart(splits.train) if name in TEXTS else splits
+
+
+def kinds_of(name: str) -> tuple[str, ...]:
+    """The kinds of task that a data set of :func:`load_task` is for."""
+    return ("single-label", "embedding") if name == "embedded" else (TASKS[name].kind,)
+
+
+def similarity_pairs() -> Dataset | None:
+    """STS-B's pairs of sentences with their scores, see :func:`~coalora_lib.tasks.stsb.read_stsb`.
+
+    They are those of the benchmark's dev part. None where ``$COALORA_DATA_DIR`` is not set or has
+    no folder of that name.
+
+    Raises:
+        ValueError, FileNotFoundError: the folder is there, and the file malformed or missing.
+    """
+    root = os.environ.get(DIRECTORY_VARIABLE)
+    if not root:
+        return None
+    try:
+        folder = find_folder(Path(root), STSB)
+    except FileNotFoundError:
+        return None
+    return read_stsb(folder / STSB_FILES[1])
 
 
 def data_checksum(splits: TaskSplits) -> str:
@@ -121,6 +166,22 @@ def hold_out(train: Dataset, count: int = HELD_OUT) -> TaskSplits:
     return TaskSplits(train.select(kept), train.select(chosen))
 
 
+def apart(train: Dataset) -> TaskSplits:
+    """Texts without labels, each once, some of them held out as :func:`hold_out` does.
+
+    Texts of pairs are taken one by one. What stands in a pair with a text that is held out, and
+    says the same as a rule, is not trained on.
+    """
+    columns = [name for name in ("sentence", "second") if name in train.column_names]
+    groups = list(zip(*(train[name] for name in columns), strict=True))
+    texts = dict.fromkeys(text for group in groups for text in group)
+    kept, held = hold_out(Dataset.from_dict({"sentence": list(texts)}))
+    away = set(held["sentence"])
+    related = {text for group in groups if away.intersection(group) for text in group}
+    rows = [row for row, text in enumerate(kept["sentence"]) if text not in related]
+    return TaskSplits(kept.select(rows), held)
+
+
 def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Every run of words, the whole text too."""
     for start, end in combinations(range(len(words) + 1), 2):
@@ -137,19 +198,27 @@ def _dataset(rows: list[tuple[str, int]]) -> Dataset:
     return Dataset.from_dict({"sentence": list(sentences), "label": list(labels)})
 
 
+def _files_of(name: str) -> tuple[str, tuple[str, str], Callable[[Path], Dataset]]:
+    """A task's folder, its files to train on and to validate on, and what reads one."""
+    folder = TEXTS.get(name, name)
+    if folder == STSB:
+        return folder, STSB_FILES, read_stsb
+    if folder in LAYOUTS:
+        layout = LAYOUTS[folder]
+        return folder, ("train.tsv", layout.validation), partial(read_glue, layout=layout)
+    return folder, ("train.jsonl", "validation.jsonl"), from_table
+
+
 def _from_directory(name: str) -> TaskSplits:
+    wanted, files, read = _files_of(name)
     root = os.environ.get(DIRECTORY_VARIABLE)
     if not root:
         raise FileNotFoundError(
-            f"source 'directory' reads ${DIRECTORY_VARIABLE}/{name}/, and ${DIRECTORY_VARIABLE} "
+            f"source 'directory' reads ${DIRECTORY_VARIABLE}/{wanted}/, and ${DIRECTORY_VARIABLE} "
             "is not set"
         )
-    folder = find_folder(Path(root), name)
-    if name not in LAYOUTS:
-        return TaskSplits(*(from_table(folder / f"{split}.jsonl") for split in TaskSplits._fields))
-    layout = LAYOUTS[name]
-    files = ("train.tsv", layout.validation)
-    return TaskSplits(*(read_glue(folder / file, layout) for file in files))
+    folder = find_folder(Path(root), wanted)
+    return TaskSplits(*(read(folder / file) for file in files))
 
 
 def _from_hub(name: str) -> TaskSplits:
@@ -157,11 +226,11 @@ def _from_hub(name: str) -> TaskSplits:
     try:
         splits = datasets.load_dataset(spec.path, spec.name, data_files=spec.files)
     except (ConnectionError, FileNotFoundError) as error:
-        dev = LAYOUTS[name].validation if spec.labels else "validation.jsonl"
-        files = f"train.{dev.rpartition('.')[2]} and {dev}"
+        folder, files, _ = _files_of(name)
         raise ConnectionError(
             f"task {name!r} was not found on the hub ({spec.path}): {error}. Without a connection, "
-            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {name} holds {files}"
+            f"set ${DIRECTORY_VARIABLE} to a folder whose subfolder {folder} holds "
+            f"{' and '.join(files)}"
         ) from error
     return TaskSplits(to_columns(splits["train"], spec), to_columns(splits[spec.validation], spec))
 

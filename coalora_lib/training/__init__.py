@@ -1,5 +1,6 @@
 """Training over a set of configurations with the search between, baselines, evaluation."""
 
+from coalora_lib.training.aims import with_aims
 from coalora_lib.training.evaluation import Evaluation, evaluate
 from coalora_lib.training.loop import train
 from coalora_lib.training.measures import (
@@ -22,4 +23,5 @@ __all__ = [
     "mean_inputs",
     "polish",
     "train",
+    "with_aims",
 ]

@@ -101,7 +101,7 @@ def test_chapters_times_seeds():
         (['chapters=["05"]', "parameters={rank: 4}"], "parameter 'rank' of these chapters is not"),
         (["methods=coa-lora", "exclude=[{rank: 64}]"], "exclude: nothing is rank=64"),
         (["methods=coa-lora", "exclude=[{rank: 8}]"], "the grid is empty"),
-        (["methods=coa-lora", "dataset=c4"], "profile 'quick' is of a classifier; data set 'c4'"),
+        (["methods=coa-lora", "dataset=c4"], "'quick' is of kind 'single-label'; data set"),
         (["methods"], "'methods' must be key=value"),
         (["methods=["], "methods=[ is not YAML"),
         (["methods=!!python/object/apply:os.getcwd []"], "is not YAML: could not determine a con"),

@@ -9,6 +9,27 @@ from typer.testing import CliRunner
 from coalora_lib.cli import app
 from coalora_lib.records import Job, Record, Result, frame, write_record
 
+ABOUT = {
+    "created": "2026-01-01T00:00:00+00:00",
+    "dataset": "embedded",
+    "synthetic": True,
+    "data_checksum": "0",
+    "model": "m",
+    "model_checksum": "0",
+    "profile": "quick",
+    "parameters": {"epochs": 1},
+    "device": "cpu",
+    "versions": {},
+    "git_commit": None,
+}
+
+
+def write(folder, protocol, job, **measured):
+    """A record of one result."""
+    counts = {"budget": 3.0, "bits": 3.0, "examples": 8, "seconds": 1.0, "steps": 1, "passes": 1}
+    record = Record(protocol=protocol, job=job, results=[Result(**counts | measured)], **ABOUT)
+    return write_record(record, folder)
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -17,26 +38,19 @@ def folder(tmp_path):
         for seed in range(3):
             for rank in (4, 8):
                 accuracy = 0.8 + 0.01 * seed + 0.02 * lead + 0.001 * rank
-                result = {"bits": 3.0, "accuracy": accuracy, "loss": 0.5, "examples": 8}
-                counts = {"seconds": 1.0, "steps": 1, "passes": 1}
-                record = Record(
-                    protocol=protocol,
-                    job=Job("coa-lora", rank, seed),
-                    created="2026-01-01T00:00:00+00:00",
-                    dataset="embedded",
-                    synthetic=True,
-                    data_checksum="0",
-                    model="m",
-                    model_checksum="0",
-                    profile="quick",
-                    parameters={"epochs": 1},
-                    device="cpu",
-                    versions={},
-                    git_commit=None,
-                    results=[Result(budget=3.0, **result, **counts)],
-                )
-                write_record(record, tmp_path / protocol)
+                job = Job("coa-lora", rank, seed)
+                write(tmp_path / protocol, protocol, job, accuracy=accuracy, loss=0.5)
     return tmp_path
+
+
+@pytest.fixture
+def embeddings(tmp_path):
+    """One method with two seeds, whose results have no accuracy."""
+    for seed in range(2):
+        measured = {"loss": 0.1 + 0.02 * seed, "neighbours": 0.4 + 0.1 * seed}
+        job = Job("recovery-coa-lora", 8, seed)
+        write(tmp_path / "embeddings", "recovery-1", job, accuracy=None, **measured)
+    return tmp_path / "embeddings"
 
 
 def invoke(*words):
@@ -60,6 +74,21 @@ def test_means_over_seeds_have_intervals_and_protocols_stand_apart(folder):
         folder, "--where", "protocol=comparison-2", "--where", "rank=8", "--where", "seed=0"
     )
     assert [(row["accuracy"], row["low"]) for row in one] == [(pytest.approx(82.8), None)]
+
+
+def test_without_accuracies_the_table_is_of_losses_or_what_is_asked_for(embeddings):
+    (row,) = table(embeddings, "--by", "method")
+    assert (row["loss"], row["seeds"]) == (pytest.approx(0.11), 2)
+    assert row["low"] == pytest.approx(0.11 - 12.706 * 0.01, abs=1e-4)
+    (row,) = table(embeddings, "--metric", "neighbours")
+    assert row["neighbours"] == pytest.approx(45)
+
+
+def test_results_with_and_without_accuracy_stand_in_one_table(folder, embeddings):
+    rows = table(folder, "--by", "method")
+    assert [row["accuracy"] is None for row in rows] == [False, False, True]
+    losses = table(folder, "--by", "method", "--metric", "loss")
+    assert [row["loss"] for row in losses] == [0.5, 0.5, pytest.approx(0.11)]
 
 
 def test_two_protocols_are_compared_over_the_seeds_of_both(folder):
@@ -90,6 +119,8 @@ def frame_columns(folder):
         (["--where", "metod=x"], "column='metod' is not known; did you mean method?"),
         (["--where", "rank=5"], "rank='5' is not known; allowed: 4, 8"),
         (["--where", "rank"], "'rank' must be column=value"),
+        (["--metric", "f1"], "'f1' is not known; allowed: accuracy, loss, neighbours, spearman"),
+        (["--metric", "spearman"], "no result has spearman"),
         (["--by", "ranks"], "column='ranks' is not known; did you mean rank?"),
         (["--compare", "comparison-1", "comparison-3"], "protocol='comparison-3' is not known"),
         (["--out", "x.txt"], "format '.txt' is not known; allowed: .parquet, .csv"),

@@ -27,7 +27,7 @@ def test_a_record_is_made_again_and_an_older_protocol_is_named(protocol, small_s
     assert ("Made by protocol comparison-0" in made.stderr) == (protocol is not None)
     again = read_record(tmp_path / "made" / path.name)
     assert [r.correct for r in again.results] == [r.correct for r in stored.results]
-    assert f"{100 * stored.results[0].accuracy:.2f}, " in made.stdout
+    assert f"{100 * stored.results[0].accuracy:.2f} %, " in made.stdout
 
 
 def test_what_is_no_record_cannot_be_made_again(tmp_path):

@@ -75,9 +75,13 @@ def test_a_language_model_goes_the_whole_way(kind, profile, method, c4, tmp_path
 
 
 def test_a_classifier_on_texts_without_labels_is_refused(c4):
-    with pytest.raises(ValueError, match="'quick' is of a classifier; data set 'c4' is not"):
+    with pytest.raises(
+        ValueError, match="'quick' is of kind 'single-label'; data set 'c4' is for causal"
+    ):
         prepare(Run(PROFILES["quick"], 0, "c4"))
-    with pytest.raises(ValueError, match="'paper-llama-2-7b' is of a language model; data set 's"):
+    with pytest.raises(
+        ValueError, match="'paper-llama-2-7b' is of kind 'causal-lm'; data set 'sst2'"
+    ):
         prepare(Run(PROFILES["paper-llama-2-7b"], 0, "sst2"))
 
 

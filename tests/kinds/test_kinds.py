@@ -1,5 +1,7 @@
 """Each kind's examples, loss and metrics against the same by another route."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from datasets import Dataset
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from coalora_lib.kinds import IGNORED, get_kind, kind_of, kinds, register_kind
+from coalora_lib.kinds.embedding import neighbours_kept
 from tests.conftest import NO_DROPOUT, SIZES, tiny
 from tests.kinds.words import tokenizer
 
@@ -171,10 +174,36 @@ def test_an_embedding_is_the_mean_over_the_texts_own_tokens():
     means = torch.stack([states[0, :2].mean(0), states[1].mean(0)])
     cosines = F.cosine_similarity(means, batch["labels"])
     scored = kind.score(output, batch)
-    torch.testing.assert_close(scored.predicted, cosines)
+    torch.testing.assert_close(scored.predicted, means)
     assert kind.loss(output, batch).item() == pytest.approx(1 - cosines.mean().item(), rel=1e-5)
+    assert scored.loss / scored.count == pytest.approx(1 - cosines.mean().item(), rel=1e-5)
+    metrics = kind.metrics(scored.predicted, scored.expected, 0.0)
+    assert metrics == {"cosine": pytest.approx(cosines.mean().item()), "neighbours": 1}
     split = Dataset.from_dict({"sentence": ["a"], "vector": [[0.0, 1.0]]})
     assert kind.examples(split, WORDS, 8)[0]["labels"].tolist() == [0, 1]
+    assert "labels" not in kind.examples(split.select_columns("sentence"), WORDS, 8)[0]
+
+
+def test_neighbours_are_counted_as_by_brute_force(monkeypatch):
+    monkeypatch.setattr("coalora_lib.kinds.embedding.ROWS", 4)  # in several pieces
+    vectors, others = torch.randn(2, 9, 3).unbind()
+
+    def nearest(each, row):
+        cosines = {
+            i: F.cosine_similarity(each[row], each[i], dim=0).item() for i in range(9) if i != row
+        }
+        return set(sorted(cosines, key=cosines.get)[-3:])
+
+    shared = [len(nearest(vectors, row) & nearest(others, row)) for row in range(9)]
+    assert neighbours_kept(vectors, others, 3) == pytest.approx(sum(shared) / 27)
+    assert neighbours_kept(vectors, 5 * vectors, 3) == 1
+    assert neighbours_kept(vectors, others) == 1  # all others are the ten nearest
+    assert math.isnan(neighbours_kept(vectors[:1], others[:1]))
+
+
+def test_what_a_model_cannot_give_as_targets_is_named():
+    with pytest.raises(ValueError, match="examples of kind 'spans' need start_positions, end_pos"):
+        get_kind("spans").aims(BaseModelOutput(), {})
 
 
 @pytest.mark.parametrize("name", kinds())

@@ -75,6 +75,13 @@ def test_records_are_written_whole_and_read_back(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_result_of_embeddings_has_no_accuracy(tmp_path):
+    measured = {"accuracy": None, "correct": None, "neighbours": 0.5, "spearman": -0.25}
+    written = record(results=[result(**measured)])
+    (found,) = read_record(write_record(written, tmp_path)).results
+    assert (found.accuracy, found.neighbours, found.spearman) == (None, 0.5, -0.25)
+
+
 def test_a_name_is_the_jobs_alone():
     names = [
         (Job("qlora", 8, 1, 2.25), "qlora-rank8-2.25bits-embedded-quick-seed1.json"),
@@ -128,6 +135,8 @@ def changed(path, **fields):
     [
         ("results__0__accuracy", 7.5),
         ("results__0__accuracy", float("nan")),
+        ("results__0__neighbours", 1.5),
+        ("results__0__spearman", -1.5),
         ("results__0__bits", 0),
         ("results__0__bits", float("inf")),
         ("results__0__loss", -0.1),

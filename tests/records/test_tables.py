@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 from coalora_lib.experiments.methods import labels_of
-from coalora_lib.records import accuracy_table, common_accuracies, read_records
+from coalora_lib.records import accuracy_table, common_accuracies, frame, read_records
 from tests.records.test_store import Job, record, result
 
 STORED = Path(__file__).parents[2] / "book" / "results"
@@ -25,6 +25,14 @@ def test_the_table_is_the_records_means():
     ]
     assert len(values) == 3
     assert found["3 bits"].startswith(f"{100 * sum(values) / 3:.1f} (")
+
+
+def test_what_was_not_measured_is_nan_in_the_frame():
+    embedding = result(accuracy=None, correct=None, neighbours=0.5)
+    rows = frame([record(results=[result(), embedding])])
+    assert rows["accuracy"].isna().tolist() == [False, True]
+    assert rows["neighbours"].isna().tolist() == [True, False]
+    assert frame([record(results=[embedding])])["accuracy"].dtype == float
 
 
 def test_one_seed_has_no_spread():

@@ -1,0 +1,183 @@
+"""Embeddings of a quantized model brought back: data, set-up, every method on one tiny job."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from typer.testing import CliRunner
+
+from coalora_lib.batch.grid import Grid
+from coalora_lib.cli import app
+from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.experiments.methods import METHODS, RECOVERY, compared_for, methods_of
+from coalora_lib.experiments.runner import all_jobs, job_for, make_record, run_job, run_of
+from coalora_lib.experiments.similarity import ScoredPairs
+from coalora_lib.kinds.embedding import mean_pooled
+from coalora_lib.records import read_record
+from coalora_lib.tasks.embedded import review_phrases
+from tests.conftest import SMALL_PROFILE
+
+PHRASES = [text for text, _ in review_phrases(400, 0)]
+
+
+@pytest.fixture(scope="module")
+def run(small_run):
+    profile = replace(
+        SMALL_PROFILE, kind="embedding", model=small_run.profile.model, validation_examples=16
+    )
+    return Run(profile, 0)
+
+
+@pytest.fixture(scope="module")
+def setup(run):
+    return prepare(run)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A data folder with STS-B, whose sentences are generated."""
+    monkeypatch.setenv("COALORA_DATA_DIR", str(tmp_path))
+    (tmp_path / "stsb").mkdir()
+    for name, texts in (("train", PHRASES[:360]), ("dev", PHRASES[360:])):
+        pairs = zip(texts[::2], texts[1::2], strict=True)
+        lines = (f"g\tf\t2012\t{i}\t{i % 6}\t{a}\t{b}\n" for i, (a, b) in enumerate(pairs))
+        (tmp_path / "stsb" / f"sts-{name}.csv").write_text("".join(lines))
+    return tmp_path
+
+
+def test_examples_aim_at_the_unquantized_models_vectors(setup):
+    base = setup.new_base().eval()
+    for example in (setup.train[0], setup.scoring[3], setup.validation[5]):
+        batch = {name: example[name][None] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            expected = mean_pooled(base(**batch), batch)[0]
+        torch.testing.assert_close(example["labels"], expected)
+    assert setup.pairs is None
+
+
+def test_moments_are_of_the_texts_of_fits(setup):
+    assert set(setup.moments.seconds) == set(setup.weights)
+    for name, mean in setup.mean_inputs.items():
+        torch.testing.assert_close(setup.moments.means[name], mean)
+    batch = setup.fitting_batch(setup.new_model())
+    assert len(batch["input_ids"]) == len(setup.train)
+
+
+@pytest.mark.parametrize("method", methods_of("recovery"))
+def test_every_method_runs_on_its_targets(method, setup, tmp_path):
+    (job, *_) = all_jobs(setup.run.profile, [4], [0], [method])
+    record = read_record(run_job(setup, job, tmp_path))
+    about = METHODS[method]
+    assert record.protocol == RECOVERY.protocol
+    assert record.job.rank == (4 if about.has_rank else None)
+    budgets = [3.0] if about.trains_on == "budget" else [3.0, 4.0, None, None]
+    assert [result.budget for result in record.results] == budgets
+    for result in record.results:
+        assert 0 < result.loss < 2
+        assert 0 <= result.neighbours <= 1
+        assert (result.accuracy, result.correct, result.spearman) == (None, None, None)
+        assert result.examples == 16
+        assert result.passes == (setup.plan.steps if about.trained else 0)
+    phases = {"preparation", "evaluation"} | ({"training", "search"} if about.trained else set())
+    assert set(record.phases) == phases | ({"fitting"} if about.fit else set())
+    assert (record.stored == 0) == (method in ("recovery-quantized", "recovery-in-order"))
+    assert run_of(record).profile.kind == "embedding"
+
+
+def test_what_is_closed_form_brings_embeddings_nearer(setup):
+    """The mean helps, and the second moment beyond it; a set of 16 texts is small for the order."""
+    names = ("quantized", "bias-correction", "closed-form", "in-order")
+    quantized, mean, second, ordered = (
+        make_record(setup, job_for(f"recovery-{name}", 4, 0)).results[0].loss for name in names
+    )
+    assert quantized > mean > second
+    assert mean > ordered
+
+
+def test_a_fit_is_made_before_a_configuration_is_trained_on_and_evaluated(setup, monkeypatch):
+    seen = []
+
+    def fit(given, model, configuration):
+        seen.append((tuple(configuration), model.training_set != []))
+        assert given is setup
+
+    method = replace(METHODS["recovery-coa-lora"], fit=fit)
+    monkeypatch.setitem(METHODS, "recovery-coa-lora", method)
+    record = make_record(setup, job_for("recovery-coa-lora", 4, 0))
+    trained = [(tuple(each), False) for each in setup.training_set()]
+    evaluated = [(tuple(each), True) for _, each in RECOVERY.targets(setup)]
+    assert seen == trained + evaluated
+    assert record.phases["fitting"] >= 0
+
+
+def test_pairs_with_scores_are_correlated(folder, run, tmp_path):
+    profile = replace(run.profile, train_examples=16, validation_examples=16)
+    setup = prepare(Run(profile, 0, "stsb-texts"))
+    assert len(setup.pairs.examples) == 2 * len(setup.pairs.scores) == 40
+    record = read_record(run_job(setup, job_for("recovery-quantized", 4, 0), tmp_path))
+    assert len({result.spearman for result in record.results}) > 1
+    model = setup.new_model(rank=1, adjuster="none").eval()
+    model.set_configuration(setup.allocated(3.0))
+    vectors = []
+    for example in setup.pairs.examples:
+        batch = {name: example[name][None] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            vectors.append(mean_pooled(model(**batch), batch)[0])
+    cosines = [
+        torch.cosine_similarity(vectors[i], vectors[20 + i], dim=0).item() for i in range(20)
+    ]
+    expected = spearmanr(cosines, setup.pairs.scores).statistic
+    assert record.results[0].spearman == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_variation_there_is_no_correlation():
+    pairs = ScoredPairs([], [1.0, 2.0])
+    assert pairs.correlation(torch.ones(4, 3)) is None
+    assert pairs.correlation(torch.full((4, 3), torch.nan)) is None
+
+
+def test_a_record_is_made_again(setup, tmp_path):
+    path = run_job(setup, job_for("recovery-bias-correction", 4, 0), tmp_path / "stored")
+    words = ["reproduce", str(path), "--results", str(tmp_path / "made")]
+    made = CliRunner(env={"COLUMNS": "400"}).invoke(app, words)
+    assert made.exit_code == 0, made.output
+    loss = f"{read_record(path).results[0].loss:.4f}"
+    assert f" bits, allocated: {loss}, {loss}" in made.stdout
+
+
+def test_the_command_runs_the_group_of_the_profile(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "recovery-quick", replace(run.profile, name="recovery-quick"))
+    jobs = []
+    monkeypatch.setattr("coalora_lib.cli.runs._run_missing", lambda found, *_: jobs.extend(found))
+    words = ["experiments", "--profile", "recovery-quick", "--rank", "4"]
+    made = CliRunner().invoke(app, [*words, "--results", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    assert {job.method for job in jobs} == set(methods_of("recovery"))
+
+
+def test_a_grid_names_the_methods(run):
+    words = ["methods=[recovery-coa-lora, recovery-lq-lora]", "profile=recovery-quick", "ranks=[4]"]
+    names = [job.name for job in Grid.read(None, words).jobs()]
+    budgets = PROFILES["recovery-quick"].budgets
+    assert names == ["recovery-coa-lora-rank4-embedded-recovery-quick-seed0"] + [
+        f"recovery-lq-lora-rank4-{budget:g}bits-embedded-recovery-quick-seed0" for budget in budgets
+    ]
+
+
+def test_methods_and_profiles_of_other_kinds_are_refused(run):
+    assert compared_for(run.profile) == list(methods_of("recovery"))
+    assert compared_for(PROFILES["quick"]) == list(methods_of("main"))
+    with pytest.raises(ValueError, match="method 'coa-lora' is for single-label or causal-lm; pr"):
+        all_jobs(run.profile, [4], [0], ["coa-lora"])
+    with pytest.raises(ValueError, match="method 'recovery-coa-lora' is for embedding; profile 'q"):
+        all_jobs(PROFILES["quick"], [4], [0], ["recovery-coa-lora"])
+    with pytest.raises(ValueError, match="data set 'sst2-texts' is for embedding"):
+        prepare(Run(PROFILES["quick"], 0, "sst2-texts"))
+
+
+def test_the_profile_takes_1500_steps_of_128():
+    profile = PROFILES["recovery-standard"]
+    assert profile.epochs * (profile.train_examples // profile.batch_size) == 1500
+    assert (profile.rank, profile.batch_size, profile.learning_rate) == (8, 128, 1e-3)
+    assert len(profile.training_budgets) == profile.random_configurations == 25
