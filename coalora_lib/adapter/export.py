@@ -22,7 +22,7 @@ from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.heads import plain_name
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import LayerState, PackedWeight, QuantizedLinear
-from coalora_lib.files import atomic_folder, seal
+from coalora_lib.files import atomic_folder, replaceable, seal
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import Choice
 
@@ -47,6 +47,18 @@ def packed_tensors(weights: Mapping[str, PackedWeight]) -> dict[str, QuantizedTe
     return found
 
 
+def check_export(folder: str | Path, weights: str | None) -> None:
+    """Refuse what cannot be exported to, before anything is computed for it.
+
+    Raises:
+        ValueError: ``weights`` is none of :data:`WEIGHTS`.
+        FileExistsError: the folder holds something else than an earlier export.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r:.80} is not known; allowed: {WEIGHTS}")
+    replaceable(folder, MARKER, FILES)
+
+
 def write_adapter(
     model: PeftModel,
     layers: AdaptedLayers,
@@ -61,13 +73,13 @@ def write_adapter(
     beside it. ValueError if that is not to be had; FileExistsError if the folder is no earlier
     export.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r:.80} is not known; allowed: {WEIGHTS}")
+    check_export(folder, weights)
     stored = layers.packed(configuration)
     packed = packed_tensors(stored) if weights == "packed" else {}
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    factors = _without_idle(factors, stored)
     for (name, layer), under, each in zip(
         layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
@@ -96,6 +108,18 @@ def write_adapter(
             restored = {f"{n}.weight": each.quantized.dequantize() for n, each in stored.items()}
             _save_base(base, partial / "base_model", restored)
     return Path(folder)
+
+
+def _without_idle(
+    factors: Sequence[Factors], stored: Mapping[str, PackedWeight]
+) -> Sequence[Factors]:
+    """No LoRA of its own where it adds nothing, as before training, and frozen terms stand for it:
+    it would only be rank."""
+    if any(weight.left is None for weight in stored.values()) or any(
+        each.l1.any() for each in factors
+    ):
+        return factors
+    return [Factors(l1[:, :0], l2[:0]) for l1, l2, _ in factors]
 
 
 def _peft_tensors(
