@@ -8,12 +8,13 @@ mean output are a bias of ``lora_B``:
     bias = L1 v + (r / alpha) (W - Q) E[x]
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -79,15 +80,14 @@ def write_adapter(
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    factors = _without_idle(factors, stored)
+    factors, ranks = _without_idle(factors, stored), {}
     for (name, layer), under, each in zip(
         layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
         tensors = _peft_tensors(layer, under, each, scaling)
-        settings.r = len(tensors["lora_A.weight"])
+        ranks[name] = len(tensors["lora_A.weight"])
         state |= {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
-    alpha = scaling * settings.r
-    settings.lora_alpha = int(alpha) if alpha == int(alpha) else alpha
+    _set_ranks(settings, ranks, scaling)
     settings.lora_bias = any(name.endswith("lora_B.bias") for name in state)
     settings.inference_mode = True
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -120,6 +120,19 @@ def _without_idle(
     ):
         return factors
     return [Factors(l1[:, :0], l2[:0]) for l1, l2, _ in factors]
+
+
+def _set_ranks(settings: LoraConfig, ranks: Mapping[str, int], scaling: float) -> None:
+    """Each layer's rank, by patterns where they differ; alpha / r is ``scaling`` everywhere."""
+    settings.r = max(ranks.values())
+    settings.lora_alpha = _alpha(scaling * settings.r)
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != settings.r}
+    settings.rank_pattern = others
+    settings.alpha_pattern = {name: _alpha(scaling * rank) for name, rank in others.items()}
+
+
+def _alpha(value: float) -> int | float:
+    return int(value) if value == int(value) else value
 
 
 def _peft_tensors(

@@ -37,7 +37,7 @@ class FitSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(8, ge=1)  #: of what is fitted
+    rank: int = Field(8, ge=1)  #: of what is fitted; a layer with a shorter side gets that
     count: int = Field(256, ge=1)  #: texts to fit on, at most
     column: str = "text"  #: with the texts, of a table
     seed: int = Field(0, ge=0, lt=2**32)  #: of the draw of texts
@@ -127,8 +127,8 @@ def _open(model: str | Path, settings: FitSettings) -> tuple[CoaLora, PreTrained
     if plain := not ((path / ABOUT).is_file() or (path / DESCRIPTION).is_file()):
         name, dtype = MINILM if short else str(model), getattr(torch, settings.dtype)
         base, tokenizer = load_as_saved(name, dtype)
-        rank = settings.rank
-        found = CoaLora.attach(base, rank, rank, adjuster="none", space=settings.space, heads=())
+        # The LoRA that is trained elsewhere does nothing here, and is not exported.
+        found = CoaLora.attach(base, 1, 1, adjuster="none", space=settings.space, heads=())
     elif (path / ABOUT).is_file():
         run = RunFolder.open(path)
         found, tokenizer = run.load_model(), run.load_tokenizer()
@@ -142,10 +142,6 @@ def _open(model: str | Path, settings: FitSettings) -> tuple[CoaLora, PreTrained
         raise ValueError(
             f"{path} is an encoder with a decoder, whose layers see two sequences: it cannot be "
             "fitted in order"
-        )
-    if settings.rank > (shortest := min(min(shape) for shape in found.shapes)):
-        raise ValueError(
-            f"rank={settings.rank} must be at most the shortest side of a layer, {shortest}"
         )
     return found.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 

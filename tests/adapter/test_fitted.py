@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from coalora_lib.adapter import CoaLora, fit_in_order
@@ -160,6 +161,26 @@ def test_in_16_bits_what_was_fitted_is_not_rounded():
     after = [state.left for state in next(iter(model.layers.fitted.values()))]
     assert all(a is b for a, b in zip(after, before, strict=True))
     torch.testing.assert_close(logits(model).float(), expected, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_layers_of_other_ranks_are_exported(trained, tmp_path):
+    """The keys and values of this model have 16 outputs, so that a rank of 20 is 16 there."""
+    model = attached("qwen2")
+    if not trained:  # then only what was fitted is exported
+        for factors in model.layers.factors():
+            torch.nn.init.zeros_(factors.l1)
+    fit_in_order(model, 2.5, batch(), rank=20)
+    model.set_configuration(2.5)
+    model.export_peft_adapter(tmp_path / "adapter", weights="base_model")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    own = 4 if trained else 0
+    assert settings["r"] == own + 20
+    assert set(settings["rank_pattern"].values()) == {own + 16}
+    assert len(settings["rank_pattern"]) == 4
+    base = type(tiny("qwen2")).from_pretrained(tmp_path / "adapter" / "base_model")
+    plain = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    torch.testing.assert_close(logits(plain), logits(model), atol=1e-5, rtol=0)
 
 
 @pytest.mark.gpu

@@ -154,7 +154,6 @@ def test_the_draw_is_the_seeds_and_holds_others_out():
     ("changed", "message"),
     [
         ({"rank": 0}, "rank: Input should be greater than or equal to 1, got 0"),
-        ({"rank": 33}, "rank=33 must be at most the shortest side of a layer, 32"),
         ({"ranks": 3}, "ranks: Extra inputs are not permitted"),
         ({"space": "float"}, "space='float' is not known; allowed: nf, int"),
         ({"dtype": "int8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float64'"),
