@@ -56,6 +56,13 @@ def outputs(model, tokenizer, texts):
     return mean_pooled(output, batch)
 
 
+def mean_rank(folder):
+    """Of an adapter's layers, each counted by the numbers that a rank takes in it."""
+    stored = load_file(folder / "adapter_model.safetensors")
+    factors = [t for name, t in stored.items() if name.endswith(("_A.weight", "_B.weight"))]
+    return sum(t.numel() for t in factors) / sum(max(t.shape) for t in factors)
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
 def test_any_model_comes_nearer_and_plain_peft_gives_what_was_measured(
     kind, tiny_folders, tmp_path
@@ -64,7 +71,7 @@ def test_any_model_comes_nearer_and_plain_peft_gives_what_was_measured(
     assert made.after < 0.8 * made.before
     assert made.texts == {"fitted": 40, "measured": len(TEXTS) // 5}
     assert made.adapted.bits <= 2.25
-    assert json.loads((tmp_path / "phone" / "adapter_config.json").read_text())["r"] == 4
+    assert 0.9 < mean_rank(tmp_path / "phone") / 4 <= 1
 
     # By another route: transformers and PEFT alone, on the texts that were held out.
     _, others = drawn(TEXTS, 40, 0)
@@ -107,7 +114,7 @@ def test_a_saved_model_keeps_its_adapter_beside_what_is_fitted(tiny_folders, tmp
     folder = model.save_pretrained(tmp_path / "saved")
     made = adapt_to_texts(folder, TEXTS, tmp_path / "phone", BITS, **SMALL)
     assert made.after < made.before
-    assert json.loads((tmp_path / "phone" / "adapter_config.json").read_text())["r"] == 6
+    assert 0.9 < mean_rank(tmp_path / "phone") / (2 + 4) <= 1
     with pytest.raises(ValueError, match="space= is for a model without an adapter"):
         adapt_to_texts(folder, TEXTS, tmp_path / "phone", BITS, space="int", **SMALL)
 
