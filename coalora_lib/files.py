@@ -48,15 +48,7 @@ def atomic_folder(
         FileExistsError: ``path`` is a file, or a folder with other things in it; one is named.
         ValueError: no folder can be called so.
     """
-    path = _nameable(path).absolute()
-    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if occupied and not (path / marker).is_file():
-        raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
-    foreign = set() if others is None or not occupied else {each.name for each in path.iterdir()}
-    if foreign := foreign - {marker, *(others or ())}:
-        raise FileExistsError(
-            f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
-        )
+    path = replaceable(path, marker, others)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     former = path.with_name(f".{path.name}.{os.getpid()}.old")
     missing = [parent for parent in path.parents if not parent.exists()]
@@ -81,6 +73,20 @@ def atomic_folder(
         with suppress(OSError):  # what they hold by now stays
             for parent in missing:
                 parent.rmdir()
+
+
+def replaceable(path: str | Path, marker: str, others: Collection[str] | None = ()) -> Path:
+    """A folder's absolute path, if :func:`atomic_folder` may write it; with its errors."""
+    path = _nameable(path).absolute()
+    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if occupied and not (path / marker).is_file():
+        raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
+    foreign = set() if others is None or not occupied else {each.name for each in path.iterdir()}
+    if foreign := foreign - {marker, *(others or ())}:
+        raise FileExistsError(
+            f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
+        )
+    return path
 
 
 def _nameable(path: str | Path) -> Path:

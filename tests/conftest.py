@@ -146,6 +146,21 @@ def small_setup(small_run):
     return prepare(small_run)
 
 
+@pytest.fixture(scope="session")
+def tiny_folders(small_run, tmp_path_factory):
+    """Folders of tiny models, an encoder without a head and two decoders, with a tokenizer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(small_run.profile.model)
+    found = {"bert": small_run.profile.model}
+    for kind in ("llama", "gpt2"):
+        config = tiny(kind).config
+        config.vocab_size, config.initializer_range = len(tokenizer), 0.3
+        torch.manual_seed(0)
+        found[kind] = str(tmp_path_factory.mktemp(kind) / kind)
+        type(tiny(kind))(config).save_pretrained(found[kind])
+        tokenizer.save_pretrained(found[kind])
+    return found
+
+
 @pytest.fixture
 def base_model():
     return tiny_bert()

@@ -8,12 +8,13 @@ mean output are a bias of ``lora_B``:
     bias = L1 v + (r / alpha) (W - Q) E[x]
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.heads import plain_name
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import LayerState, PackedWeight, QuantizedLinear
-from coalora_lib.files import atomic_folder, seal
+from coalora_lib.files import atomic_folder, replaceable, seal
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import Choice
 
@@ -47,6 +48,18 @@ def packed_tensors(weights: Mapping[str, PackedWeight]) -> dict[str, QuantizedTe
     return found
 
 
+def check_export(folder: str | Path, weights: str | None) -> None:
+    """Refuse what cannot be exported to, before anything is computed for it.
+
+    Raises:
+        ValueError: ``weights`` is none of :data:`WEIGHTS`.
+        FileExistsError: the folder holds something else than an earlier export.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r:.80} is not known; allowed: {WEIGHTS}")
+    replaceable(folder, MARKER, FILES)
+
+
 def write_adapter(
     model: PeftModel,
     layers: AdaptedLayers,
@@ -61,21 +74,20 @@ def write_adapter(
     beside it. ValueError if that is not to be had; FileExistsError if the folder is no earlier
     export.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r:.80} is not known; allowed: {WEIGHTS}")
+    check_export(folder, weights)
     stored = layers.packed(configuration)
     packed = packed_tensors(stored) if weights == "packed" else {}
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    factors, ranks = _without_idle(factors, stored), {}
     for (name, layer), under, each in zip(
         layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
         tensors = _peft_tensors(layer, under, each, scaling)
-        settings.r = len(tensors["lora_A.weight"])
+        ranks[name] = len(tensors["lora_A.weight"])
         state |= {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
-    alpha = scaling * settings.r
-    settings.lora_alpha = int(alpha) if alpha == int(alpha) else alpha
+    _set_ranks(settings, ranks, scaling)
     settings.lora_bias = any(name.endswith("lora_B.bias") for name in state)
     settings.inference_mode = True
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -96,6 +108,31 @@ def write_adapter(
             restored = {f"{n}.weight": each.quantized.dequantize() for n, each in stored.items()}
             _save_base(base, partial / "base_model", restored)
     return Path(folder)
+
+
+def _without_idle(
+    factors: Sequence[Factors], stored: Mapping[str, PackedWeight]
+) -> Sequence[Factors]:
+    """No LoRA of its own where it adds nothing, as before training, and frozen terms stand for it:
+    it would only be rank."""
+    if any(weight.left is None for weight in stored.values()) or any(
+        each.l1.any() for each in factors
+    ):
+        return factors
+    return [Factors(l1[:, :0], l2[:0]) for l1, l2, _ in factors]
+
+
+def _set_ranks(settings: LoraConfig, ranks: Mapping[str, int], scaling: float) -> None:
+    """Each layer's rank, by patterns where they differ; alpha / r is ``scaling`` everywhere."""
+    settings.r = max(ranks.values())
+    settings.lora_alpha = _alpha(scaling * settings.r)
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != settings.r}
+    settings.rank_pattern = others
+    settings.alpha_pattern = {name: _alpha(scaling * rank) for name, rank in others.items()}
+
+
+def _alpha(value: float) -> int | float:
+    return int(value) if value == int(value) else value
 
 
 def _peft_tensors(

@@ -84,6 +84,16 @@ class AdaptedLayers:
             return configuration
         return self.fitted.get(tuple(configuration), configuration)
 
+    def move_fitted(self) -> None:
+        """Have what was fitted follow the weights to another device or dtype."""
+        self.fitted = {
+            configuration: [
+                state.to(layer.pretrained)
+                for layer, state in zip(self.quantized.values(), states, strict=True)
+            ]
+            for configuration, states in self.fitted.items()
+        }
+
     def packed(self, configuration: Sequence[Choice]) -> dict[str, PackedWeight]:
         """The weights under a configuration by name, as they are stored."""
         states = self.states(configuration)

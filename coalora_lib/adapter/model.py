@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from coalora_lib.adapter import saving
+from coalora_lib.adapter import fitted, saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
 from coalora_lib.adapter.checkpointing import recompute_as_before
 from coalora_lib.adapter.export import packed_tensors, write_adapter
@@ -281,9 +281,7 @@ class CoaLora(TransformersInterface):
     def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
-            raise ValueError(
-                "no configuration is set, and none is given: there is nothing to export"
-            )
+            raise ValueError("no configuration is set or given: there is nothing to export")
         return self.resolve(configuration)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
@@ -296,8 +294,7 @@ class CoaLora(TransformersInterface):
             FileExistsError: the folder holds something else.
             ValueError: ``quantized`` without a current configuration.
         """
-        saving.warn_of_fitted(len(self.layers.fitted))
-        current, own = self.configuration, self._own_parameters
+        current, own, base = self.configuration, self._own_parameters, self.get_base_model()
         if quantized and current is None:
             raise ValueError("no configuration is set: there are no quantized weights to write")
         packed = packed_tensors(self.layers.packed(current)) if quantized and current else {}
@@ -306,13 +303,14 @@ class CoaLora(TransformersInterface):
             self._resolver.errors,
             self.mean_inputs,
             self.layers.second_moments,
+            fitted.as_tensors(self.layers),
         )
         about = {
             "settings": self.settings,
             "configuration": None if current is None else self.space.to_rows(current),
             "training_set": [self.space.to_rows(each) for each in self.training_set],
+            "fitted": [self.space.to_rows(each) for each in self.layers.fitted],
         }
-        base = self.model.get_base_model()
         return saving.write(folder, about, content, base, self.pretrained_weights, packed)
 
     @classmethod
@@ -337,6 +335,7 @@ class CoaLora(TransformersInterface):
         with saving.named(saved.folder):
             model = cls(base_model, about.settings, content.errors, cache_bytes, means, seconds)
             saving.load_parameters(model, content.parameters, saving.WEIGHTS)
+            fitted.take(model.layers, about.fitted, content.fitted)
         model.training_set = [model.space.from_rows(rows) for rows in about.training_set]
         if about.configuration is not None:
             model.set_configuration(model.space.from_rows(about.configuration))
@@ -345,6 +344,7 @@ class CoaLora(TransformersInterface):
     def _apply(self, fn, *args: Any, **kwargs: Any) -> Self:
         """What ``.to()`` and its kin do, also for the indices of the current configuration."""
         super()._apply(fn, *args, **kwargs)
+        self.layers.move_fitted()
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
         return self

@@ -46,6 +46,16 @@ class Corrected:
     right: Tensor  #: (k, columns)
     correction: Tensor  #: (out,), added to the bias
 
+    def to(self, weight: Tensor) -> Self:
+        """The same where a weight is, in its dtype, or float32 if that is finer."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if self.left.device == weight.device and self.left.dtype == dtype:
+            return self  # caches go by its identity
+        left, right, correction = (
+            part.to(weight.device, dtype) for part in (self.left, self.right, self.correction)
+        )
+        return replace(self, left=left, right=right, correction=correction)
+
 
 #: What a layer is switched to.
 LayerState = Choice | Corrected

@@ -5,13 +5,13 @@
                             set, checksum of the weights
     config.json             the base model's configuration
     coalora.safetensors     LoRA factors, hypernetwork, head; errors and moments if measured
+    fitted.safetensors      what was fitted for whole configurations, if anything
     quantized.safetensors   packed weights under the current configuration, if asked for
 
 The base model's weights stay where they are: they are named, and recognised by checksum.
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from coalora_lib.adapter.fitted import FITTED
 from coalora_lib.adapter.heads import is_inside, plain_name
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
@@ -60,6 +61,8 @@ class Description(BaseModel):
     training_set: list[list[int]]
     config_sha256: str
     weights_sha256: str
+    fitted: list[list[int]] = []  #: configurations; folders written before lack it
+    fitted_sha256: str | None = None  #: None where nothing was fitted
 
 
 class Content(NamedTuple):
@@ -69,6 +72,7 @@ class Content(NamedTuple):
     errors: Tensor | None  #: (layers, choices), the error table
     mean_inputs: dict[str, Tensor]  #: by layer; empty without bias correction
     second_moments: dict[str, Tensor]  #: by layer; empty unless the start is calibrated
+    fitted: dict[str, Tensor]  #: see :mod:`.fitted`; empty if nothing was fitted
 
 
 class Saved(NamedTuple):
@@ -89,7 +93,7 @@ def write(
 ) -> Path:
     """Write a model's whole method into a folder, replaced as a whole if it is one of ours.
 
-    ``about`` has settings, configuration and training set, as :class:`Description` does;
+    ``about`` has settings, configurations and training set, as :class:`Description` does;
     ``weights`` are the adapted layers' pre-trained ones, ``quantized`` packed ones to write too.
     FileExistsError if the folder holds something else.
     """
@@ -98,9 +102,10 @@ def write(
         tensors[ERRORS] = content.errors
     tensors |= {f"{MEANS}{name}": mean for name, mean in content.mean_inputs.items()}
     tensors |= _halves(content.second_moments)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_folder(folder, DESCRIPTION, (CONFIG, WEIGHTS, QUANTIZED)) as partial:
-        save_file(tensors, partial / WEIGHTS)
+    with atomic_folder(folder, DESCRIPTION, (CONFIG, WEIGHTS, FITTED, QUANTIZED)) as partial:
+        _save(tensors, partial / WEIGHTS)
+        if content.fitted:
+            _save(content.fitted, partial / FITTED)
         base.config.save_pretrained(partial)
         description = Description(
             format="coalora-4",
@@ -111,6 +116,7 @@ def write(
             layer_names=list(weights),
             config_sha256=sha256_of(partial / CONFIG),
             weights_sha256=sha256_of(partial / WEIGHTS),
+            fitted_sha256=sha256_of(partial / FITTED) if content.fitted else None,
             **about,
         )
         (partial / DESCRIPTION).write_text(seal(description.model_dump()))
@@ -119,14 +125,8 @@ def write(
     return Path(folder)
 
 
-def warn_of_fitted(count: int) -> None:
-    """Say that what was fitted for whole configurations is not among what is saved."""
-    if count:
-        warnings.warn(
-            f"{count} configurations were fitted in order; what was fitted is not saved, only "
-            "exported and merged: fit them again after loading",
-            stacklevel=3,
-        )
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def read(folder: str | Path) -> Saved:
@@ -142,29 +142,19 @@ def read(folder: str | Path) -> Saved:
         raise ValueError(
             f"{folder} holds no {DESCRIPTION}: CoaLora.save_pretrained did not write it"
         )
-    for name in (WEIGHTS, CONFIG):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: no such file")
     try:
         about = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
         space = get_space(about.settings.space)
         layers = len(about.layer_names)
-        for rows in (about.configuration, *about.training_set):
+        for rows in (about.configuration, *about.training_set, *about.fitted):
             if rows is not None and len(space.from_rows(rows)) != layers:
                 raise ValueError(f"a configuration of {len(rows)} choices for {layers} layers")
     except ValidationError as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {describe(error)}") from None
     except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {flat(error):.300}") from None
-    for name, expected in ((WEIGHTS, about.weights_sha256), (CONFIG, about.config_sha256)):
-        if sha256_of(folder / name) != expected:
-            raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS} is not a safetensors file: {flat(error):.300}"
-        ) from None
+    _check_files(folder, about)
+    tensors = _load(folder / WEIGHTS)
     rank = about.settings.rank
     for name, tensor in tensors.items():
         if ".lora_A." in name and len(tensor) != rank:  # before anything of that rank is made
@@ -174,7 +164,27 @@ def read(folder: str | Path) -> Saved:
     halves = {n: tensors.pop(n) for n in list(tensors) if n.startswith(SECONDS)}
     with named(folder):
         seconds = _wholes(halves)
-    return Saved(folder, about, Content(tensors, errors, means, seconds))
+    fitted = _load(folder / FITTED) if about.fitted else {}
+    return Saved(folder, about, Content(tensors, errors, means, seconds, fitted))
+
+
+def _check_files(folder: Path, about: Description) -> None:
+    """Refuse files that are missing or not those that the description was written with."""
+    recorded: dict[str, str | None] = {WEIGHTS: about.weights_sha256, CONFIG: about.config_sha256}
+    if about.fitted:
+        recorded[FITTED] = about.fitted_sha256
+    for name, expected in recorded.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file")
+        if sha256_of(folder / name) != expected:
+            raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {flat(error):.300}") from None
 
 
 def _halves(seconds: Mapping[str, Tensor]) -> dict[str, Tensor]:

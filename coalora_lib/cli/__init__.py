@@ -33,7 +33,12 @@ _COMMANDS = (
         models.evaluate,
         "coalora evaluate run --bits 2.5,3,4 --data test.csv",
     ),
-    ("A model of your own", models.adapt, "coalora adapt run --bits 3.1 --out phone"),
+    (
+        "A model of your own",
+        models.adapt,
+        "coalora adapt run --bits 3.1 --out phone\n"
+        "  coalora adapt all-MiniLM-L6-v2 --no-training --texts texts.txt --bits 3 --out phone",
+    ),
     ("A model of your own", models.report, "coalora report run --picture run.png"),
     ("The book", book, f"{_RUN} book {_SIZE}"),
     ("The book", outputs, "coalora outputs 04 && git diff book/"),

@@ -103,7 +103,13 @@ def evaluate(
 
 
 def adapt(
-    run: RunPath,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder that `coalora train` wrote; with --no-training also a saved CoaLora, or "
+            "any model of transformers: a folder, a name on the hub, or all-MiniLM-L6-v2."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export.")],
     bits: Annotated[float | None, typer.Option(help="Mean bits of the layers.", min=0)] = None,
     device: Annotated[
@@ -112,24 +118,78 @@ def adapt(
     weights: Annotated[
         str, typer.Option(help="Beside the adapter: base_model, packed or none.")
     ] = "base_model",
+    no_training: Annotated[
+        bool, typer.Option("--no-training", help="Fit the adapter to texts; the rest is for this.")
+    ] = False,
+    texts: Annotated[
+        str | None, typer.Option(help=".txt with one text a line, .csv, .tsv, .jsonl or .parquet.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column with the texts, of a table.  [default: text]")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Texts to fit on, at most.  [default: 256]", min=1)
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Of what is fitted.  [default: 8]", min=1)
+    ] = None,
+    polish: Annotated[
+        int | None, typer.Option(help="Gradient steps after the fit.  [default: 0]", min=0)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="In tokens; longer texts are cut.  [default: 128]", min=2)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draw of texts.  [default: 0]", min=0)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of a model without an adapter.  [default: float32]"),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(help="What its layers may be quantized to.  [default: nf]"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the adapter for one device as plain PEFT, with the quantized model beside it."""
-    from coalora_lib.recipes import Device, RunFolder, read_device
+    """Write the adapter for one device as plain PEFT, with the quantized model beside it.
+
+    With --no-training it is not a run's, but fitted to some hundred texts: a low-rank term and a
+    bias for each layer, in closed form.
+    """
+    from coalora_lib.recipes import Device, RunFolder, adapt_to_texts, read_device
     from coalora_lib.recipes import adapt as adapt_run
 
+    options = {
+        "column": column, "count": count, "rank": rank, "polish": polish, "seed": seed,
+        "max_length": max_length, "dtype": dtype, "space": space,
+    }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
+    if no_training and texts is None:
+        raise ValueError("--no-training needs --texts: a file of texts to fit the adapter to")
+    if not no_training and (texts is not None or options):
+        given = "texts" if texts is not None else next(iter(options)).replace("_", "-")
+        raise ValueError(f"--{given} is for --no-training only")
     if (bits is None) == (device is None):
         raise ValueError("give either --bits or --device")
     if weights not in (allowed := ("base_model", "packed", "none")):
         raise ValueError(f"--weights {weights} is not known; allowed: {', '.join(allowed)}")
     described = Device(bits=bits) if device is None else read_device(device)
     beside = None if weights == "none" else weights
-    found = adapt_run(RunFolder.open(run), out, described, beside)
+    if texts is None:
+        found, fit, said = adapt_run(RunFolder.open(model), out, described, beside), {}, ""
+    else:
+        found, *rest = adapt_to_texts(model, texts, out, described, beside, **options)
+        fit = dict(zip(("measure", "before", "after", "texts", "seconds"), rest, strict=True))
+        said = (
+            "\n{measure} to the unquantized model: {before:.4f} before, {after:.4f} after, on "
+            "{texts[measured]} texts beside the {texts[fitted]} fitted to; {seconds:.1f} s"
+        ).format_map(fit)
     show(
-        {"folder": str(found.folder), "bits": found.bits, "bytes": found.nbytes},
+        {"folder": str(found.folder), "bits": found.bits, "bytes": found.nbytes} | fit,
         as_json,
         f"{found.folder}: {found.bits:.3f} bits per parameter, {found.nbytes / 1e6:.1f} MB in "
-        f"{len(found.layers)} layers",
+        f"{len(found.layers)} layers{said}",
         [],
     )
 

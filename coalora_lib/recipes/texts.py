@@ -1,6 +1,9 @@
 """A run's texts: its tables as data sets with the columns that its kind of task reads."""
 
 import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from coalora_lib.kinds import get_kind
 from coalora_lib.packaged import locate
 from coalora_lib.recipes.folder import Settings
 from coalora_lib.tasks import from_table
+from coalora_lib.tasks.lines import COMPRESSED, read_lines
 
 #: The kinds of task that a table of texts serves.
 OF_TABLES = (
@@ -18,6 +22,8 @@ OF_TABLES = (
 )  # fmt: skip
 #: Part of the rows that is held out where no other table is given.
 HELD_OUT = 0.1
+#: Texts that what was fitted is measured on, at most; a fifth of few.
+OTHERS, FIFTH = 256, 5
 
 
 def model_config(name: str) -> PretrainedConfig:
@@ -94,3 +100,34 @@ def held_out(split: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     shuffled = split.shuffle(seed=seed)
     count = max(1, round(HELD_OUT * len(split)))
     return shuffled.select(range(count, len(split))), shuffled.select(range(count))
+
+
+def plain_texts(path: str | Path, column: str) -> list[str]:
+    """The texts of a file: one a line of a .txt, blank ones left out, or a column of a table.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there are no texts in it, or as :func:`~coalora_lib.tasks.from_table` says.
+    """
+    path = Path(path).expanduser()
+    kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
+    if kinds[-1:] != [".txt"]:
+        return list(from_table(path, column)["sentence"])
+    texts = [line.rstrip("\r\n") for line in read_lines(path) if line.strip()]
+    if not texts:
+        raise ValueError(f"{path}: there are no texts")
+    return texts
+
+
+def drawn(texts: Sequence[str], count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Distinct texts in a random order: at most ``count`` to fit on, and others to measure on.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} text is too few: some are fitted on, others measured on")
+    random.Random(seed).shuffle(distinct)
+    others = min(OTHERS, max(1, len(distinct) // FIFTH))
+    return distinct[others : others + count], distinct[:others]

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import ClassLabel, List, Value
+from transformers import PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.folder import RunFolder
 from coalora_lib.recipes.texts import prepared, read_texts
 from coalora_lib.recipes.training import measured
+from coalora_lib.spaces import Configuration
 
 
 class Adapted(NamedTuple):
@@ -59,9 +61,20 @@ def adapt(
     """
     model = run.load_model()
     configuration = model.resolve(device.constraints(model))
+    return write_adapted(model, run.load_tokenizer(), out, configuration, weights)
+
+
+def write_adapted(
+    model: CoaLora,
+    tokenizer: PreTrainedTokenizerBase,
+    out: str | Path,
+    configuration: Configuration,
+    weights: str | None,
+) -> Adapted:
+    """Write a model's adapter for one configuration, and its tokenizer beside ``base_model``."""
     folder = model.export_peft_adapter(Path(out).expanduser(), configuration, weights)
     if weights == "base_model":
-        run.load_tokenizer().save_pretrained(folder / "base_model")
+        tokenizer.save_pretrained(folder / "base_model")
     return Adapted(
         folder,
         model.space.mean_bits(configuration, model.shapes),

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,6 +24,7 @@ from transformers.utils import cached_file
 from coalora_lib.files import sha256_of
 from coalora_lib.kinds import TaskKind, get_kind
 from coalora_lib.packaged import MINILM, locate
+from coalora_lib.validation import flat
 
 
 class Pretrained(NamedTuple):
@@ -63,6 +66,32 @@ def load_pretrained(
     """
     auto = getattr(transformers, get_kind(kind).auto_class)
     return _load(auto, name, dtype, ignore_mismatched_sizes=True, **options)
+
+
+def load_as_saved(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """Load a model of the class that it was saved as; as :func:`load_classifier`.
+
+    Raises:
+        ValueError: its configuration names no model class of transformers.
+        OSError: neither a folder nor a model on the hub, or no safetensors weights there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(
+            locate(os.path.expanduser(name)), trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{name:.200} cannot be loaded: {flat(error):.300}") from error
+    saved_as = (config.architectures or ["AutoModel"])[0]
+    named = getattr(transformers, saved_as, None)
+    if named is not AutoModel and not (
+        isinstance(named, type) and issubclass(named, PreTrainedModel)
+    ):
+        raise ValueError(
+            f"{name:.200}: its configuration names {saved_as!r:.80}, which is no model class of "
+            "transformers"
+        )
+    return _load(named, name, dtype)
 
 
 def _load(auto: Any, name: str, dtype: torch.dtype, **options: Any) -> Pretrained:

@@ -191,13 +191,6 @@ def test_a_model_that_sees_two_sequences_is_refused():
     assert model.configuration is None
 
 
-def test_what_was_fitted_is_not_saved_without_a_word(examples, tmp_path):
-    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
-    fit_in_order(model, 2.5, collate(examples, 0))
-    with pytest.warns(UserWarning, match=r"1 configurations were fitted in order; .* is not saved"):
-        model.save_pretrained(tmp_path / "saved")
-
-
 def test_a_fit_that_fails_leaves_the_one_before(examples):
     model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
     fit_in_order(model, coarse(model), collate(examples, 0))

@@ -24,6 +24,7 @@ WORK = [
     (recipes, "train_run"),
     (recipes, "evaluate_run"),
     (recipes, "adapt"),
+    (recipes, "adapt_to_texts"),
     (recipes, "report"),
     (pictures, "picture_of_run"),
     (batch_chapters, "execute_book"),

@@ -30,6 +30,7 @@ def trust(folder):
     about = unseal((folder / saving.DESCRIPTION).read_text())
     about["weights_sha256"] = sha256_of(folder / saving.WEIGHTS)
     about["config_sha256"] = sha256_of(folder / saving.CONFIG)
+    about["fitted_sha256"] = sha256_of(folder / saving.FITTED)
     (folder / saving.DESCRIPTION).write_text(seal(about))
 
 
@@ -37,6 +38,7 @@ BROKEN = {
     saving.DESCRIPTION: lambda content: resealed(json.loads(content)),
     saving.CONFIG: lambda content: broken_json(json.loads(content)),
     saving.WEIGHTS: broken_safetensors,
+    saving.FITTED: broken_safetensors,
 }
 
 
@@ -57,7 +59,7 @@ def test_saved_models(data, fresh, saved):
 
 
 @inputs(10)
-@given(st.sampled_from([saving.DESCRIPTION, saving.CONFIG, saving.WEIGHTS]), st.booleans())
+@given(st.sampled_from(list(BROKEN)), st.booleans())
 def test_saved_models_with_a_part_missing(fresh, saved, name, as_folder):
     folder = fresh() / "model"
     shutil.copytree(saved, folder)

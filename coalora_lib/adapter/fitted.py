@@ -1,0 +1,63 @@
+"""What was fitted for whole configurations, as the tensors of a file, and back."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from coalora_lib.adapter.layers import AdaptedLayers
+from coalora_lib.adapter.quantized import Corrected, QuantizedLinear
+
+#: Of the folder that a model is saved in.
+FITTED = "fitted.safetensors"
+#: What is stored of a layer under one configuration.
+PARTS = ("left", "right", "correction")
+
+
+def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
+    """All that was fitted: tensors by the configuration's number, the layer's name and the part."""
+    return {
+        f"{number}.{name}.{part}": getattr(state, part)
+        for number, states in enumerate(layers.fitted.values())
+        for name, state in zip(layers.quantized, states, strict=True)
+        for part in PARTS
+    }
+
+
+def take(
+    layers: AdaptedLayers, configurations: Sequence[Sequence[int]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Have layers compute with what :func:`as_tensors` gave; configurations are rows of choices.
+
+    Raises:
+        ValueError: a tensor is missing or not known, or is not of the layer's shape; it is named.
+    """
+    space = next(iter(layers.quantized.values())).space
+    left, found = dict(tensors), {}
+    for number, rows in enumerate(configurations):
+        configuration, states = space.from_rows(rows), []
+        for (name, layer), choice in zip(layers.quantized.items(), configuration, strict=True):
+            names = [f"{number}.{name}.{part}" for part in PARTS]
+            for each in names:
+                if each not in left:
+                    raise ValueError(f"{FITTED}: there is no tensor {each}")
+            parts = [left.pop(each) for each in names]
+            _check(names, parts, layer)
+            states.append(Corrected(choice, *parts).to(layer.pretrained))
+        found[tuple(configuration)] = states
+    if left:
+        raise ValueError(f"{FITTED}: {min(left)!r:.200} is no tensor of a layer that was fitted")
+    layers.fitted = found
+
+
+def _check(names: Sequence[str], parts: Sequence[Tensor], layer: QuantizedLinear) -> None:
+    """ValueError for the first tensor whose dtype or shape is not what the layer needs."""
+    rows, columns = layer.pretrained.shape
+    rank = parts[0].shape[-1] if parts[0].ndim else 0
+    expected = (rows, rank), (rank, columns), (layer.out_features,)
+    for name, part, shape in zip(names, parts, expected, strict=True):
+        if part.shape != shape or part.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{FITTED}: {name} is {tuple(part.shape)} in {part.dtype}; the layer needs {shape} "
+                "in torch.float32 or torch.float64"
+            )

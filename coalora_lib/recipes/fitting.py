@@ -1,0 +1,192 @@
+"""A configuration of any model fitted to texts, without training, and written for a device."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from coalora_lib.adapter import CoaLora, fit_in_order
+from coalora_lib.adapter.export import check_export
+from coalora_lib.adapter.saving import DESCRIPTION
+from coalora_lib.kinds import Examples
+from coalora_lib.kinds.kind import as_examples
+from coalora_lib.packaged import MINILM
+from coalora_lib.recipes.device import Device
+from coalora_lib.recipes.distance import Distance, aims_at_base
+from coalora_lib.recipes.folder import ABOUT, RunFolder
+from coalora_lib.recipes.texts import drawn, plain_texts
+from coalora_lib.recipes.using import Adapted, write_adapted
+from coalora_lib.spaces import Configuration
+from coalora_lib.tasks.models import load_as_saved
+from coalora_lib.training.batches import collate
+from coalora_lib.training.evaluation import pad_token_of
+from coalora_lib.validation import describe
+
+#: Settings of how a model without an adapter is taken up.
+OF_PLAIN_MODELS = ("dtype", "space")
+
+
+class FitSettings(BaseModel):
+    """How a configuration is fitted to texts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(8, ge=1)  #: of what is fitted; a layer with a shorter side gets that
+    count: int = Field(256, ge=1)  #: texts to fit on, at most
+    column: str = "text"  #: with the texts, of a table
+    seed: int = Field(0, ge=0, lt=2**32)  #: of the draw of texts
+    polish: int = Field(0, ge=0)  #: gradient steps after the fit
+    max_length: int = Field(128, ge=2)  #: in tokens; longer texts are cut
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of a model without an adapter
+    space: str = "nf"  #: of a model without an adapter
+
+
+class Fitted(NamedTuple):
+    """What was fitted to texts and written for a device."""
+
+    adapted: Adapted
+    measure: str  #: of the distance to the unquantized model, "1 - cosine" or "KL" in nats
+    before: float  #: that distance without what was fitted, on texts not fitted on
+    after: float  #: the same with it
+    texts: dict[str, int]  #: how many were fitted on, and measured on
+    seconds: float  #: of the fit, and of the steps after it
+
+
+def adapt_to_texts(
+    model: str | Path,
+    texts: str | Path | Sequence[str],
+    out: str | Path,
+    device: Device,
+    weights: str | None = "base_model",
+    **options: Any,
+) -> Fitted:
+    """Write an adapter that was fitted to texts for a device, as plain PEFT, without training.
+
+    The device's configuration is allocated, and :func:`~coalora_lib.adapter.fit_in_order` finds a
+    low-rank term and a bias for every layer, which bring the quantized model near the unquantized
+    one. How near is measured on other texts than those: 1 - cosine of the last hidden states,
+    averaged over a text's tokens; or, of models with an output layer over a vocabulary, the
+    divergence of their distributions at each token.
+
+    Args:
+        model: name on the hub, a folder, or the packaged model; or the folder of a run, or of a
+            saved :class:`~coalora_lib.adapter.CoaLora`, whose own adapter stays beside the term.
+        texts: a file with one text a line (.txt), a table, or the texts themselves; each distinct
+            text counts once.
+        out: new, empty, or an earlier export, which is replaced.
+        device: what it can hold and run.
+        weights: as :meth:`~coalora_lib.adapter.CoaLora.export_peft_adapter` takes it.
+        options: see :class:`FitSettings`.
+
+    Raises:
+        ValueError: an option is not known or allowed; there are fewer than two texts; the device
+            cannot hold the model; or the model's layers cannot be fitted in order.
+        OSError: the model or the texts are not found, or ``out`` holds something else.
+    """
+    settings, out = _settings(options), Path(out).expanduser()
+    check_export(out, weights)
+    given = plain_texts(texts, settings.column) if isinstance(texts, str | Path) else list(texts)
+    parts = drawn(given, settings.count, settings.seed)
+    adapted, tokenizer = _open(model, settings)
+    configuration = adapted.resolve(device.constraints(adapted))
+    examples, others = (_examples(part, tokenizer, adapted, settings) for part in parts)
+    measured = Distance(adapted, others)
+    adapted.layers.fitted.pop(tuple(configuration), None)  # of a model that was fitted and saved
+    before = measured(configuration)
+    began = time.perf_counter()
+    _fit(adapted, configuration, examples, settings)
+    seconds = time.perf_counter() - began
+    after = measured(configuration)
+    return Fitted(
+        write_adapted(adapted, tokenizer, out, configuration, weights),
+        measured.name,
+        before,
+        after,
+        {"fitted": len(examples), "measured": len(others)},
+        round(seconds, 2),
+    )
+
+
+def _settings(options: dict[str, Any]) -> FitSettings:
+    try:
+        return FitSettings(**options)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+
+
+def _open(model: str | Path, settings: FitSettings) -> tuple[CoaLora, PreTrainedTokenizerBase]:
+    """The model with its adapter, or with one that does nothing yet, and its tokenizer."""
+    path = Path(model).expanduser()
+    short = str(model) == MINILM.rpartition("/")[2] and not path.exists()
+    if plain := not ((path / ABOUT).is_file() or (path / DESCRIPTION).is_file()):
+        name, dtype = MINILM if short else str(model), getattr(torch, settings.dtype)
+        base, tokenizer = load_as_saved(name, dtype)
+        # The LoRA that is trained elsewhere does nothing here, and is not exported.
+        found = CoaLora.attach(base, 1, 1, adjuster="none", space=settings.space, heads=())
+    elif (path / ABOUT).is_file():
+        run = RunFolder.open(path)
+        found, tokenizer = run.load_model(), run.load_tokenizer()
+    else:
+        found = CoaLora.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(found.name_or_path, trust_remote_code=False)
+    for name in OF_PLAIN_MODELS:
+        if not plain and name in settings.model_fields_set:
+            raise ValueError(f"{name}= is for a model without an adapter, and {path} has one")
+    if found.config.is_encoder_decoder:
+        raise ValueError(
+            f"{path} is an encoder with a decoder, whose layers see two sequences: it cannot be "
+            "fitted in order"
+        )
+    return found.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def _examples(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    model: CoaLora,
+    settings: FitSettings,
+) -> Examples:
+    """Texts as a model's inputs, cut to what it takes; ValueError if no text has a token."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = min(settings.max_length, tokenizer.model_max_length, positions or settings.max_length)
+    cut = {"truncation": True, "max_length": longest, "return_attention_mask": True}
+    encoded = tokenizer(list(texts), **cut)
+    names = ("input_ids", "attention_mask")  # token types are those by default
+    examples = as_examples({name: encoded[name] for name in names}, len(texts))
+    if not (found := [each for each in examples if len(each["input_ids"])]):
+        raise ValueError(f"the tokenizer finds no tokens in {texts[0]!r:.80}")
+    return found
+
+
+def _fit(
+    model: CoaLora, configuration: Configuration, examples: Examples, settings: FitSettings
+) -> None:
+    batch = collate(examples, pad_token_of(model))
+    with _progress(model, "fitting"):
+        fit_in_order(model, configuration, batch, settings.rank, aims_at_base(model))
+    if settings.polish:
+        from coalora_lib.training.polish import polish
+
+        polish(model, configuration, examples, settings.polish)
+
+
+@contextmanager
+def _progress(model: CoaLora, what: str) -> Iterator[None]:
+    """A bar in terminals, of the layers that two passes call."""
+    base = model.get_base_model()
+    with tqdm(desc=what, total=2 * len(model.layer_names), disable=None, leave=False) as bar:
+        handles = [
+            base.get_submodule(name).register_forward_hook(lambda *_: bar.update() and None)
+            for name in model.layer_names
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
