@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from coalora_lib.adapter import CoaLora, fit_in_order
+from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.adapter.export import check_export
 from coalora_lib.adapter.saving import DESCRIPTION
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
 from coalora_lib.packaged import MINILM
 from coalora_lib.recipes.device import Device
-from coalora_lib.recipes.distance import Distance, aims_at_base
+from coalora_lib.recipes.distance import Distance
 from coalora_lib.recipes.folder import ABOUT, RunFolder
 from coalora_lib.recipes.texts import drawn, plain_texts
 from coalora_lib.recipes.using import Adapted, write_adapted
@@ -26,6 +26,7 @@ from coalora_lib.spaces import Configuration
 from coalora_lib.tasks.models import load_as_saved
 from coalora_lib.training.batches import collate
 from coalora_lib.training.evaluation import pad_token_of
+from coalora_lib.training.polish import polish
 from coalora_lib.validation import describe
 
 #: Settings of how a model without an adapter is taken up.
@@ -51,7 +52,7 @@ class Fitted(NamedTuple):
     """What was fitted to texts and written for a device."""
 
     adapted: Adapted
-    measure: str  #: of the distance to the unquantized model, "1 - cosine" or "KL" in nats
+    measure: str  #: of the distance to the unquantized model, see :class:`Distance`
     before: float  #: that distance without what was fitted, on texts not fitted on
     after: float  #: the same with it
     texts: dict[str, int]  #: how many were fitted on, and measured on
@@ -68,11 +69,10 @@ def adapt_to_texts(
 ) -> Fitted:
     """Write an adapter that was fitted to texts for a device, as plain PEFT, without training.
 
-    The device's configuration is allocated, and :func:`~coalora_lib.adapter.fit_in_order` finds a
+    The device's configuration is allocated, and :class:`~coalora_lib.adapter.OrderedFit` finds a
     low-rank term and a bias for every layer, which bring the quantized model near the unquantized
-    one. How near is measured on other texts than those: 1 - cosine of the last hidden states,
-    averaged over a text's tokens; or, of models with an output layer over a vocabulary, the
-    divergence of their distributions at each token.
+    one. How near is measured on other texts than those, by the divergence of what the two say:
+    the kind's, see :class:`Distance`.
 
     Args:
         model: name on the hub, a folder, or the packaged model; or the folder of a run, or of a
@@ -169,18 +169,17 @@ def _fit(
 ) -> None:
     batch = collate(examples, pad_token_of(model))
     with _progress(model, "fitting"):
-        fit_in_order(model, configuration, batch, settings.rank, aims_at_base(model))
+        fit = OrderedFit(model, batch, seed=settings.seed)
+        fit.fit(configuration, settings.rank)
     if settings.polish:
-        from coalora_lib.training.polish import polish
-
-        polish(model, configuration, examples, settings.polish)
+        polish(fit, configuration, examples, settings.polish, seed=settings.seed)
 
 
 @contextmanager
 def _progress(model: CoaLora, what: str) -> Iterator[None]:
-    """A bar in terminals, of the layers that two passes call."""
+    """In terminals, how many layers were called: some passes over all of them."""
     base = model.get_base_model()
-    with tqdm(desc=what, total=2 * len(model.layer_names), disable=None, leave=False) as bar:
+    with tqdm(desc=what, unit="layer", disable=None, leave=False) as bar:
         handles = [
             base.get_submodule(name).register_forward_hook(lambda *_: bar.update() and None)
             for name in model.layer_names

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from coalora_lib.adapter import CoaLora, fit_in_order
+from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.files import SEAL, seal, sha256_of, unseal
 from tests.adapter.test_export import attached, batch, logits
 from tests.adapter.test_saving import flipped, truncated
@@ -22,7 +22,7 @@ def fitted(kind="bert", budgets=(2.5, 4.0)):
     """A model with something trained, and two configurations fitted; the first one is set."""
     model = attached(kind)
     for budget in budgets:
-        fit_in_order(model, budget, batch(), rank=3)
+        OrderedFit(model, batch()).fit(budget, rank=3)
     model.set_configuration(budgets[0])
     return model
 
@@ -170,7 +170,7 @@ def test_layers_of_other_ranks_are_exported(trained, tmp_path):
     if not trained:  # then only what was fitted is exported
         for factors in model.layers.factors():
             torch.nn.init.zeros_(factors.l1)
-    fit_in_order(model, 2.5, batch(), rank=20)
+    OrderedFit(model, batch(), spread=False).fit(2.5, rank=20)
     model.set_configuration(2.5)
     model.export_peft_adapter(tmp_path / "adapter", weights="base_model")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from coalora_lib.adapter import CoaLora, fit_in_order
+from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import versions
 from tests.conftest import tiny_bert
@@ -56,5 +56,5 @@ def saved(adapted, tmp_path_factory):
     base = tiny_bert()
     base.save_pretrained(root / "base")
     adapted.model.get_base_model().name_or_path = str(root / "base")
-    fit_in_order(adapted, 2.5, {"input_ids": torch.arange(6, 26).reshape(2, 10)}, rank=1)
+    OrderedFit(adapted, {"input_ids": torch.arange(6, 26).reshape(2, 10)}).fit(2.5, rank=1)
     return adapted.save_pretrained(root / "model", quantized=True)

@@ -14,7 +14,7 @@ from peft import (
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from coalora_lib.adapter import CoaLora, fit_in_order
+from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.kinds.embedding import mean_pooled
 from coalora_lib.recipes import Device, RunFolder, Settings, adapt, adapt_to_texts, train_run
 from coalora_lib.recipes.texts import drawn, plain_texts
@@ -98,7 +98,7 @@ def test_it_is_fit_in_order_on_the_texts_that_were_drawn(tiny_folders, tmp_path)
     texts, _ = drawn(TEXTS, 40, 3)
     ids = [torch.tensor(tokenizer(text)["input_ids"][:16]) for text in texts]
     batch = collate([{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids], 0)
-    fit_in_order(model, 2.25, batch, rank=4)
+    OrderedFit(model, batch, seed=3).fit(2.25, rank=4)
     (fitted,) = model.layers.fitted.values()
     stored = load_file(tmp_path / "phone" / "adapter_model.safetensors")
     for name, each in zip(model.layer_names, fitted, strict=True):
@@ -132,6 +132,14 @@ def test_a_run_keeps_its_head_and_adapter(run, tmp_path):
         assert plain(**batch).logits.shape == (1, 2)
     trained_alone = adapt(run, tmp_path / "other", BITS)
     assert made.adapted.layers == trained_alone.layers
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_polish_brings_it_nearer(kind, tiny_folders, tmp_path):
+    asked = tiny_folders[kind], TEXTS, tmp_path / "phone", BITS
+    fitted, polished = (adapt_to_texts(*asked, polish=steps, **SMALL) for steps in (0, 25))
+    assert polished.after < fitted.after
+    assert polished.before == fitted.before
 
 
 def test_texts_are_lines_or_a_column(tmp_path):
