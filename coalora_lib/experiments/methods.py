@@ -20,14 +20,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from coalora_lib.adapter import CoaLora, fit_in_order
+from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
 from coalora_lib.spaces import Configuration, random_configuration
+from coalora_lib.training import polish
 from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
 Maker = Callable[..., nn.Module]
-Fit = Callable[[Setup, CoaLora, Configuration], None]
+Fitter = Callable[[Setup, CoaLora], Callable[[Configuration], object]]
 Group = Literal["main", "ablation", "option", "search", "recovery"]
 #: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
 Target = tuple[float | None, Configuration]
@@ -36,6 +37,8 @@ Target = tuple[float | None, Configuration]
 UNIFORM_DRAWS = 8
 #: Bits of the allocated configurations that searches are evaluated on; no profile trains on them.
 UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
+#: Bits of the arbitrary configurations that have runs of their own.
+ALONE_BITS = (2.1, 2.9, 3.7, 4.2)
 
 
 @dataclass(frozen=True)
@@ -121,20 +124,21 @@ class Method:
         make: the model to train, from the shared ground, the rank, and the configuration of a run
             for one; adapter: settings for it.
         trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
-            that budget's configuration; "nothing", unquantized.
+            that budget's configuration; "arbitrary", a run for each of :data:`ALONE_BITS` on the
+            arbitrary configuration that is nearest; "nothing", unquantized.
         plan: settings changed of the training plan.
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
         trained: False for what is evaluated as it was made.
-        fit: called with the set-up, the model and a configuration before the configuration is
-            trained on, and again before it is evaluated: prepares the model for it. What a search
-            proposes is not fitted.
+        fitter: from the set-up and the model, before it is trained, what prepares the model for a
+            configuration; called before one is trained on, and before one that it has not met is
+            evaluated. What a search proposes is not fitted.
     """
 
     label: str
     make: Maker
-    trains_on: Literal["set", "budget", "nothing"] = "set"
+    trains_on: Literal["set", "budget", "arbitrary", "nothing"] = "set"
     adapter: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1.0
@@ -142,7 +146,7 @@ class Method:
     space: str = "nf"
     has_rank: bool = True
     trained: bool = True
-    fit: Fit | None = None
+    fitter: Fitter | None = None
     group: Group = "main"
 
     @property
@@ -156,6 +160,19 @@ class Method:
         """What its runs train on at first and are evaluated on."""
         experiments = {"option": OPTIONS, "search": SEARCH, "recovery": RECOVERY}
         return experiments.get(self.group, COMPARISON)
+
+    def budgets(self, profile: Profile) -> Sequence[float | None]:
+        """Of its runs; a run over a set has none."""
+        return {"budget": profile.budgets, "arbitrary": ALONE_BITS}.get(self.trains_on, (None,))
+
+    def one(self, setup: Setup, bits: float) -> Target:
+        """What a run for one configuration trains on and is evaluated on."""
+        if self.trains_on == "budget":
+            return bits, setup.allocated(bits)
+        return None, min(
+            setup.arbitrary(),
+            key=lambda each: abs(setup.space.mean_bits(each, setup.shapes) - bits),
+        )
 
 
 def _coa_lora(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
@@ -180,10 +197,29 @@ def _all_frozen(setup: Setup, rank: int | None, _: Configuration | None, **setti
     return _coa_lora(setup, 1, None, frozen_rank=rank, adjuster="none", **settings)
 
 
-def _in_order(setup: Setup, model: CoaLora, configuration: Configuration) -> None:
+def _in_order(**parts: bool) -> Fitter:
     """The frozen factors of a configuration, fitted in the layers' order."""
-    batch = setup.fitting_batch(model)
-    fit_in_order(model, configuration, batch, model.settings.frozen_rank)
+
+    def fitter(setup: Setup, model: CoaLora) -> Callable[[Configuration], object]:
+        fit = OrderedFit(model, setup.fitting_batch(model), **parts)
+        return lambda configuration: fit.fit(configuration, model.settings.frozen_rank)
+
+    return fitter
+
+
+def _polished(steps: int) -> Fitter:
+    """Fitted in order, and polished for some steps."""
+
+    def fitter(setup: Setup, model: CoaLora) -> Callable[[Configuration], object]:
+        fit = OrderedFit(model, setup.fitting_batch(model))
+
+        def prepare(configuration: Configuration) -> None:
+            fit.fit(configuration, model.settings.frozen_rank)
+            polish(fit, configuration, setup.train, steps, seed=setup.run.seed)
+
+        return prepare
+
+    return fitter
 
 
 def _lq_lora(setup: Setup, rank: int, configuration: Configuration) -> nn.Module:
@@ -240,6 +276,7 @@ _NO_NETWORK = {**_PLAIN, "output_bias": False, "error_features": False}
 _NETWORK = {"output_bias": True, "error_features": True}
 _CALIBRATED: dict[str, Any] = {"start": "calibrated", "bias_correction": True}
 _CORRECTED = {"bias_correction": True}
+_OUTPUTS, _EVEN = {"residuals": False, "weighted": False}, {"spread": False}
 _FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
 _ALL = (
     # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
@@ -294,16 +331,26 @@ _ALL = (
     _recovery("quantized", _all_frozen, trained=False, has_rank=False),
     _recovery("bias correction", _all_frozen, _CORRECTED, trained=False, has_rank=False),
     _recovery("closed form", _all_frozen, _CALIBRATED, trained=False),
-    _recovery("in order", _all_frozen, trained=False, fit=_in_order),
+    _recovery(
+        "in order, outputs", _all_frozen, trained=False, fitter=_in_order(**_OUTPUTS, **_EVEN)
+    ),
+    _recovery(
+        "in order, residuals", _all_frozen, trained=False, fitter=_in_order(weighted=False, **_EVEN)
+    ),
+    _recovery("in order, even ranks", _all_frozen, trained=False, fitter=_in_order(**_EVEN)),
+    _recovery("in order", _all_frozen, trained=False, fitter=_in_order()),
+    _recovery("in order, polished", _all_frozen, trained=False, fitter=_polished(25)),
     _recovery("Shared-LoRA", adapter=_PLAIN),
     _recovery("CoA-LoRA, as published", adapter={"start": "svd"}),
     _recovery("CoA-LoRA", adapter=_WHOLE),
     _recovery("CoA-LoRA, no network", adapter=_WHOLE | _NO_NETWORK),
     _recovery("calibrated, Shared-LoRA", _half_frozen, _CALIBRATED | _PLAIN),
     _recovery("calibrated, CoA-LoRA", _half_frozen, _CALIBRATED | _NETWORK),
-    _recovery("in order, CoA-LoRA", _half_frozen, _NETWORK, fit=_in_order),
+    _recovery("in order, Shared-LoRA", _half_frozen, _PLAIN, fitter=_in_order()),
+    _recovery("in order, CoA-LoRA", _half_frozen, _NETWORK, fitter=_in_order()),
     replace(_LQ, group="recovery"),
     _recovery("QLoRA", adapter=_PLAIN, trains_on="budget"),
+    _recovery("alone", adapter=_PLAIN | _CORRECTED, trains_on="arbitrary"),
 )
 #: Every method by its slug, in the order of tables.
 METHODS = {method.slug: method for method in _ALL}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -34,11 +34,14 @@ from coalora_lib.validation import describe
 #: Examples that an evaluation takes at a time: 256 sentences of 128 tokens fill a GPU.
 EVALUATION_BATCH = 256
 
+#: Makes a model ready for a configuration.
+Preparation = Callable[[Configuration | None], None]
+
 
 def job_for(slug: str, rank: int, seed: int, budget: float | None = None) -> Job:
     """A run of a method; a ValueError if it is not known, needs a budget or takes none."""
     method = _known(slug)
-    if (method.trains_on == "budget") != (budget is not None):
+    if (method.trains_on in ("budget", "arbitrary")) != (budget is not None):
         needs = "needs a budget" if budget is None else "takes no budget"
         raise ValueError(f"a run of {slug} {needs}, got budget={budget}")
     return Job(slug, rank if method.has_rank else None, seed, budget, method.space)
@@ -70,7 +73,7 @@ def all_jobs(
         for seed in seeds
         for rank in ranks
         for slug in methods
-        for budget in (profile.budgets if _known(slug).trains_on == "budget" else (None,))
+        for budget in _known(slug).budgets(profile)
     )
     return list(dict.fromkeys(jobs))
 
@@ -112,11 +115,12 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with _phase(record, "preparation"):
-        one = None if job.budget is None else setup.allocated(job.budget)
+        one = None if job.budget is None else method.one(setup, job.budget)[1]
         model = method.make(setup, job.rank, one, **method.adapter)
-    steps = _train(record, setup, model, one, checkpoints) if method.trained else 0
+    prepare = _fitting(record, setup, model)
+    steps = _train(record, setup, model, one, prepare, checkpoints) if method.trained else 0
     with _phase(record, "evaluation"):
-        _evaluate_into(record, setup, model, steps)
+        _evaluate_into(record, setup, model, prepare, steps)
     if torch.cuda.is_available():
         record.peak_memory = torch.cuda.max_memory_allocated()
     record.stored = _stored_numbers(model, method)
@@ -128,6 +132,7 @@ def _train(
     setup: Setup,
     model: nn.Module,
     one: Configuration | None,
+    prepare: Preparation,
     checkpoints: str | Path | None,
 ) -> int:
     """Train over the method's set, or on the configuration of a run for one: how many steps."""
@@ -147,7 +152,7 @@ def _train(
             first = method.experiment.first_set(setup)
         teacher = TEACHER.make(setup, job.rank, None) if plan.teacher == "model" else None
     for configuration in first or ():
-        _fit(record, setup, model, configuration)
+        prepare(configuration)
     if teacher is not None:
         trained("teacher", teacher, None, replace(plan, distillation=0.0, teacher="none"))
     search = None
@@ -165,14 +170,20 @@ def _train(
     return plan.steps
 
 
-def _fit(
-    record: Record, setup: Setup, model: nn.Module, configuration: Configuration | None
-) -> None:
-    """Prepare a model for a configuration, if its method does that."""
-    fit = METHODS[record.job.method].fit
-    if fit is not None and configuration is not None:
-        with _phase(record, "fitting"):
-            fit(setup, model, configuration)
+def _fitting(record: Record, setup: Setup, model: nn.Module) -> Preparation:
+    """What prepares a model for a configuration that it has not met, if its method does that."""
+    fitter = METHODS[record.job.method].fitter
+    if fitter is None or not isinstance(model, CoaLora):
+        return lambda _: None
+    with _phase(record, "fitting"):
+        fit = fitter(setup, model)
+
+    def prepare(configuration: Configuration | None) -> None:
+        if configuration is not None and tuple(configuration) not in model.layers.fitted:
+            with _phase(record, "fitting"):
+                fit(configuration)
+
+    return prepare
 
 
 @contextmanager
@@ -224,7 +235,9 @@ def plan_of(setup: Setup, method: Method) -> TrainingPlan:
     return replace(plan, steps=max(1, passes // plan.configurations_per_step))
 
 
-def _evaluate_into(record: Record, setup: Setup, model: nn.Module, steps: int) -> None:
+def _evaluate_into(
+    record: Record, setup: Setup, model: nn.Module, prepare: Preparation, steps: int
+) -> None:
     """Evaluate on targets and twins."""
     seconds = round(sum(record.phases.values()), 2)
     passes = steps * plan_of(setup, METHODS[record.job.method]).configurations_per_step
@@ -233,7 +246,7 @@ def _evaluate_into(record: Record, setup: Setup, model: nn.Module, steps: int) -
 
     def switched() -> Iterator[Configuration | None]:
         for _, configuration in wanted:
-            _fit(record, setup, model, configuration)
+            prepare(configuration)
             yield configuration if isinstance(model, CoaLora) else None
 
     found = evaluate_each(model, setup.validation, switched(), batch_size=EVALUATION_BATCH)
@@ -284,7 +297,7 @@ def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Con
     if method.trains_on == "nothing":
         return [(None, None)]
     if budget is not None:
-        return [(budget, setup.allocated(budget))]
+        return [method.one(setup, budget)]
     targets = method.experiment.targets(setup)
     if not method.experiment.unmet:
         return targets

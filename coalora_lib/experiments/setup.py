@@ -50,8 +50,8 @@ ARBITRARY_BITS = (2.1, 5.0)
 #: standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
 #: Training examples that whatever takes second moments is made from, closed form and fits: their
-#: some 12,000 tokens are eight for each of the widest layer's inputs.
-FITTED_EXAMPLES = 1024
+#: some 50,000 tokens are 36 for each of the widest layer's inputs.
+FITTED_EXAMPLES = 4096
 #: Added to a run's seed where twins and arbitrary configurations are drawn, apart from the training
 #: set, whose generator has the seed itself, and from each other: seeds of runs are small.
 TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
