@@ -71,7 +71,8 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
     about = METHODS[method]
     assert record.protocol == RECOVERY.protocol
     assert record.job.rank == (4 if about.has_rank else None)
-    budgets = [3.0] if about.trains_on == "budget" else [3.0, 4.0, None, None]
+    alone = {"budget": [3.0], "arbitrary": [None]}
+    budgets = alone.get(about.trains_on, [3.0, 4.0, None, None])
     assert [result.budget for result in record.results] == budgets
     for result in record.results:
         assert 0 < result.loss < 2
@@ -80,8 +81,9 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
         assert result.examples == 16
         assert result.passes == (setup.plan.steps if about.trained else 0)
     phases = {"preparation", "evaluation"} | ({"training", "search"} if about.trained else set())
-    assert set(record.phases) == phases | ({"fitting"} if about.fit else set())
-    assert (record.stored == 0) == (method in ("recovery-quantized", "recovery-in-order"))
+    assert set(record.phases) == phases | ({"fitting"} if about.fitter else set())
+    nothing = not about.trained and not about.adapter
+    assert (record.stored == 0) == nothing
     assert run_of(record).profile.kind == "embedding"
 
 
@@ -98,11 +100,11 @@ def test_what_is_closed_form_brings_embeddings_nearer(setup):
 def test_a_fit_is_made_before_a_configuration_is_trained_on_and_evaluated(setup, monkeypatch):
     seen = []
 
-    def fit(given, model, configuration):
-        seen.append((tuple(configuration), model.training_set != []))
+    def fitter(given, model):
         assert given is setup
+        return lambda configuration: seen.append((tuple(configuration), model.training_set != []))
 
-    method = replace(METHODS["recovery-coa-lora"], fit=fit)
+    method = replace(METHODS["recovery-coa-lora"], fitter=fitter)
     monkeypatch.setitem(METHODS, "recovery-coa-lora", method)
     record = make_record(setup, job_for("recovery-coa-lora", 4, 0))
     trained = [(tuple(each), False) for each in setup.training_set()]
