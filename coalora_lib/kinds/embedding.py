@@ -92,13 +92,9 @@ class Embedding(TaskKind):
     def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.inputs(batch)
 
-    def aims(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
-        """The vectors that a model gives: (batch, features)."""
-        return precise(mean_pooled(output, batch))
-
     def loss(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         """1 - cosine, averaged over the batch."""
-        vectors = self.aims(output, batch)
+        vectors = self.outcome(output, batch)
         return 1 - _cosines(vectors, batch["labels"].to(vectors)).mean()
 
     def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
@@ -106,7 +102,7 @@ class Embedding(TaskKind):
         return F.normalize(precise(mean_pooled(output, batch)), dim=-1)
 
     def score(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Scored:
-        vectors = self.aims(output, batch)
+        vectors = self.outcome(output, batch)
         labels = batch["labels"].to(vectors)
         total = (1 - _cosines(vectors, labels)).sum().item()
         return Scored(total, len(labels), vectors.cpu(), labels.cpu())

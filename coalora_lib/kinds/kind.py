@@ -105,14 +105,6 @@ class TaskKind(ABC):
         """Which predictions are right, bool, in order; None where that means nothing."""
         return None
 
-    def aims(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
-        """What a model's output has for examples without targets to aim at: a row for each.
-
-        Raises:
-            ValueError: targets of this kind are not a model's to give.
-        """
-        raise ValueError(f"examples of kind {self.name!r} need {', '.join(self.targets)}")
-
     def distributions(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits whose distributions distillation compares: (predictions, classes).
 

@@ -21,13 +21,15 @@ def with_aims(
     """
     if all(name in example for example in examples[:1] for name in kind.targets):
         return examples
+    if kind.of_classes:
+        raise ValueError(f"examples of kind {kind.name!r} need {', '.join(kind.targets)}")
     training, device = model.training, next(model.parameters()).device
     labelled: Examples = [{} for _ in examples]
     model.eval()
     try:
         for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model)):
             inputs = {name: tensor.to(device) for name, tensor in kind.inputs(batch).items()}
-            found = kind.aims(model(**inputs), inputs).cpu()
+            found = kind.outcome(model(**inputs), inputs).cpu()
             for row, aim in zip(rows, found, strict=True):
                 labelled[row] = examples[row] | {"labels": aim}
     finally:

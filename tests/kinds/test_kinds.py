@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 
 from coalora_lib.kinds import IGNORED, get_kind, kind_of, kinds, register_kind
 from coalora_lib.kinds.embedding import neighbours_kept
+from coalora_lib.training import with_aims
 from tests.conftest import NO_DROPOUT, SIZES, tiny
 from tests.kinds.words import tokenizer
 
@@ -202,8 +203,9 @@ def test_neighbours_are_counted_as_by_brute_force(monkeypatch):
 
 
 def test_what_a_model_cannot_give_as_targets_is_named():
+    examples = [{"input_ids": torch.ones(3, dtype=torch.int64)}]
     with pytest.raises(ValueError, match="examples of kind 'spans' need start_positions, end_pos"):
-        get_kind("spans").aims(BaseModelOutput(), {})
+        with_aims(tiny("bert"), examples, get_kind("spans"))
 
 
 @pytest.mark.parametrize("name", kinds())
