@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coalora_lib.adapter.aims import Aims, parts, real_tokens, wide
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.model import CoaLora
 from coalora_lib.adapter.passes import Additions, hooks
@@ -32,8 +33,8 @@ from coalora_lib.calibration import RIDGE, Term, reduced_rank_regression, ridge_
 from coalora_lib.kinds import TaskKind, objective_of
 from coalora_lib.spaces import Choice
 
-#: Draws of the outcome for the metric, and texts that are drawn for at a time.
-DRAWS, TEXTS = 2, 64
+#: Draws of the outcome for the metric.
+DRAWS = 2
 #: Added to the diagonal of G, as a part of its mean; between 0.01 and 0.3 it hardly matters.
 METRIC_RIDGE = 0.1
 #: The ridge of R grows by so many times features over tokens: few texts say little of directions.
@@ -76,7 +77,9 @@ class OrderedFit:
         self.model, self.spread = model, spread
         self.kind = objective_of(model.get_base_model(), kind)
         moved = {name: value.to(model.device) for name, value in batch.items()}
-        self.inputs = self.kind.inputs(moved)
+        inputs = self.kind.inputs(moved)
+        by_length = real_tokens(inputs).sum(1).argsort()  # parts of like length need less padding
+        self.inputs = {name: value[by_length] for name, value in inputs.items()}
         self.metrics: dict[str, Tensor] = {}  #: L of G = L L^T, (out, out), by layer
         with unquantized(model):
             self.aims = Aims(model, self.inputs, residuals)
@@ -138,10 +141,9 @@ class OrderedFit:
 
             return hook
 
-        count = len(next(iter(self.inputs.values())))
         with hooks(base, {name: keep(name) for name in sums}, before=False), torch.enable_grad():
-            for start in range(0, count, TEXTS):
-                part = {name: value[start : start + TEXTS] for name, value in self.inputs.items()}
+            for part in parts(self.inputs):
+                real = real_tokens(part).flatten()
                 outcome = self.kind.outcome(base(**part), part)
                 for draw in range(DRAWS):
                     gradients = torch.autograd.grad(
@@ -151,8 +153,8 @@ class OrderedFit:
                         materialize_grads=True,
                     )
                     for name, gradient in zip(outputs, gradients, strict=True):
-                        flat = _wide(gradient.reshape(-1, gradient.shape[-1]))
-                        sums[name] = sums[name] + flat.T @ flat  # zero at padding
+                        flat = wide(gradient.reshape(-1, gradient.shape[-1])[real])
+                        sums[name] = sums[name] + flat.T @ flat
         self.metrics = {name: ridge_factor(total, METRIC_RIDGE) for name, total in sums.items()}
 
 
@@ -186,62 +188,6 @@ def _spread_ranks(
     return found
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class Aims:
-    """What every layer is to reach: its output, and the residual that it is added to, by name."""
-
-    @torch.no_grad()
-    def __init__(self, model: CoaLora, inputs: Mapping[str, Tensor], residuals: bool) -> None:
-        self.real = _real_tokens(inputs).flatten()
-        self.outputs: dict[str, Tensor] = {}
-        self.residuals: dict[str, Tensor] = {}
-        additions = Additions(self._keep_residual)
-
-        def keep(name: str) -> Callable:
-            def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-                if name in self.outputs:
-                    raise ValueError(
-                        f"{name} is called twice in a pass, and cannot be fitted in order"
-                    )
-                self.outputs[name] = self.tokens(name, output)
-                if residuals:
-                    additions.wait_for(name, output)
-
-            return hook
-
-        base = model.get_base_model()
-        keepers = {name: keep(name) for name in model.layer_names}
-        with hooks(base, keepers, before=False), additions:
-            base(**inputs)
-        for name in model.layer_names:
-            if name not in self.outputs:
-                raise ValueError(f"{name} was not called when the model passed over the texts")
-
-    def _keep_residual(self, name: str, _: Tensor, residual: Tensor) -> None:
-        self.residuals[name] = self.tokens(name, residual)
-
-    def tokens(self, name: str, values: Tensor) -> Tensor:
-        """(tokens, features) without padding, float32 at least."""
-        flat = values.reshape(-1, values.shape[-1])
-        if len(flat) != len(self.real):
-            raise ValueError(
-                f"{name} is given {len(flat)} tokens, and the texts have {len(self.real)}: layers "
-                "of an encoder with a decoder, or of experts, cannot be fitted in order"
-            )
-        return _wide(flat[self.real])
-
-
-def _real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
-    """(texts, length) bool, false at padding; all of them where there is no mask."""
-    if "attention_mask" in batch:
-        return batch["attention_mask"].bool()
-    return torch.ones_like(batch["input_ids"], dtype=torch.bool)
-
-
 class _Pass:
     """One pass of the quantized model, in which each layer is fitted when its turn comes."""
 
@@ -256,7 +202,7 @@ class _Pass:
         self.gains: dict[str, Tensor] = {}
         self.additions = Additions(self._fit_at_addition)
         self._last: tuple[Tensor, _Inputs] | None = None  # layers in a row may share their inputs
-        self._waiting: tuple[nn.Module, tuple[Tensor, ...]] | None = None
+        self._entered = torch.empty(0)  # the layer called last
         self._hooks = ExitStack()
 
     def __enter__(self) -> None:
@@ -280,36 +226,35 @@ class _Pass:
     def _fit_after(self, name: str) -> Callable:
         """A hook that fits a layer to what it was given, or waits for its residual."""
 
-        def hook(lora: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            self._waiting = lora, inputs
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            self._entered = inputs[0]
             if name in self.aims.residuals:
                 self.additions.wait_for(name, output)
                 return None
-            return self._fit(name, self.aims.outputs[name] - self.aims.tokens(name, output))
+            missing = self.aims.outputs[name] - self.aims.tokens(name, output)
+            return self._fit(name, output, missing)
 
         return hook
 
     def _fit_at_addition(self, name: str, output: Tensor, residual: Tensor) -> Tensor:
         missing = self.aims.outputs[name] + self.aims.residuals[name]
         missing = missing - self.aims.tokens(name, output) - self.aims.tokens(name, residual)
-        return self._fit(name, missing)
+        return self._fit(name, output, missing)
 
-    def _fit(self, name: str, missing: Tensor) -> Tensor:
+    def _fit(self, name: str, output: Tensor, missing: Tensor) -> Tensor:
         """Fit the layer called last, which misses this; its output with what was found."""
-        assert self._waiting is not None  # it was called
-        lora, inputs = self._waiting
-        if self._last is None or self._last[0] is not inputs[0]:
-            self._last = inputs[0], _Inputs(self.aims.tokens(name, inputs[0]))
+        entered = self._entered
+        if self._last is None or self._last[0] is not entered:
+            self._last = entered, _Inputs(self.aims.tokens(name, entered))
         layer, rank = self.layers[name], self.ranks[name]
         most = min(self.most * rank, *layer.pretrained.shape)
         term, correction = self._last[1].fit(missing, rank, most, self.metrics.get(name))
-        left, right = term.left, term.right
-        self.gains[name] = term.gains
+        left, right, self.gains[name] = term
+        added = wide(entered) @ right.T @ left.T + correction
         if layer.transposed:
             left, right = right.T, left.T
         self.fitted[name] = Corrected(self.choices[name], left, right, correction)
-        layer.switch(self.fitted[name])
-        return lora.forward(*inputs)
+        return output + added.to(output.dtype)
 
 
 class _Inputs:

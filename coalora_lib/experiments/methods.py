@@ -18,17 +18,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from coalora_lib.adapter import CoaLora, OrderedFit
+from coalora_lib.experiments.makers import (
+    Fitter,
+    Maker,
+    all_frozen,
+    coa_lora,
+    full_fine_tuning,
+    half_frozen,
+    in_order,
+    lq_lora,
+    unquantized_lora,
+)
 from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
 from coalora_lib.spaces import Configuration, random_configuration
-from coalora_lib.training import polish
-from coalora_lib.training.baselines import full_fine_tuning, lora, lq_lora
 
-Maker = Callable[..., nn.Module]
-Fitter = Callable[[Setup, CoaLora], Callable[[Configuration], object]]
 Group = Literal["main", "ablation", "option", "search", "recovery"]
 #: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
 Target = tuple[float | None, Configuration]
@@ -175,66 +180,6 @@ class Method:
         )
 
 
-def _coa_lora(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
-    calibrated = settings.get("start") == "calibrated"
-    means = None
-    if settings.get("bias_correction"):
-        means = setup.moments.means if calibrated else setup.mean_inputs
-    seconds = setup.moments.seconds if calibrated else None
-    return setup.new_model(rank=rank, mean_inputs=means, second_moments=seconds, **settings)
-
-
-def _half_frozen(setup: Setup, rank: int, _: Configuration | None, **settings) -> CoaLora:
-    """The rank shared between trained factors and frozen ones; alpha / r stays."""
-    trained = rank - rank // 2
-    shared = {"alpha": setup.run.profile.alpha * trained / rank, "frozen_rank": rank // 2}
-    return _coa_lora(setup, trained, None, **settings, **shared)
-
-
-def _all_frozen(setup: Setup, rank: int | None, _: Configuration | None, **settings) -> CoaLora:
-    """The whole rank in frozen factors. LoRA's own, which attach needs, stay as at the start: zero
-    without training."""
-    return _coa_lora(setup, 1, None, frozen_rank=rank, adjuster="none", **settings)
-
-
-def _in_order(**parts: bool) -> Fitter:
-    """The frozen factors of a configuration, fitted in the layers' order."""
-
-    def fitter(setup: Setup, model: CoaLora) -> Callable[[Configuration], object]:
-        fit = OrderedFit(model, setup.fitting_batch(model), **parts)
-        return lambda configuration: fit.fit(configuration, model.settings.frozen_rank)
-
-    return fitter
-
-
-def _polished(steps: int) -> Fitter:
-    """Fitted in order, and polished for some steps."""
-
-    def fitter(setup: Setup, model: CoaLora) -> Callable[[Configuration], object]:
-        fit = OrderedFit(model, setup.fitting_batch(model))
-
-        def prepare(configuration: Configuration) -> None:
-            fit.fit(configuration, model.settings.frozen_rank)
-            polish(fit, configuration, setup.train, steps, seed=setup.run.seed)
-
-        return prepare
-
-    return fitter
-
-
-def _lq_lora(setup: Setup, rank: int, configuration: Configuration) -> nn.Module:
-    alpha = setup.run.profile.alpha
-    return lq_lora(setup.new_base(), configuration, rank, alpha, space=setup.space)
-
-
-def _unquantized_lora(setup: Setup, rank: int, _: Configuration | None) -> nn.Module:
-    return lora(setup.new_base(), rank, setup.run.profile.alpha)
-
-
-def _full_fine_tuning(setup: Setup, *_) -> nn.Module:
-    return full_fine_tuning(setup.new_base())
-
-
 #: Times the adapters' learning rate, for full fine-tuning: at the standard profile's 1e-3 it is
 #: 5e-5, the largest of the rates that BERT's authors tune over (arXiv 1810.04805, appendix A.3).
 FULL_RATE = 0.05
@@ -243,11 +188,11 @@ TAUGHT = 0.5
 
 _PLAIN: dict[str, Any] = {"adjuster": "none"}
 _WHOLE = {"start": "svd", "output_bias": True, "error_features": True, "bias_correction": True}
-_OURS = Method("CoA-LoRA", _coa_lora, adapter=_WHOLE, search={})
-_SHARED = Method("Shared-LoRA", _coa_lora, adapter=_PLAIN, search={})
-_LQ = Method("LQ-LoRA", _lq_lora, "budget")
+_OURS = Method("CoA-LoRA", coa_lora, adapter=_WHOLE, search={})
+_SHARED = Method("Shared-LoRA", coa_lora, adapter=_PLAIN, search={})
+_LQ = Method("LQ-LoRA", lq_lora, "budget")
 #: What distillation learns from.
-TEACHER = Method("LoRA, unquantized", _unquantized_lora, "nothing")
+TEACHER = Method("LoRA, unquantized", unquantized_lora, "nothing")
 
 
 def _changed(label: str, whole: Method = _OURS, **changed) -> Method:
@@ -256,16 +201,16 @@ def _changed(label: str, whole: Method = _OURS, **changed) -> Method:
     return replace(whole, label=label, group="ablation", adapter=adapter, **changed)
 
 
-def _option(label: str, make: Maker = _coa_lora, **adapter) -> Method:
+def _option(label: str, make: Maker = coa_lora, **adapter) -> Method:
     return Method(label, make, adapter=adapter, group="option")
 
 
 def _arm(label: str, search: dict[str, Any] | None) -> Method:
-    return Method(label, _coa_lora, search=search, group="search")
+    return Method(label, coa_lora, search=search, group="search")
 
 
 def _recovery(
-    label: str, make: Maker = _coa_lora, adapter: Mapping[str, Any] | None = None, **own
+    label: str, make: Maker = coa_lora, adapter: Mapping[str, Any] | None = None, **own
 ) -> Method:
     return Method(label, make, adapter=adapter or {}, group="recovery", **own)
 
@@ -284,11 +229,11 @@ _ALL = (
     _OURS,
     replace(_OURS, label="CoA-LoRA, as published", adapter={"start": "svd"}),
     _SHARED,
-    Method("LoRA by bit width", _coa_lora, adapter={"adjuster": "bank"}, search={}),
+    Method("LoRA by bit width", coa_lora, adapter={"adjuster": "bank"}, search={}),
     _LQ,
-    Method("QLoRA", _coa_lora, "budget", adapter=_PLAIN),
+    Method("QLoRA", coa_lora, "budget", adapter=_PLAIN),
     TEACHER,
-    Method("full fine-tuning", _full_fine_tuning, "nothing", rate=FULL_RATE, has_rank=False),
+    Method("full fine-tuning", full_fine_tuning, "nothing", rate=FULL_RATE, has_rank=False),
     # Ablations: CoA-LoRA with one part changed; integer codes for it and what it is measured with.
     _changed("no search", search=None),
     _changed("no filter", search=_ALL_KEPT),
@@ -297,7 +242,7 @@ _ALL = (
     _changed("no output bias", adapter={"output_bias": False}),
     _changed("no error features", adapter={"error_features": False}),
     _changed("zero start", adapter={"start": "zero"}),
-    _changed("residual start", make=_half_frozen, adapter={"start": "residual"}),
+    _changed("residual start", make=half_frozen, adapter={"start": "residual"}),
     _changed("1 configuration a step", plan={"configurations_per_step": 1}),
     _changed("2 configurations a step", plan={"configurations_per_step": 2}),
     _changed("4 configurations a step", plan={"configurations_per_step": 4}),
@@ -316,8 +261,8 @@ _ALL = (
     _option("output bias", output_bias=True),
     _option("error features", error_features=True),
     _option("SVD start", start="svd"),
-    _option("residual start", _half_frozen, start="residual"),
-    _option("Shared-LoRA, residual start", _half_frozen, start="residual", **_PLAIN),
+    _option("residual start", half_frozen, start="residual"),
+    _option("Shared-LoRA, residual start", half_frozen, start="residual", **_PLAIN),
     # Searches: the plainest CoA-LoRA, its set extended in one way each.
     _arm("frozen", None),
     _arm("walk", {"strategy": "walk", **_FILTERED}),
@@ -328,26 +273,24 @@ _ALL = (
     _arm("local search", {"strategy": "local search", **_FILTERED}),
     # Recovery: what needs no training; one run over the set, at last with half of the rank frozen
     # for the configuration at hand; a run for each budget.
-    _recovery("quantized", _all_frozen, trained=False, has_rank=False),
-    _recovery("bias correction", _all_frozen, _CORRECTED, trained=False, has_rank=False),
-    _recovery("closed form", _all_frozen, _CALIBRATED, trained=False),
+    _recovery("quantized", all_frozen, trained=False, has_rank=False),
+    _recovery("bias correction", all_frozen, _CORRECTED, trained=False, has_rank=False),
+    _recovery("closed form", all_frozen, _CALIBRATED, trained=False),
+    _recovery("in order, outputs", all_frozen, trained=False, fitter=in_order(**_OUTPUTS, **_EVEN)),
     _recovery(
-        "in order, outputs", _all_frozen, trained=False, fitter=_in_order(**_OUTPUTS, **_EVEN)
+        "in order, residuals", all_frozen, trained=False, fitter=in_order(weighted=False, **_EVEN)
     ),
-    _recovery(
-        "in order, residuals", _all_frozen, trained=False, fitter=_in_order(weighted=False, **_EVEN)
-    ),
-    _recovery("in order, even ranks", _all_frozen, trained=False, fitter=_in_order(**_EVEN)),
-    _recovery("in order", _all_frozen, trained=False, fitter=_in_order()),
-    _recovery("in order, polished", _all_frozen, trained=False, fitter=_polished(25)),
+    _recovery("in order, even ranks", all_frozen, trained=False, fitter=in_order(**_EVEN)),
+    _recovery("in order", all_frozen, trained=False, fitter=in_order()),
+    _recovery("in order, polished", all_frozen, trained=False, fitter=in_order(25)),
     _recovery("Shared-LoRA", adapter=_PLAIN),
     _recovery("CoA-LoRA, as published", adapter={"start": "svd"}),
     _recovery("CoA-LoRA", adapter=_WHOLE),
     _recovery("CoA-LoRA, no network", adapter=_WHOLE | _NO_NETWORK),
-    _recovery("calibrated, Shared-LoRA", _half_frozen, _CALIBRATED | _PLAIN),
-    _recovery("calibrated, CoA-LoRA", _half_frozen, _CALIBRATED | _NETWORK),
-    _recovery("in order, Shared-LoRA", _half_frozen, _PLAIN, fitter=_in_order()),
-    _recovery("in order, CoA-LoRA", _half_frozen, _NETWORK, fitter=_in_order()),
+    _recovery("calibrated, Shared-LoRA", half_frozen, _CALIBRATED | _PLAIN),
+    _recovery("calibrated, CoA-LoRA", half_frozen, _CALIBRATED | _NETWORK),
+    _recovery("in order, Shared-LoRA", half_frozen, _PLAIN, fitter=in_order()),
+    _recovery("in order, CoA-LoRA", half_frozen, _NETWORK, fitter=in_order()),
     replace(_LQ, group="recovery"),
     _recovery("QLoRA", adapter=_PLAIN, trains_on="budget"),
     _recovery("alone", adapter=_PLAIN | _CORRECTED, trains_on="arbitrary"),

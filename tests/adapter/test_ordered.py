@@ -1,0 +1,307 @@
+"""Fits in the layers' order: against loops over layers, part by part, and what they leave alone."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
+
+from coalora_lib.adapter import CoaLora, OrderedFit
+from coalora_lib.adapter.ordered import (
+    DRAWS,
+    METRIC_RIDGE,
+    SHRINKAGE,
+    SPREAD,
+    _spread_ranks,
+    unquantized,
+)
+from coalora_lib.calibration import RIDGE, reduced_rank_regression, ridge_factor
+from coalora_lib.kinds import kind_of
+from coalora_lib.training.batches import collate
+from tests.adapter.test_calibrated import COARSE, QUERY, coarse, entered, outputs
+from tests.conftest import tiny, tiny_bert
+
+PLAIN = {"residuals": False, "weighted": False, "spread": False}
+#: By hand, from the models' forward: what the output of a layer is added to is what enters this.
+RESIDUALS = {
+    "bert": {
+        "attention.output.dense": "attention.self.query",
+        "output.dense": "intermediate.dense",
+    },
+    "llama": {
+        "self_attn.o_proj": "input_layernorm",
+        "mlp.down_proj": "post_attention_layernorm",
+    },
+}
+
+
+def attached(kind="bert", dtype=torch.float64):
+    """With weights so large that what the model says depends on the tokens."""
+    config = tiny(kind).config
+    config.initializer_range = 0.3
+    torch.manual_seed(0)
+    return CoaLora.attach(type(tiny(kind))(config).to(dtype), rank=4, alpha=8).eval()
+
+
+def tokens(count=60, length=12, seed=0):
+    """A batch without padding."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"input_ids": torch.randint(3, 60, (count, length), generator=generator)}
+
+
+@torch.no_grad()
+def divergence(model, configuration, batch):
+    """Of what the model says from what it says unquantized, LoRA off; the configuration is set."""
+    kind = kind_of(model.get_base_model())
+    with unquantized(model):
+        target = kind.outcome(model(**batch), batch)
+    model.set_configuration(configuration)
+    with model.disable_adapter():
+        return kind.divergence(kind.outcome(model(**batch), batch), target).item()
+
+
+def numbers(fitted):
+    """Of the factors, over all layers."""
+    return sum(state.left.numel() + state.right.numel() for state in fitted)
+
+
+def residual_of(kind, name):
+    """The module whose inputs are the residual of a layer, by name; None of a layer without."""
+    for end, other in sorted(RESIDUALS[kind].items(), key=lambda pair: -len(pair[0])):
+        if name.endswith(end):
+            return name.removesuffix(end) + other
+    return None
+
+
+@pytest.mark.parametrize("residuals", [False, True], ids=["outputs", "residuals"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_it_is_a_loop_over_layers(kind, residuals, examples):
+    """The reference: for each layer in turn, both models run as they are so far."""
+    model = CoaLora.attach(tiny(kind).double(), rank=4, alpha=8)
+    for example in examples:
+        del example["labels"]
+    configuration = coarse(model)
+    fit = OrderedFit(model, collate(examples, 0), **PLAIN | {"residuals": residuals})
+    fit.fit(configuration, 2)
+    fitted = model.layers.fitted[tuple(configuration)]
+    base, whole = tiny(kind).double().eval(), tiny(kind).double().eval()
+    added_to = 0
+    for name, found in zip(model.layer_names, fitted, strict=True):
+        layer, target = base.get_submodule(name), whole.get_submodule(name)
+        layer.weight.data = model.layers.quantized[name].plain(COARSE).restore()
+        x, e = entered(base, name, examples), entered(whole, name, examples) @ target.weight.T
+        e = e - x @ layer.weight.T  # the biases are the same
+        if residuals and (other := residual_of(kind, name)):
+            e = e + entered(whole, other, examples) - entered(base, other, examples)
+            added_to += 1
+        centred, missing = x - x.mean(0), e - e.mean(0)
+        ridge = RIDGE + SHRINKAGE * x.shape[1] / len(x)
+        factor = ridge_factor(centred.T @ centred / len(x), ridge)
+        left, right, _ = reduced_rank_regression(missing.T @ centred / len(x), factor, 2)
+        kept = left @ right
+        torch.testing.assert_close(found.left @ found.right, kept, atol=1e-5, rtol=1e-3)
+        layer.weight.data = layer.weight.data + kept
+        bias = e.mean(0) - kept @ x.mean(0)
+        layer.bias = torch.nn.Parameter(bias if layer.bias is None else layer.bias + bias)
+    assert added_to == (4 if residuals else 0)
+    model.set_configuration(configuration)
+    torch.testing.assert_close(outputs(model, examples), outputs(base, examples), atol=1e-4, rtol=0)
+
+
+def test_the_metric_is_the_gram_matrix_of_gradients(examples):
+    """By brute force: text by text, without padding, through the real bias of a layer."""
+    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    fit = OrderedFit(model, collate(examples, 0), seed=3)
+    base = tiny_bert().eval()
+    logits = torch.cat([base(input_ids=e["input_ids"][None]).logits for e in examples]).detach()
+    generator = torch.Generator().manual_seed(3)
+    draws = [
+        torch.rand(len(examples), 1, generator=generator, dtype=torch.float64) for _ in range(DRAWS)
+    ]
+    for name in (QUERY, "bert.encoder.layer.1.output.dense"):
+        total = 0
+        for row, example in enumerate(examples):
+            kept = []
+            handle = base.get_submodule(name).register_forward_hook(
+                lambda *given, kept=kept: kept.append(given[-1]) or given[-1]
+            )
+            logs = base(input_ids=example["input_ids"][None]).logits.log_softmax(-1)[0]
+            handle.remove()
+            for draw in draws:
+                chosen = int(draw[row] > logits[row].softmax(-1)[0])
+                (gradient,) = torch.autograd.grad(logs[chosen], kept, retain_graph=True)
+                total = total + gradient[0].T @ gradient[0]
+        torch.testing.assert_close(fit.metrics[name], ridge_factor(total, METRIC_RIDGE))
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "qwen2"])
+def test_spread_ranks_take_no_more_numbers_than_even_ones(kind):
+    model, batch = attached(kind), tokens()
+    configuration = coarse(model)
+    fitted = []
+    for spread in (False, True):
+        OrderedFit(model, batch, spread=spread).fit(configuration, rank=4)
+        fitted.append(model.layers.fitted[tuple(configuration)])
+    ranks = [state.left.shape[1] for state in fitted[1]]
+    assert {state.left.shape[1] for state in fitted[0]} == {4}
+    assert len(set(ranks)) > 1
+    assert min(ranks) >= 1
+    assert max(ranks) <= SPREAD * 4
+    smallest = min(sum(layer.pretrained.shape) for layer in model.layers.quantized.values())
+    assert numbers(fitted[0]) - smallest * len(ranks) < numbers(fitted[1]) <= numbers(fitted[0])
+
+
+@pytest.mark.parametrize("shapes", [[(3, 5)] * 3, [(3, 5), (5, 11), (3, 5)]], ids=["alike", "not"])
+def test_numbers_go_where_they_gain_most(shapes):
+    """Against all ways to spread them; of unequal layers the last number may find no place."""
+    gains = {"a": [9.0, 2.0, 1.0], "b": [8.0, 7.0, 6.5], "c": [3.0, 2.5, 0.1]}
+    layers = {
+        name: SimpleNamespace(pretrained=torch.empty(shape))
+        for name, shape in zip(gains, shapes, strict=True)
+    }
+    costs = [sum(shape) for shape in shapes]
+    given = {name: torch.tensor(each) for name, each in gains.items()}
+    found = _spread_ranks(SimpleNamespace(quantized=layers), given, dict.fromkeys(gains, 2))
+
+    def gained(ranks):
+        return sum(sum(each[:rank]) for each, rank in zip(gains.values(), ranks, strict=True))
+
+    def cost(ranks):
+        return sum(c * rank for c, rank in zip(costs, ranks, strict=True))
+
+    allowed = [r for r in itertools.product((1, 2, 3), repeat=3) if cost(r) <= 2 * sum(costs)]
+    assert tuple(found.values()) in allowed
+    best = max(map(gained, allowed))
+    assert gained(found.values()) == best
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_each_part_brings_the_model_closer_on_other_texts(kind):
+    model, batch, others = attached(kind), tokens(300), tokens(200, seed=9)
+    configuration = coarse(model)
+    found = [divergence(model, configuration, others)]
+    for parts in (PLAIN, PLAIN | {"residuals": True}, {"spread": False}, {}):
+        OrderedFit(model, batch, **parts).fit(configuration, rank=8)
+        found.append(divergence(model, configuration, others))
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.8 * found[1] < 0.8 * found[0]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama", "qwen2", "gpt2", "opt"])
+def test_it_brings_every_architecture_closer(kind):
+    model, batch = attached(kind), tokens()
+    configuration = coarse(model)
+    before = divergence(model, configuration, batch)
+    OrderedFit(model, batch).fit(configuration, rank=8)
+    assert divergence(model, configuration, batch) < 0.5 * before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_in_16_bits_it_fits_in_32(dtype):
+    model, batch = attached("llama", dtype), tokens(300)
+    configuration = coarse(model)
+    before = divergence(model, configuration, batch)
+    OrderedFit(model, batch).fit(configuration, rank=8)
+    fitted = model.layers.fitted[tuple(configuration)]
+    assert {p.dtype for s in fitted for p in (s.left, s.right, s.correction)} == {torch.float32}
+    assert divergence(model, configuration, batch) < 0.5 * before
+
+
+def test_inputs_that_are_always_zero_or_never_change_are_no_special_case():
+    model, batch = attached(), tokens(300)
+    first, second = model.get_base_model().bert.encoder.layer
+    with torch.no_grad():
+        first.attention.output.LayerNorm.weight[:12] = 0  # of them four always zero
+        first.attention.output.LayerNorm.bias[4:12] = 2
+        second.attention.output.LayerNorm.weight.zero_()  # a layer that is always given the same
+        second.attention.output.LayerNorm.bias.normal_()
+    configuration = coarse(model)
+    before = divergence(model, configuration, batch)
+    OrderedFit(model, batch).fit(configuration, rank=4)
+    for state in model.layers.fitted[tuple(configuration)]:
+        assert all(torch.isfinite(p).all() for p in (state.left, state.right, state.correction))
+    assert divergence(model, configuration, batch) < 0.1 * before
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(side):
+    """Texts of several lengths, in parts that are cut to their longest, and one text a part."""
+    model = attached("llama")
+    texts = tokens(70, 12)["input_ids"]
+    mask = torch.arange(12) < torch.arange(70)[:, None] % 9 + 4
+    if side == "left":
+        mask = mask.flip(1)
+    batch = {"input_ids": texts * mask, "attention_mask": mask.long()}
+    wider = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
+    for each in (batch, wider):
+        OrderedFit(model, each).fit(coarse(model), rank=3)
+        found = model.layers.fitted.pop(tuple(coarse(model)))
+        if each is batch:
+            expected = found
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one.left @ one.right, other.left @ other.right)
+        torch.testing.assert_close(one.correction, other.correction)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_plain_peft_gives_the_same_outputs(kind, tmp_path):
+    model, batch = attached(kind, torch.float32), tokens()
+    configuration = coarse(model)
+    OrderedFit(model, batch).fit(configuration, rank=4)
+    model.set_configuration(configuration)
+    model.export_peft_adapter(tmp_path / "adapter", weights="base_model")
+    base = type(model.get_base_model()).from_pretrained(tmp_path / "adapter" / "base_model")
+    plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.merge()(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    exported = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    stored = sum(each.numel() for name, each in exported.items() if ".lora_" in name)
+    assert stored == numbers(model.layers.fitted[tuple(configuration)])
+    assert stored <= 4 * sum(
+        sum(layer.pretrained.shape) for layer in model.layers.quantized.values()
+    )
+
+
+def test_the_model_is_left_as_it_was_but_for_that_configuration(examples):
+    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8).train()
+    model.set_configuration(3.0)
+    before = outputs(model, examples)
+    model.train()
+    fit = OrderedFit(model, collate(examples, 0))
+    fit.fit(2.5)
+    assert model.training
+    assert torch.equal(outputs(model, examples), before)
+    with pytest.raises(ValueError, match="is not feasible"):
+        fit.fit(1.0)
+    with pytest.raises(ValueError, match="rank=0 must be at least 1"):
+        fit.fit(2.5, rank=0)
+    assert all(not p._forward_hooks for p in model.modules())
+
+
+def test_a_model_that_sees_two_sequences_is_refused():
+    base = T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=2)
+    )
+    model = CoaLora.attach(base, rank=4)
+    batch = {"input_ids": torch.ones(2, 5).long(), "decoder_input_ids": torch.ones(2, 3).long()}
+    with pytest.raises(ValueError, match="is given 6 tokens, and the texts have 10"):
+        OrderedFit(model, batch)
+    assert model.configuration is None
+
+
+def test_a_fit_that_fails_leaves_the_one_before(examples):
+    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    fit = OrderedFit(model, collate(examples, 0))
+    fit.fit(coarse(model))
+    before = model.layers.fitted[tuple(coarse(model))]
+    fit.inputs = {"inputs_embeds": torch.zeros(1, 4, 32), "input_ids": torch.ones(1, 4).long()}
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        fit.fit(coarse(model))
+    assert model.layers.fitted[tuple(coarse(model))] is before
+    assert model.configuration is None
+    assert all(not p._forward_hooks for p in model.modules())
