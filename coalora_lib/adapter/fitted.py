@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from coalora_lib.adapter.layers import AdaptedLayers
@@ -24,18 +25,36 @@ def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
     }
 
 
+class FittedRows(BaseModel):
+    """What coalora.json says of a configuration that was fitted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[int]  #: each layer's choice
+    replaces: bool  #: the trained LoRA, see :class:`~coalora_lib.adapter.quantized.Corrected`
+
+
+def described(layers: AdaptedLayers) -> list[FittedRows]:
+    """The configurations that were fitted, in the order of :func:`as_tensors`."""
+    space = next(iter(layers.quantized.values())).space
+    return [
+        FittedRows(rows=space.to_rows(configuration), replaces=layers.replaced(configuration))
+        for configuration in layers.fitted
+    ]
+
+
 def take(
-    layers: AdaptedLayers, configurations: Sequence[Sequence[int]], tensors: Mapping[str, Tensor]
+    layers: AdaptedLayers, configurations: Sequence[FittedRows], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Have layers compute with what :func:`as_tensors` gave; configurations are rows of choices.
+    """Have layers compute with what :func:`as_tensors` gave.
 
     Raises:
         ValueError: a tensor is missing or not known, or is not of the layer's shape; it is named.
     """
     space = next(iter(layers.quantized.values())).space
     left, found = dict(tensors), {}
-    for number, rows in enumerate(configurations):
-        configuration, states = space.from_rows(rows), []
+    for number, about in enumerate(configurations):
+        configuration, states = space.from_rows(about.rows), []
         for (name, layer), choice in zip(layers.quantized.items(), configuration, strict=True):
             names = [f"{number}.{name}.{part}" for part in PARTS]
             for each in names:
@@ -43,7 +62,8 @@ def take(
                     raise ValueError(f"{FITTED}: there is no tensor {each}")
             parts = [left.pop(each) for each in names]
             _check(names, parts, layer)
-            states.append(Corrected(choice, *parts).to(layer.pretrained))
+            state = Corrected(choice, parts[0], parts[1], parts[2], about.replaces)
+            states.append(state.to(layer.pretrained))
         found[tuple(configuration)] = states
     if left:
         raise ValueError(f"{FITTED}: {min(left)!r:.200} is no tensor of a layer that was fitted")

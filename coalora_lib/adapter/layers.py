@@ -54,6 +54,8 @@ class AdaptedLayers:
         #: What was fitted for whole configurations, by their choices.
         self.fitted: dict[tuple[Choice, ...], list[Corrected]] = {}
         self.configuration: list[Choice] | None = None
+        #: Whether LoRA is off, since what was fitted for the configuration is in its place.
+        self.lora_off = False
         self._static = False
 
     @property
@@ -84,6 +86,13 @@ class AdaptedLayers:
             return configuration
         return self.fitted.get(tuple(configuration), configuration)
 
+    def replaced(self, configuration: Sequence[Choice] | None) -> bool:
+        """Whether what was fitted for a configuration is in the place of LoRA."""
+        if configuration is None or not self.fitted:
+            return False
+        states = self.fitted.get(tuple(configuration), [])
+        return any(state.replaces for state in states)
+
     def move_fitted(self) -> None:
         """Have what was fitted follow the weights to another device or dtype."""
         self.fitted = {
@@ -108,6 +117,10 @@ class AdaptedLayers:
     def switch(self, configuration: Sequence[Choice] | None) -> None:
         """Move the weights and corrections of a configuration in; None: the pre-trained weights."""
         layers = self.quantized.values()
+        off = self.replaced(configuration)
+        if off or self.lora_off:
+            self.use(self.no_factors() if off else self.factors())
+        self.lora_off = off
         self.configuration = None if configuration is None else list(configuration)
         states: Sequence[LayerState | None] = [None] * len(layers)
         if configuration is not None:
@@ -149,6 +162,13 @@ class AdaptedLayers:
         return [
             Factors(lora.lora_B["default"].weight, lora.lora_A["default"].weight)
             for lora in self._loras
+        ]
+
+    def no_factors(self) -> list[Factors]:
+        """Those of a LoRA that does nothing."""
+        return [
+            Factors(torch.zeros_like(l1, requires_grad=False), l2.detach())
+            for l1, l2, _ in self.factors()
         ]
 
     def use(self, factors: Sequence[Factors]) -> None:

@@ -194,9 +194,8 @@ class CoaLora(TransformersInterface):
                 weights and plain LoRA.
 
         Raises:
-            ValueError: the number or the names of the layers differ, a layer may not take its
-                choice, or the budget or the constraints are not feasible; the model is left as it
-                was.
+            ValueError: number or names of the layers differ, a layer may not take its choice, or
+                budget or constraints are not feasible; the model is left as it was.
             TypeError: what is given is no configuration.
         """
         if configuration is None:
@@ -215,7 +214,7 @@ class CoaLora(TransformersInterface):
     def adapt(self, *_: Any) -> None:
         """Give every LoRA layer the factors for the current configuration, before a forward."""
         recompute_as_before(self.checkpointable)
-        if self._indices is None or not self.adjuster.follows:
+        if self._indices is None or not self.adjuster.follows or self.layers.lora_off:
             return
         # A copy, since a backward may need them after the next configuration was written there.
         self.layers.use(self.adjuster.adapted(self._indices.clone(), self.layers.factors()))
@@ -223,13 +222,14 @@ class CoaLora(TransformersInterface):
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
         """U and v of every layer under a configuration; ValueError without a hypernetwork."""
         if not isinstance(self.adjuster, HyperNetwork):
-            raise ValueError(
-                f"attached with adjuster={self.settings.adjuster!r}: there are no adjustments"
-            )
+            given = self.settings.adjuster
+            raise ValueError(f"attached with adjuster={given!r}: there are no adjustments")
         return self.adjuster(self.space.to_indices(configuration).to(self.device))
 
     def adapted_factors(self, configuration: Sequence[Choice]) -> list[Factors]:
-        """The LoRA factors of every layer under a configuration."""
+        """The LoRA factors of every layer under a configuration; L1 is zero where LoRA is off."""
+        if self.layers.replaced(configuration):
+            return self.layers.no_factors()
         indices = self.space.to_indices(configuration).to(self.device)
         return self.adjuster.adapted(indices, self.layers.factors())
 
@@ -309,7 +309,7 @@ class CoaLora(TransformersInterface):
             "settings": self.settings,
             "configuration": None if current is None else self.space.to_rows(current),
             "training_set": [self.space.to_rows(each) for each in self.training_set],
-            "fitted": [self.space.to_rows(each) for each in self.layers.fitted],
+            "fitted": fitted.described(self.layers),
         }
         return saving.write(folder, about, content, base, self.pretrained_weights, packed)
 
@@ -342,7 +342,7 @@ class CoaLora(TransformersInterface):
         return model
 
     def _apply(self, fn, *args: Any, **kwargs: Any) -> Self:
-        """What ``.to()`` and its kin do, also for the indices of the current configuration."""
+        """What ``.to()`` and its kin do, for all that the model holds."""
         super()._apply(fn, *args, **kwargs)
         self.layers.move_fitted()
         if self._indices is not None:

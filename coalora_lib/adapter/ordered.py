@@ -17,7 +17,7 @@ lessens the divergence by its gain, and takes in + out numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,11 +49,13 @@ class OrderedFit:
     Made once, it fits as many configurations of the model as one likes.
 
     Args:
-        model: its trained factors are left as they are, and off while it fits.
+        model: its trained factors are left as they are.
         batch: the texts, all at once, as a tokenizer gives them with padding; 256 do, thousands do
             better.
         residuals, weighted, spread: the three parts above; without ``spread`` each layer has the
             same rank.
+        trained: aim at the unquantized model with its trained LoRA, in whose place the terms then
+            are; by default at the pre-trained one, and trained factors stay beside the terms.
         kind: what the model is for; by default what its class says.
         seed: of the metric's draws.
 
@@ -71,17 +73,18 @@ class OrderedFit:
         residuals: bool = True,
         weighted: bool = True,
         spread: bool = True,
+        trained: bool = False,
         kind: str | TaskKind | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.spread = model, spread
+        self.model, self.spread, self.trained = model, spread, trained
         self.kind = objective_of(model.get_base_model(), kind)
         moved = {name: value.to(model.device) for name, value in batch.items()}
         inputs = self.kind.inputs(moved)
         by_length = real_tokens(inputs).sum(1).argsort()  # parts of like length need less padding
         self.inputs = {name: value[by_length] for name, value in inputs.items()}
         self.metrics: dict[str, Tensor] = {}  #: L of G = L L^T, (out, out), by layer
-        with unquantized(model):
+        with unquantized(model, trained):
             self.aims = Aims(model, self.inputs, residuals)
             if weighted:
                 self._measure_metrics(seed)
@@ -159,13 +162,13 @@ class OrderedFit:
 
 
 @contextmanager
-def unquantized(model: CoaLora) -> Iterator[None]:
-    """While it lasts, the model evaluates with its pre-trained weights, LoRA off."""
+def unquantized(model: CoaLora, lora: bool = False) -> Iterator[None]:
+    """While it lasts, the model evaluates with its pre-trained weights, with LoRA or without."""
     training, before = model.training, model.configuration
     model.eval()
     try:
         model.set_configuration(None)
-        with model.disable_adapter():
+        with nullcontext() if lora else model.disable_adapter():
             yield
     finally:
         model.train(training)
@@ -197,7 +200,10 @@ class _Pass:
         self.aims, self.metrics, self.ranks = fit.aims, fit.metrics, ranks
         self.base, self.layers = fit.model.get_base_model(), fit.model.layers.quantized
         self.choices = dict(zip(self.layers, configuration, strict=True))
-        self.most = SPREAD if fit.spread else 1
+        self.most, self.trained = SPREAD if fit.spread else 1, fit.trained
+        factors = fit.model.layers.factors() if fit.trained else []
+        self.loras = dict(zip(self.layers, factors, strict=False))
+        self.scaling = fit.model.layers.scaling
         self.fitted: dict[str, Corrected] = {}
         self.gains: dict[str, Tensor] = {}
         self.additions = Additions(self._fit_at_addition)
@@ -248,12 +254,15 @@ class _Pass:
             self._last = entered, _Inputs(self.aims.tokens(name, entered))
         layer, rank = self.layers[name], self.ranks[name]
         most = min(self.most * rank, *layer.pretrained.shape)
-        term, correction = self._last[1].fit(missing, rank, most, self.metrics.get(name))
+        lora = self.loras.get(name)
+        product = None if lora is None else wide(lora.l1) @ wide(lora.l2) * self.scaling
+        metric = self.metrics.get(name)
+        term, correction = self._last[1].fit(missing, rank, most, metric, product)
         left, right, self.gains[name] = term
         added = wide(entered) @ right.T @ left.T + correction
         if layer.transposed:
             left, right = right.T, left.T
-        self.fitted[name] = Corrected(self.choices[name], left, right, correction)
+        self.fitted[name] = Corrected(self.choices[name], left, right, correction, self.trained)
         return output + added.to(output.dtype)
 
 
@@ -265,15 +274,26 @@ class _Inputs:
         self.centred = inputs - self.mean
         tokens, width = inputs.shape
         ridge = RIDGE + SHRINKAGE * width / tokens
-        self.factor = ridge_factor(self.centred.T @ self.centred / tokens, ridge)
+        second = self.centred.T @ self.centred / tokens
+        self.factor, self.added = ridge_factor(second, ridge), ridge * second.diagonal().mean()
 
     def fit(
-        self, missing: Tensor, rank: int, most: int, metric: Tensor | None
+        self,
+        missing: Tensor,
+        rank: int,
+        most: int,
+        metric: Tensor | None = None,
+        lora: Tensor | None = None,
     ) -> tuple[Term, Tensor]:
         """For (tokens, out) of what outputs miss: a term of this rank with the gains of ``most``
-        directions, and (out,) for a bias."""
+        directions, and (out,) for a bias.
+
+        The ridge draws the term towards zero, or to the LoRA, (out, in), in whose place it is.
+        """
         mean = missing.mean(0)
         cross = (missing - mean).T @ self.centred / len(missing)
+        if lora is not None:  # C + ridge P over R + ridge is P and what is beyond it
+            cross = cross + self.added * lora
         left, right, gains = reduced_rank_regression(cross, self.factor, most, metric)
         left, right = left[:, :rank], right[:rank]
         return Term(left, right, gains), mean - left @ (right @ self.mean)

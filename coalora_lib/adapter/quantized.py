@@ -45,6 +45,7 @@ class Corrected:
     left: Tensor  #: (rows, k), of the frozen low-rank term
     right: Tensor  #: (k, columns)
     correction: Tensor  #: (out,), added to the bias
+    replaces: bool = False  #: the trained LoRA, which is then off
 
     def to(self, weight: Tensor) -> Self:
         """The same where a weight is, in its dtype, or float32 if that is finer."""

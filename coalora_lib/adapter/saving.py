@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from coalora_lib.adapter.fitted import FITTED
+from coalora_lib.adapter.fitted import FITTED, FittedRows
 from coalora_lib.adapter.heads import is_inside, plain_name
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
@@ -61,7 +61,7 @@ class Description(BaseModel):
     training_set: list[list[int]]
     config_sha256: str
     weights_sha256: str
-    fitted: list[list[int]] = []  #: configurations; folders written before lack it
+    fitted: list[FittedRows] = []  #: folders written before lack it
     fitted_sha256: str | None = None  #: None where nothing was fitted
 
 
@@ -146,7 +146,8 @@ def read(folder: str | Path) -> Saved:
         about = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
         space = get_space(about.settings.space)
         layers = len(about.layer_names)
-        for rows in (about.configuration, *about.training_set, *about.fitted):
+        of_fits = [each.rows for each in about.fitted]
+        for rows in (about.configuration, *about.training_set, *of_fits):
             if rows is not None and len(space.from_rows(rows)) != layers:
                 raise ValueError(f"a configuration of {len(rows)} choices for {layers} layers")
     except ValidationError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -175,13 +176,12 @@ def _fitting(record: Record, setup: Setup, model: nn.Module) -> Preparation:
     fitter = METHODS[record.job.method].fitter
     if fitter is None or not isinstance(model, CoaLora):
         return lambda _: None
-    with _phase(record, "fitting"):
-        fit = fitter(setup, model)
+    fit = cache(lambda: fitter(setup, model))  # at first use: some aim at the trained model
 
     def prepare(configuration: Configuration | None) -> None:
         if configuration is not None and tuple(configuration) not in model.layers.fitted:
             with _phase(record, "fitting"):
-                fit(configuration)
+                fit()(configuration)
 
     return prepare
 

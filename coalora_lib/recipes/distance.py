@@ -15,6 +15,12 @@ from coalora_lib.training.evaluation import pad_token_of
 BATCH = 16
 
 
+def has_head(model: CoaLora) -> bool:
+    """Whether a model does a task, so that its adapter was trained for that."""
+    base = model.get_base_model()
+    return base.base_model is not base
+
+
 class Distance:
     """What a model says under a configuration, compared with what it says unquantized.
 
@@ -29,7 +35,6 @@ class Distance:
     def __init__(self, model: CoaLora, examples: Examples) -> None:
         base = model.get_base_model()
         self._model, self._examples, self._kind = model, examples, objective_of(base)
-        self._headless = base.base_model is base
         self.name = "KL" if self._kind.of_classes else "half squared distance"
         if isinstance(self._kind, Embedding):
             self.name = "1 - cosine"
@@ -44,7 +49,7 @@ class Distance:
         for _, batch in tqdm(batches, "measuring", total, disable=None, leave=False):
             batch = {name: value.to(model.device) for name, value in batch.items()}
             model.set_configuration(None)
-            with model.disable_adapter() if self._headless else nullcontext():
+            with model.disable_adapter() if not has_head(model) else nullcontext():
                 wanted = kind.outcome(model(**batch), batch)
             model.set_configuration(configuration)
             divergence = kind.divergence(kind.outcome(model(**batch), batch), wanted)

@@ -18,7 +18,7 @@ from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
 from coalora_lib.packaged import MINILM
 from coalora_lib.recipes.device import Device
-from coalora_lib.recipes.distance import Distance
+from coalora_lib.recipes.distance import Distance, has_head
 from coalora_lib.recipes.folder import ABOUT, RunFolder
 from coalora_lib.recipes.texts import drawn, plain_texts
 from coalora_lib.recipes.using import Adapted, write_adapted
@@ -76,7 +76,8 @@ def adapt_to_texts(
 
     Args:
         model: name on the hub, a folder, or the packaged model; or the folder of a run, or of a
-            saved :class:`~coalora_lib.adapter.CoaLora`, whose own adapter stays beside the term.
+            saved :class:`~coalora_lib.adapter.CoaLora`: with a head the aim is the model as it was
+            trained, and the term takes its adapter's place; else its adapter stays beside it.
         texts: a file with one text a line (.txt), a table, or the texts themselves; each distinct
             text counts once.
         out: new, empty, or an earlier export, which is replaced.
@@ -169,7 +170,7 @@ def _fit(
 ) -> None:
     batch = collate(examples, pad_token_of(model))
     with _progress(model, "fitting"):
-        fit = OrderedFit(model, batch, seed=settings.seed)
+        fit = OrderedFit(model, batch, trained=has_head(model), seed=settings.seed)
         fit.fit(configuration, settings.rank)
     if settings.polish:
         polish(fit, configuration, examples, settings.polish, seed=settings.seed)

@@ -120,7 +120,7 @@ def _random_rows(count: int, size: int, seed: int) -> Iterator[list[int]]:
 def _divergence(fit: OrderedFit, terms: Sequence[_Term], batch: Mapping[str, Tensor]) -> Tensor:
     """Of the model with these terms from the unquantized one, on a batch."""
     base, kind = fit.model.get_base_model(), fit.kind
-    with torch.no_grad(), unquantized(fit.model):
+    with torch.no_grad(), unquantized(fit.model, fit.trained):
         target = kind.outcome(base(**batch), batch)
     for term in terms:
         term.use()

@@ -73,6 +73,11 @@ def _spelled_out(
             found.append(model.resolve(configuration))
         except (TypeError, ValueError) as error:
             raise type(error)(f"configuration {number} of the set: {error}") from error
+        if model.layers.replaced(found[-1]):
+            raise ValueError(
+                f"configuration {number} of the set: what was fitted for it is in LoRA's place, "
+                "and LoRA cannot be trained there"
+            )
     if not found:
         raise ValueError("the set of training configurations is empty")
     return found

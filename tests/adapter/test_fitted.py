@@ -121,7 +121,8 @@ def test_configurations_that_do_not_fit_are_named(saved):
         ([[0] * 12], r"fitted\.safetensors: '1\..*' is no tensor of a layer that was fitted"),
         ([[0] * 12] * 3, r"fitted\.safetensors: there is no tensor 2\."),
     ):
-        replaced(saved, dict, fitted=rows)
+        about = [{"rows": each, "replaces": False} for each in rows]
+        replaced(saved, dict, fitted=about)
         with pytest.raises(ValueError, match=message):
             CoaLora.from_pretrained(saved, tiny("bert"))
 
