@@ -1,5 +1,7 @@
 """The closed forms against brute force."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -21,10 +23,11 @@ def inputs(width, tokens=400, seed=0, dead=0, twin=False):
     return x
 
 
-def by_gradient(x, missing, rank, steps=4000):
-    """|| E - X R^T L^T ||^2 / n, minimised over both factors from a random start."""
+def by_gradient(x, missing, rank, metric=None, steps=4000):
+    """|| (E - X R^T L^T) metric ||^2 / n, minimised over both factors from a random start."""
     generator = torch.Generator().manual_seed(1)
     out, width = missing.shape[1], x.shape[1]
+    metric = torch.eye(out, dtype=torch.float64) if metric is None else metric
     left, right = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).div(4).requires_grad_()
         for shape in ((out, rank), (rank, width))
@@ -33,7 +36,7 @@ def by_gradient(x, missing, rank, steps=4000):
 
     def loss():
         optimizer.zero_grad()
-        value = (missing - x @ right.T @ left.T).square().sum(1).mean()
+        value = ((missing - x @ right.T @ left.T) @ metric).square().sum(1).mean()
         value.backward()
         return value
 
@@ -46,7 +49,7 @@ def by_gradient(x, missing, rank, steps=4000):
 def test_the_output_error_is_as_small_as_brute_force_makes_it(shape, kind):
     x = inputs(shape[1], dead=4 if kind == "dead" else 0, twin=kind == "twin")
     lost = torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    left, right = output_svd(lost, x.T @ x / len(x), 3)
+    left, right, _ = output_svd(lost, x.T @ x / len(x), 3)
     assert left.shape == (shape[0], 3)
     assert right.shape == (3, shape[1])
     found = (x @ (lost - left @ right).T).square().sum(1).mean().item()
@@ -62,21 +65,55 @@ def test_it_is_the_formula_of_qera(shape):
     root = vectors @ values.sqrt().diag() @ vectors.T
     u, s, vh = torch.linalg.svd(lost @ root)
     expected = u[:, :3] @ s[:3].diag() @ vh[:3] @ torch.linalg.inv(root)
-    left, right = output_svd(lost, second, 3)
+    left, right, _ = output_svd(lost, second, 3)
     torch.testing.assert_close(left @ right, expected, atol=1e-6, rtol=1e-5)
+
+
+def missed(shape):
+    """Inputs, and outputs that miss them in part: (tokens, in) and (tokens, out)."""
+    x, generator = inputs(shape[1]), torch.Generator().manual_seed(3)
+    mixing = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    missing = x @ mixing.T
+    return x, missing + torch.randn(missing.shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_regression_is_as_good_as_brute_force(shape):
-    x = inputs(shape[1])
-    generator = torch.Generator().manual_seed(3)
-    mixing = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    missing = x @ mixing.T
-    missing = missing + torch.randn(missing.shape, generator=generator, dtype=torch.float64)
+    x, missing = missed(shape)
     second, cross = x.T @ x / len(x), missing.T @ x / len(x)
-    left, right = reduced_rank_regression(cross, ridge_factor(second, 0), 3)
+    left, right, _ = reduced_rank_regression(cross, ridge_factor(second, 0), 3)
     found = (missing - x @ (left @ right).T).square().sum(1).mean().item()
     assert found == pytest.approx(by_gradient(x, missing, 3), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_weighted_regression_is_as_good_as_brute_force(shape):
+    x, missing = missed(shape)
+    gradients = inputs(shape[0], seed=4)
+    metric = ridge_factor(gradients.T @ gradients / len(gradients), 0.1)
+    second, cross = x.T @ x / len(x), missing.T @ x / len(x)
+    left, right, _ = reduced_rank_regression(cross, ridge_factor(second, 0), 3, metric)
+    found = ((missing - x @ (left @ right).T) @ metric).square().sum(1).mean().item()
+    assert found == pytest.approx(by_gradient(x, missing, 3, metric), rel=1e-5)
+    plain, other, _ = reduced_rank_regression(cross, ridge_factor(second, 0), 3)
+    assert found < ((missing - x @ (plain @ other).T) @ metric).square().sum(1).mean().item()
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_a_direction_gains_what_the_error_falls_by(weighted):
+    x, missing = missed((12, 20))
+    metric = torch.eye(12, dtype=torch.float64)
+    if weighted:
+        metric = ridge_factor(torch.diag(torch.arange(12.0, dtype=torch.float64)), 0.1)
+    factor, cross = ridge_factor(x.T @ x / len(x), 0), missing.T @ x / len(x)
+    term = reduced_rank_regression(cross, factor, 5, metric if weighted else None)
+    errors = [
+        ((missing - x @ (term.left[:, :k] @ term.right[:k]).T) @ metric).square().sum(1).mean()
+        for k in range(6)
+    ]
+    falls = torch.stack([a - b for a, b in pairwise(errors)])
+    torch.testing.assert_close(term.gains, falls, rtol=1e-5, atol=0)
+    assert term.gains.tolist() == sorted(term.gains.tolist(), reverse=True)
 
 
 def test_with_the_models_own_inputs_the_two_are_one():
@@ -93,7 +130,7 @@ def test_inputs_without_an_inverse_are_regressed_on(kind):
     x = inputs(20, dead=4 if kind == "dead" else 0, twin=kind == "twin")
     x = x * (kind != "nothing")
     second, cross = x.T @ x / len(x), torch.ones(12, 20, dtype=torch.float64) * (kind != "nothing")
-    left, right = reduced_rank_regression(cross, ridge_factor(second), 2)
+    left, right, _ = reduced_rank_regression(cross, ridge_factor(second), 2)
     assert torch.isfinite(left @ right).all()
 
 
@@ -101,7 +138,7 @@ def test_a_batch_is_its_members_one_by_one():
     x = torch.stack([inputs(20), inputs(20, seed=5)])
     lost = torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     second = x.mT @ x / 400
-    left, right = output_svd(lost, second, 3)
+    left, right, _ = output_svd(lost, second, 3)
     for row in range(2):
         one = output_svd(lost[row], second[row], 3)
         torch.testing.assert_close(left[row] @ right[row], one[0] @ one[1])
@@ -110,5 +147,5 @@ def test_a_batch_is_its_members_one_by_one():
 def test_a_full_rank_gives_everything_back():
     x = inputs(16)
     lost = torch.randn(12, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    left, right = output_svd(lost, x.T @ x / 400, 12)
+    left, right, _ = output_svd(lost, x.T @ x / 400, 12)
     torch.testing.assert_close(left @ right, lost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,6 +31,12 @@ class Aims:
     def tokens(self, name: str, values: Tensor) -> Tensor:
         """(tokens, features) of all texts without padding, float32 at least."""
         return _tokens_of(name, values, self.real)
+
+    def padded(self, real: Tensor, shape: Sequence[int]) -> Tensor:
+        """(tokens, features) without padding as (texts, length, features), zero at padding."""
+        whole = real.new_zeros(len(self.real), real.shape[-1])
+        whole[self.real] = real
+        return whole.reshape(*shape[:-1], -1)
 
 
 class _Seen:

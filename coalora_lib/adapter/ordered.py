@@ -17,7 +17,7 @@ lessens the divergence by its gain, and takes in + out numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,7 +81,9 @@ class OrderedFit:
         self.kind = objective_of(model.get_base_model(), kind)
         moved = {name: value.to(model.device) for name, value in batch.items()}
         inputs = self.kind.inputs(moved)
-        by_length = real_tokens(inputs).sum(1).argsort()  # parts of like length need less padding
+        by_length = (
+            real_tokens(inputs).sum(1).argsort(stable=True)
+        )  # parts of like length need less padding
         self.inputs = {name: value[by_length] for name, value in inputs.items()}
         self.metrics: dict[str, Tensor] = {}  #: L of G = L L^T, (out, out), by layer
         with unquantized(model, trained):
@@ -127,8 +129,7 @@ class OrderedFit:
     ) -> tuple[list[Corrected], dict[str, Tensor]]:
         """What each layer needs, in order, and the gains of its directions."""
         found = _Pass(self, configuration, ranks)
-        with found, found.additions:
-            self.model.get_base_model()(**self.inputs)
+        found.run(self.inputs)
         return [found.fitted[name] for name in self.model.layer_names], found.gains
 
     def _measure_metrics(self, seed: int) -> None:
@@ -192,7 +193,10 @@ def _spread_ranks(
 
 
 class _Pass:
-    """One pass of the quantized model, in which each layer is fitted when its turn comes."""
+    """One pass of the quantized model, in which each layer is fitted when its turn comes.
+
+    Layers are given real tokens alone, and their outputs are zero at padding.
+    """
 
     def __init__(
         self, fit: OrderedFit, configuration: Sequence[Choice], ranks: Mapping[str, int]
@@ -208,58 +212,60 @@ class _Pass:
         self.gains: dict[str, Tensor] = {}
         self.additions = Additions(self._fit_at_addition)
         self._last: tuple[Tensor, _Inputs] | None = None  # layers in a row may share their inputs
-        self._entered = torch.empty(0)  # the layer called last
-        self._hooks = ExitStack()
 
-    def __enter__(self) -> None:
-        before = {name: self._plain(name) for name in self.layers}
-        after = {name: self._fit_after(name) for name in self.layers}
-        self._hooks.enter_context(hooks(self.base, before, before=True))
-        self._hooks.enter_context(hooks(self.base, after, before=False))
+    def run(self, inputs: Mapping[str, Tensor]) -> None:
+        """Pass over the texts."""
+        before = {name: self._before(name) for name in self.layers}
+        after = {name: self._after(name) for name in self.layers}
+        outer = hooks(self.base, before, before=True), hooks(self.base, after, before=False)
+        with outer[0], outer[1], self.additions:
+            self.base(**inputs)
 
-    def __exit__(self, *_: Any) -> None:
-        self._hooks.close()
-
-    def _plain(self, name: str) -> Callable:
+    def _before(self, name: str) -> Callable:
         """A hook that quantizes a layer, without correction and frozen term: both are sought."""
         layer, choice = self.layers[name], self.choices[name]
 
-        def hook(*_: Any) -> None:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+            entered = inputs[0]
+            real = self.aims.tokens(name, entered)
+            if self._last is None or self._last[0] is not entered:
+                self._last = entered, _Inputs(real)
             layer.swap(Current(layer.plain(choice).restore(layer.pretrained.dtype), None, choice))
+            return real.to(entered.dtype)
 
         return hook
 
-    def _fit_after(self, name: str) -> Callable:
+    def _after(self, name: str) -> Callable:
         """A hook that fits a layer to what it was given, or waits for its residual."""
 
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            self._entered = inputs[0]
-            if name in self.aims.residuals:
-                self.additions.wait_for(name, output)
-                return None
-            missing = self.aims.outputs[name] - self.aims.tokens(name, output)
-            return self._fit(name, output, missing)
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            assert self._last is not None  # the hook before it ran
+            shape = self._last[0].shape
+            if name not in self.aims.residuals:
+                output = self._fit(name, output, self.aims.outputs[name] - wide(output))
+                return self.aims.padded(output, shape)
+            whole = self.aims.padded(output, shape)
+            self.additions.wait_for(name, whole)
+            return whole
 
         return hook
 
     def _fit_at_addition(self, name: str, output: Tensor, residual: Tensor) -> Tensor:
-        missing = self.aims.outputs[name] + self.aims.residuals[name]
-        missing = missing - self.aims.tokens(name, output) - self.aims.tokens(name, residual)
-        return self._fit(name, output, missing)
+        real = self.aims.tokens(name, output)
+        aim = self.aims.outputs[name] + self.aims.residuals[name]
+        missing = aim - real - self.aims.tokens(name, residual)
+        return self.aims.padded(self._fit(name, real.to(output.dtype), missing), output.shape)
 
     def _fit(self, name: str, output: Tensor, missing: Tensor) -> Tensor:
         """Fit the layer called last, which misses this; its output with what was found."""
-        entered = self._entered
-        if self._last is None or self._last[0] is not entered:
-            self._last = entered, _Inputs(self.aims.tokens(name, entered))
-        layer, rank = self.layers[name], self.ranks[name]
+        assert self._last is not None  # it was called
+        inputs, layer, rank = self._last[1], self.layers[name], self.ranks[name]
         most = min(self.most * rank, *layer.pretrained.shape)
         lora = self.loras.get(name)
         product = None if lora is None else wide(lora.l1) @ wide(lora.l2) * self.scaling
-        metric = self.metrics.get(name)
-        term, correction = self._last[1].fit(missing, rank, most, metric, product)
+        term, correction = inputs.fit(missing, rank, most, self.metrics.get(name), product)
         left, right, self.gains[name] = term
-        added = wide(entered) @ right.T @ left.T + correction
+        added = (inputs.centred + inputs.mean) @ right.T @ left.T + correction
         if layer.transposed:
             left, right = right.T, left.T
         self.fitted[name] = Corrected(self.choices[name], left, right, correction, self.trained)
