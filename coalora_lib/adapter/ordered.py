@@ -34,7 +34,7 @@ from coalora_lib.kinds import TaskKind, objective_of
 from coalora_lib.spaces import Choice
 
 #: Draws of the outcome for the metric.
-DRAWS = 4
+DRAWS = 2
 #: Added to the diagonal of G, as a part of its mean; between 0.01 and 0.3 it hardly matters.
 METRIC_RIDGE = 0.1
 #: The ridge of R grows by so many times features over tokens: few texts say little of directions.
