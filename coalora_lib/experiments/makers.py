@@ -7,6 +7,7 @@ run for one, and settings of the adapter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -42,7 +43,7 @@ def all_frozen(setup: Setup, rank: int | None, _: Configuration | None, **settin
     return coa_lora(setup, 1, None, frozen_rank=rank, adjuster="none", **settings)
 
 
-def in_order(steps: int = 0, **parts: bool) -> Fitter:
+def in_order(steps: int = 0, **parts: Any) -> Fitter:
     """The frozen factors of a configuration, fitted in the layers' order; polished for some steps.
 
     ``parts`` are :class:`~coalora_lib.adapter.OrderedFit`'s.

@@ -113,7 +113,7 @@ def test_what_is_closed_form_brings_embeddings_nearer(setup):
 
 
 def test_fits_in_order_are_what_their_labels_say(run):
-    """On more texts, so that they help; each part is another fit, and polishing goes on from it."""
+    """On more texts, so that they help; each part is another fit, and so is what is polished."""
     profile = replace(run.profile, train_examples=128, budgets=(3.0,), arbitrary_configurations=1)
     larger = prepare(Run(profile, 0))
     quantized, outputs, residuals, even, ordered, polished = losses(
@@ -126,8 +126,8 @@ def test_fits_in_order_are_what_their_labels_say(run):
         "in-order-polished",
     )
     assert len({outputs, residuals, even, ordered, polished}) == 5
-    assert max(outputs, residuals, even, ordered) < quantized
-    assert polished < ordered < outputs
+    assert max(outputs, residuals, even, ordered, polished) < quantized
+    assert ordered < outputs
 
 
 def test_a_run_for_one_arbitrary_configuration_takes_the_nearest(setup):
