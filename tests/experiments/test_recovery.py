@@ -10,7 +10,14 @@ from typer.testing import CliRunner
 from coalora_lib.batch.grid import Grid
 from coalora_lib.cli import app
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.experiments.methods import METHODS, RECOVERY, compared_for, methods_of
+from coalora_lib.experiments.makers import in_order
+from coalora_lib.experiments.methods import (
+    ALONE_BITS,
+    METHODS,
+    RECOVERY,
+    compared_for,
+    methods_of,
+)
 from coalora_lib.experiments.runner import all_jobs, job_for, make_record, run_job, run_of
 from coalora_lib.experiments.similarity import ScoredPairs
 from coalora_lib.kinds.embedding import mean_pooled
@@ -32,6 +39,13 @@ def run(small_run):
 @pytest.fixture(scope="module")
 def setup(run):
     return prepare(run)
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    """Polishing as it is would take most of the time of these tests."""
+    polished = replace(METHODS["recovery-in-order-polished"], fitter=in_order(5))
+    monkeypatch.setitem(METHODS, "recovery-in-order-polished", polished)
 
 
 @pytest.fixture
@@ -71,8 +85,7 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
     about = METHODS[method]
     assert record.protocol == RECOVERY.protocol
     assert record.job.rank == (4 if about.has_rank else None)
-    alone = {"budget": [3.0], "arbitrary": [None]}
-    budgets = alone.get(about.trains_on, [3.0, 4.0, None, None])
+    budgets = {"budget": [3.0], "arbitrary": [None]}.get(about.trains_on, [3.0, 4.0, None, None])
     assert [result.budget for result in record.results] == budgets
     for result in record.results:
         assert 0 < result.loss < 2
@@ -82,27 +95,59 @@ def test_every_method_runs_on_its_targets(method, setup, tmp_path):
         assert result.passes == (setup.plan.steps if about.trained else 0)
     phases = {"preparation", "evaluation"} | ({"training", "search"} if about.trained else set())
     assert set(record.phases) == phases | ({"fitting"} if about.fitter else set())
-    nothing = not about.trained and not about.adapter
-    assert (record.stored == 0) == nothing
+    assert (record.stored == 0) == (not about.trained and not about.adapter)
     assert run_of(record).profile.kind == "embedding"
+
+
+def losses(setup, *names):
+    """At the first target, of methods by name."""
+    return [make_record(setup, job_for(f"recovery-{n}", 4, 0)).results[0].loss for n in names]
 
 
 def test_what_is_closed_form_brings_embeddings_nearer(setup):
     """The mean helps, and the second moment beyond it; a set of 16 texts is small for the order."""
     names = ("quantized", "bias-correction", "closed-form", "in-order")
-    quantized, mean, second, ordered = (
-        make_record(setup, job_for(f"recovery-{name}", 4, 0)).results[0].loss for name in names
-    )
+    quantized, mean, second, ordered = losses(setup, *names)
     assert quantized > mean > second
     assert mean > ordered
 
 
+def test_fits_in_order_are_what_their_labels_say(run):
+    """On more texts, so that they help; each part is another fit, and so is what is polished."""
+    profile = replace(run.profile, train_examples=128, budgets=(3.0,), arbitrary_configurations=1)
+    larger = prepare(Run(profile, 0))
+    quantized, outputs, residuals, even, ordered, polished = losses(
+        larger,
+        "quantized",
+        "in-order-outputs",
+        "in-order-residuals",
+        "in-order-even-ranks",
+        "in-order",
+        "in-order-polished",
+    )
+    assert len({outputs, residuals, even, ordered, polished}) == 5
+    assert max(outputs, residuals, even, ordered, polished) < quantized
+    assert ordered < outputs
+
+
+def test_a_run_for_one_arbitrary_configuration_takes_the_nearest(setup):
+    jobs = all_jobs(setup.run.profile, [4], [0], ["recovery-alone"])
+    assert [job.budget for job in jobs] == list(ALONE_BITS)
+    arbitrary = [setup.space.mean_bits(each, setup.shapes) for each in setup.arbitrary()]
+    record = make_record(setup, jobs[-1])
+    (result,) = record.results
+    assert result.bits == min(arbitrary, key=lambda bits: abs(bits - ALONE_BITS[-1]))
+    with pytest.raises(ValueError, match="recovery-alone needs a budget"):
+        job_for("recovery-alone", 4, 0)
+
+
 def test_a_fit_is_made_before_a_configuration_is_trained_on_and_evaluated(setup, monkeypatch):
-    seen = []
+    seen, made = [], []
 
     def fitter(given, model):
         assert given is setup
-        return lambda configuration: seen.append((tuple(configuration), model.training_set != []))
+        made.append(model)
+        return lambda each: seen.append((tuple(each), model.training_set != []))
 
     method = replace(METHODS["recovery-coa-lora"], fitter=fitter)
     monkeypatch.setitem(METHODS, "recovery-coa-lora", method)
@@ -110,6 +155,7 @@ def test_a_fit_is_made_before_a_configuration_is_trained_on_and_evaluated(setup,
     trained = [(tuple(each), False) for each in setup.training_set()]
     evaluated = [(tuple(each), True) for _, each in RECOVERY.targets(setup)]
     assert seen == trained + evaluated
+    assert len(made) == 1
     assert record.phases["fitting"] >= 0
 
 

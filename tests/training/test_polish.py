@@ -40,7 +40,7 @@ def test_it_brings_the_model_closer_on_other_texts(kind, dtype):
     fit, configuration = fitted(kind, dtype)
     others = tokens(200, seed=9)
     before, old = divergence(fit.model, configuration, others), states(fit, configuration)
-    losses = polish(fit, configuration, examples(), steps=12, batch_size=64)
+    losses = polish(fit, configuration, examples(800), 12, batch_size=200, learning_rate=0.01)
     assert divergence(fit.model, configuration, others) < 0.9 * before
     assert len(losses) == 12
     assert sum(losses[-3:]) < sum(losses[:3])
