@@ -32,7 +32,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def record(request):
-    """What the tests of architectures found, and the words of refusals, for chapter 7."""
+    """What the tests of architectures found, and the words of refusals, for chapter 8."""
     found = {"models": {}, "refused": {}}
     yield found
     if path := request.config.getoption("--record"):

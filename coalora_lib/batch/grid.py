@@ -1,6 +1,6 @@
 """A grid: what is to be run, as a YAML file says it, checked before anything starts.
 
-methods: [coa-lora, lq-lora]    # or chapters: ["05"], and parameters: {...} for them
+methods: [coa-lora, lq-lora]    # or chapters: ["06"], and parameters: {...} for them
 ranks: [4, 8]
 seeds: {from: 0, to: 4}         # a value, a list, or a range, whose end is in it
 profile: standard

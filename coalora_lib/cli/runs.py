@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from coalora_lib.experiments import Run
     from coalora_lib.records import Job, Result
 
-#: The ranks of chapter 5.
+#: The ranks of chapter 6.
 RANKS = (4, 8, 16)
 
 ProfileName = Annotated[str, one_of(profiles, "Size of the run: quick, standard, paper, ...")]
@@ -55,7 +55,7 @@ def experiments(
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
-    """Run the comparison of chapter 5; with a profile of embeddings, what gives them back.
+    """Run the comparison of chapter 6; with a profile of embeddings, what gives them back.
 
     A run whose record is in the folder is not made again; a record of other parameters, data or
     protocol is refused.

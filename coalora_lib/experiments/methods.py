@@ -7,7 +7,7 @@ loss, another optimizer, other arbitrary configurations, a repaired fault in wha
 is evaluated. Leave it when results are the same up to rounding: renamed code, a faster path,
 another device, newer versions of packages.
 
-Under ``book/results``: "comparison-1" are the earlier runs of chapter 5, before the residual start
+Under ``book/results``: "comparison-1" are the earlier runs of chapter 6, before the residual start
 and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
 """
 
@@ -80,7 +80,7 @@ def _uniform(setup: Setup) -> list[Configuration]:
     return [random_configuration(setup.shapes, generator, setup.space) for _ in drawn]
 
 
-#: The methods and the ablations of chapter 5.
+#: The methods and the ablations of chapter 6.
 COMPARISON = Experiment(
     "comparison-2",
     Setup.training_set,

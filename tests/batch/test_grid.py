@@ -66,9 +66,9 @@ def test_what_is_excluded_is_left_out():
 
 
 def test_chapters_times_seeds():
-    found = names('chapters=["05"]', "seeds={to: 3}", "parameters={results: [a, b]}")
+    found = names('chapters=["06"]', "seeds={to: 3}", "parameters={results: [a, b]}")
     assert found == [
-        f"05_sst2-results-{results}-seed-{seed}" for seed in range(4) for results in "ab"
+        f"06_sst2-results-{results}-seed-{seed}" for seed in range(4) for results in "ab"
     ]
 
 
@@ -92,13 +92,13 @@ def test_chapters_times_seeds():
         (["methods=coa-lora", "seeds={to: .inf}"], "range from 0 to inf by 1 holds nothing"),
         (["methods=coa-lora", "seeds={from: 1}"], "a range needs numbers"),
         (["methods=coa-lora", "seeds={to: 9999}", "ranks={from: 1, to: 99}"], "990000 jobs and"),
-        (["methods=coa-lora", 'chapters=["05"]'], "a grid has either methods or chapters"),
+        (["methods=coa-lora", 'chapters=["06"]'], "a grid has either methods or chapters"),
         (["seeds=1"], "a grid has either methods or chapters"),
-        (['chapters=["05"]', "ranks=4"], "ranks is for methods"),
+        (['chapters=["06"]', "ranks=4"], "ranks is for methods"),
         (["methods=coa-lora", "parameters={seed: 1}"], "parameters is for chapters"),
         (["chapters=5"], "chapters.0: Input should be a valid string, got 5"),
-        (['chapters=["09"]'], "chapter='09' is not known; allowed: 00_introduction, "),
-        (['chapters=["05"]', "parameters={rank: 4}"], "parameter 'rank' of these chapters is not"),
+        (['chapters=["10"]'], "chapter='10' is not known; allowed: 00_introduction, "),
+        (['chapters=["06"]', "parameters={rank: 4}"], "parameter 'rank' of these chapters is not"),
         (["methods=coa-lora", "exclude=[{rank: 64}]"], "exclude: nothing is rank=64"),
         (["methods=coa-lora", "exclude=[{rank: 8}]"], "the grid is empty"),
         (["methods=coa-lora", "dataset=c4"], "'quick' is of kind 'single-label'; data set"),

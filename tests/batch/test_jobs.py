@@ -184,21 +184,21 @@ def test_values_of_a_chapter_are_taken_once_and_as_its_own_type(project):
 @pytest.mark.parametrize(
     ("parameters", "name"),
     [
-        ({}, "05_sst2"),
-        ({"seed": 3, "profile": "quick"}, "05_sst2-profile-quick-seed-3"),
-        ({"results": "../../x/y"}, "05_sst2-results-x-y-"),
-        ({"results": "a\nb"}, "05_sst2-results-a-b-"),
-        ({"results": "x" * 500}, "05_sst2-results-xxx"),
-        ({"rate": -1}, "05_sst2-rate-1-"),
+        ({}, "06_sst2"),
+        ({"seed": 3, "profile": "quick"}, "06_sst2-profile-quick-seed-3"),
+        ({"results": "../../x/y"}, "06_sst2-results-x-y-"),
+        ({"results": "a\nb"}, "06_sst2-results-a-b-"),
+        ({"results": "x" * 500}, "06_sst2-results-xxx"),
+        ({"rate": -1}, "06_sst2-rate-1-"),
     ],
     ids=["none", "plain", "path", "line", "long", "sign"],
 )
 def test_a_chapters_name_is_safe_and_depends_on_its_parameters_alone(parameters, name):
-    found = name_of("05_sst2", parameters)
+    found = name_of("06_sst2", parameters)
     assert found.startswith(name)
     assert len(found) <= 140
     assert "/" not in found
     assert ".." not in found
-    assert found == name_of("05_sst2", dict(reversed(parameters.items())))
+    assert found == name_of("06_sst2", dict(reversed(parameters.items())))
     if found != name:  # a digest tells it from others that look the same
-        assert found != name_of("05_sst2", parameters | {"other": 1})
+        assert found != name_of("06_sst2", parameters | {"other": 1})

@@ -20,7 +20,7 @@ METHODS = {
     "results": "_build/results/rates",
 }
 CHAPTERS = {
-    "chapters": ["02", "05"],
+    "chapters": ["02", "06"],
     "parameters": {"seed": {"to": 3}, "profile": ["quick"]},
     "exclude": [{"chapter": "02_configurations", "seed": 1}],
 }

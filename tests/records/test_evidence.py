@@ -221,8 +221,8 @@ def published(start):
 
 
 def chapter_rows():
-    """The cells of all tables of chapter 5, as they were published, by their first cell."""
-    notebook = json.loads((PUBLISHED.parents[1] / "05_sst2.ipynb").read_text())
+    """The cells of all tables of chapter 6, as they were published, by their first cell."""
+    notebook = json.loads((PUBLISHED.parents[1] / "06_sst2.ipynb").read_text())
     rows = {}
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):

@@ -1,0 +1,211 @@
+"""Every figure that chapter 5 prints of its records, from the raw files by another route."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from coalora_lib.experiments.methods import labels_of
+
+BOOK = Path(__file__).parents[2] / "book"
+SLUGS = {label: slug for slug, label in labels_of("recovery").items()}
+SHARED, ORDER, POLISHED = "Shared-LoRA", "in order", "in order, polished"
+
+
+@pytest.fixture(scope="module")
+def files():
+    """Contents of all records."""
+    found = [json.loads(path.read_text()) for path in (BOOK / "results/recovery").glob("*.json")]
+    assert found, "there are no records"
+    return found
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """Tables of the page by the first cell of their head: head and rows; and the text outputs."""
+    tables, texts = {}, []
+    for cell in json.loads((BOOK / "05_recovery.ipynb").read_text())["cells"]:
+        for output in cell.get("outputs", ()):
+            text = "".join(output.get("data", {}).get("text/markdown", output.get("text", ())))
+            texts.append(text.replace("\N{NO-BREAK SPACE}", " "))
+            lines = [line.strip("| ").split(" | ") for line in texts[-1].splitlines()]
+            if lines and len(lines[0]) > 1:
+                tables[lines[0][0]] = lines[0], {line[0]: line[1:] for line in lines[2:]}
+    return tables, texts
+
+
+def of_method(files, label, rank):
+    """Results on arbitrary configurations of the runs for many, by seed."""
+    return {
+        each["job"]["seed"]: [r for r in each["results"] if r["budget"] is None]
+        for each in files
+        if each["job"]["method"] == SLUGS[label]
+        and each["job"]["rank"] in (rank, None)
+        and each["job"]["budget"] is None
+    }
+
+
+def means(files, label, rank, field="loss"):
+    return {s: mean(r[field] for r in rs) for s, rs in of_method(files, label, rank).items()}
+
+
+def paired(first, second, of=lambda a, b: a / b):
+    return [of(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def span(values, digits=2, sign=""):
+    """Mean and Student's interval as the page writes them."""
+    if len(values) < 2:
+        return "-"
+    middle, scale = np.mean(values), scipy.stats.sem(values)
+    low, high = middle, middle
+    if scale:
+        low, high = scipy.stats.t.interval(0.95, len(values) - 1, middle, scale)
+    return f"{middle:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
+def ranks_of(files):
+    return sorted({each["job"]["rank"] for each in files} - {None})
+
+
+def test_arms(files, printed):
+    _, rows = printed[0]["rank 8"]
+    there = {each["job"]["method"] for each in files if each["job"]["rank"] in (8, None)}
+    for_many = there - {SLUGS[name] for name in ("alone", "LQ-LoRA", "QLoRA")}
+    assert {SLUGS[name] for name in rows} == for_many
+    shared = means(files, SHARED, 8)
+    for name, cells in rows.items():
+        losses, kept, alike = (
+            means(files, name, 8, field) for field in ("loss", "neighbours", "spearman")
+        )
+        assert cells == [
+            str(len(losses)),
+            f"{mean(losses.values()):.3f}",
+            span(paired(losses, shared)),
+            f"{100 * mean(kept.values()):.1f}",
+            f"{mean(alike.values()):.3f}",
+        ]
+
+
+def test_arms_at_all_ranks(files, printed):
+    head, rows = printed[0]["of Shared-LoRA's 1 - cosine"]
+    assert head[1:] == [f"rank {rank}" for rank in ranks_of(files)]
+    for name, cells in rows.items():
+        assert cells == [
+            span(paired(means(files, name, rank), means(files, SHARED, rank)))
+            for rank in ranks_of(files)
+        ]
+
+
+def test_the_sentence_of_the_fit_in_order(files, printed):
+    share = mean(paired(means(files, ORDER, 8), means(files, SHARED, 8)))
+    kept = [means(files, name, 8, "neighbours") for name in (ORDER, SHARED)]
+    more = 100 * mean(paired(*kept, lambda a, b: a - b))
+    (text,) = (text for text in printed[1] if "trains nothing" in text)
+    assert re.findall(r"leaves ([0-9.]+) of", text) == [f"{share:.2f}"]
+    assert re.findall(r"keeps ([0-9]+) more", text) == [f"{more:.0f}"]
+
+
+def own_runs(files, budget):
+    """Bits and 1 - cosine of the runs for one configuration, by seed."""
+    return {
+        each["job"]["seed"]: (each["results"][0]["bits"], each["results"][0]["loss"])
+        for each in files
+        if (each["job"]["method"], each["job"]["budget"]) == (SLUGS["alone"], budget)
+    }
+
+
+def at_own(files, label, budget):
+    """1 - cosine of a method at the configurations of those runs, by seed."""
+    found = {}
+    for seed, results in of_method(files, label, 8).items():
+        for bits, _ in [own_runs(files, budget)[seed]] if seed in own_runs(files, budget) else ():
+            found[seed] = min(results, key=lambda r: abs(r["bits"] - bits))["loss"]
+    return found
+
+
+def test_beside_runs_alone(files, printed):
+    head, rows = printed[0]["bits"]
+    budgets = sorted(
+        {each["job"]["budget"] for each in files if each["job"]["method"] == SLUGS["alone"]}
+    )
+    assert len(rows) == len(budgets)
+    for budget, (first, cells) in zip(budgets, rows.items(), strict=True):
+        own = own_runs(files, budget)
+        alone = {seed: loss for seed, (_, loss) in own.items()}
+        assert (first, cells[0]) == (f"{mean(bits for bits, _ in own.values()):.2f}", str(len(own)))
+        shared = at_own(files, SHARED, budget)
+        for column, cell in zip(head[2:], cells[1:], strict=True):
+            name, _, of_the_way = column.partition(": ")
+            found = alone if name == "alone" else at_own(files, name, budget)
+            if not of_the_way:
+                assert cell == f"{mean(found.values()):.3f}", column
+                continue
+            seeds = sorted(found.keys() & shared.keys() & alone.keys())
+            gone = [(shared[s] - found[s]) / (shared[s] - alone[s]) for s in seeds]
+            assert cell == span(gone), column
+
+
+PAIRS = {
+    "CoA-LoRA, over no network": ("CoA-LoRA", "CoA-LoRA, no network"),
+    "as published, over Shared-LoRA": ("CoA-LoRA, as published", SHARED),
+    "calibrated, CoA- over Shared-LoRA": ("calibrated, CoA-LoRA", "calibrated, Shared-LoRA"),
+    "in order, CoA- over Shared-LoRA": ("in order, CoA-LoRA", "in order, Shared-LoRA"),
+    "in order, 4 of 8 trained, over all fitted": ("in order, CoA-LoRA", ORDER),
+    "25 steps of polish, over none": (POLISHED, ORDER),
+}
+
+
+def test_changes_and_their_verdicts(files, printed):
+    _, rows = printed[0]["change of 1 - cosine, %"]
+    (verdicts,) = (text for text in printed[1] if "beyond its interval" in text)
+    assert rows.keys() <= PAIRS.keys()
+    for name, cells in rows.items():
+        pair = PAIRS[name]
+        values = [
+            [100 * (v - 1) for v in paired(*(means(files, each, rank) for each in pair))]
+            for rank in ranks_of(files)
+        ]
+        assert cells == [span(each, 1, "+") for each in values]
+        known = [each for each in values if len(each) > 1]
+        signs = [np.sign(mean(v)) for v in known if scipy.stats.ttest_1samp(v, 0).pvalue < 0.05]
+        better, worse = signs.count(-1), signs.count(1)
+        said = f"**{name}**: is better at {better} and worse at {worse} of {len(known)} ranks"
+        assert said in verdicts
+
+
+def test_goals(files, printed):
+    _, rows = printed[0]["goal"]
+    expected = {}
+    for rank, most in ((4, 0.70), (8, 0.62), (16, 0.55)):
+        share = paired(means(files, ORDER, rank), means(files, SHARED, rank))
+        if len(share) > 1:
+            expected[f"1: rank {rank}, part of Shared-LoRA's distance"] = span(share, 3), (
+                mean(share) <= most
+            )
+    kept = [means(files, name, 8, "neighbours") for name in (ORDER, SHARED)]
+    more = paired(*kept, lambda a, b: 100 * (a - b))
+    expected["1: rank 8, points of neighbours kept more"] = span(more, 1), mean(more) >= 9
+    for what, name, most in (
+        ("2: rank 8, 2.9 bits, no steps for it", ORDER, 0.125),
+        ("2: the same, 25 steps of polish", POLISHED, 0.110),
+        ("2b: the same, without any training", ORDER, 0.175),
+    ):
+        found = list(at_own(files, name, 2.9).values())
+        if found:
+            expected[what] = span(found, 3), mean(found) <= most
+    seconds = mean(
+        each["phases"]["fitting"] / len(each["results"])
+        for each in files
+        if (each["job"]["method"], each["job"]["rank"]) == (SLUGS[ORDER], 8)
+    )
+    expected["2b: seconds for a fit on a GPU"] = f"{seconds:.1f}", seconds <= 0.3
+    assert {name: (cells[1], cells[2] == "met") for name, cells in rows.items()} == expected
+    missed = [name for name, (_, met) in expected.items() if not met]
+    (text,) = (text for text in printed[1] if re.match(r"\d of \d are met", text))
+    assert text.startswith(f"{len(expected) - len(missed)} of {len(expected)} are met")
+    assert all(name in text for name in missed)
