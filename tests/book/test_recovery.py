@@ -184,8 +184,9 @@ def test_goals(files, printed):
     for rank, most in ((4, 0.70), (8, 0.62), (16, 0.55)):
         share = paired(means(files, ORDER, rank), means(files, SHARED, rank))
         if len(share) > 1:
-            expected[f"1: rank {rank}, part of Shared-LoRA's distance"] = span(share, 3), (
-                mean(share) <= most
+            expected[f"1: rank {rank}, part of Shared-LoRA's distance"] = (
+                span(share, 3),
+                (mean(share) <= most),
             )
     kept = [means(files, name, 8, "neighbours") for name in (ORDER, SHARED)]
     more = paired(*kept, lambda a, b: 100 * (a - b))
