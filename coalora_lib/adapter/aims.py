@@ -93,9 +93,17 @@ def parts(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
-    """(texts, length) bool, false at padding; all of them where there is no mask."""
+    """(texts, length) bool, false at padding; all of them where there is no mask.
+
+    Raises:
+        ValueError: the batch has neither tokens nor a mask, such as images.
+    """
     if "attention_mask" in batch:
         return batch["attention_mask"].bool()
+    if "input_ids" not in batch:
+        raise ValueError(
+            f"a fit in order needs input_ids or an attention_mask; got {', '.join(batch) or 'none'}"
+        )
     return torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
 

@@ -304,6 +304,13 @@ def test_a_model_that_sees_two_sequences_is_refused():
     assert model.configuration is None
 
 
+def test_what_is_no_text_is_refused():
+    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+    with pytest.raises(ValueError, match="needs input_ids or an attention_mask; got pixel_values"):
+        OrderedFit(model, {"pixel_values": torch.zeros(1, 3, 4, 4)})
+    assert model.configuration is None
+
+
 def test_a_fit_that_fails_leaves_the_one_before(examples):
     model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
     fit = OrderedFit(model, collate(examples, 0))
