@@ -54,7 +54,7 @@ def test_merged_under_another_configuration_leaves_the_current_one(kind):
 
 
 def test_there_is_nothing_to_merge_without_a_configuration():
-    with pytest.raises(ValueError, match="no configuration is set, and none is given"):
+    with pytest.raises(ValueError, match="no configuration is set or given"):
         attached("bert").merge()
 
 
