@@ -86,12 +86,9 @@ class AdaptedLayers:
             return configuration
         return self.fitted.get(tuple(configuration), configuration)
 
-    def replaced(self, configuration: Sequence[Choice] | None) -> bool:
+    def replaced(self, configuration: Sequence[Choice]) -> bool:
         """Whether what was fitted for a configuration is in the place of LoRA."""
-        if configuration is None or not self.fitted:
-            return False
-        states = self.fitted.get(tuple(configuration), [])
-        return any(state.replaces for state in states)
+        return _in_the_place_of_lora(self.states(configuration))
 
     def move_fitted(self) -> None:
         """Have what was fitted follow the weights to another device or dtype."""
@@ -117,14 +114,13 @@ class AdaptedLayers:
     def switch(self, configuration: Sequence[Choice] | None) -> None:
         """Move the weights and corrections of a configuration in; None: the pre-trained weights."""
         layers = self.quantized.values()
-        off = self.replaced(configuration)
-        if off or self.lora_off:
-            self.use(self.no_factors() if off else self.factors())
-        self.lora_off = off
         self.configuration = None if configuration is None else list(configuration)
         states: Sequence[LayerState | None] = [None] * len(layers)
         if configuration is not None:
             states = self.states(configuration)
+        before, self.lora_off = self.lora_off, _in_the_place_of_lora(states)
+        if before and not self.lora_off:
+            self.use(self.factors())
         if not self._static:
             for layer, state in zip(layers, states, strict=True):
                 layer.switch(state)
@@ -187,3 +183,8 @@ class AdaptedLayers:
             left, right = truncated_svd(rest.T if layer.transposed else rest, rank)
             l1.copy_(left / self.scaling**0.5)
             l2.copy_(right / self.scaling**0.5)
+
+
+def _in_the_place_of_lora(states: Sequence[LayerState | None]) -> bool:
+    """Of all layers or of none."""
+    return isinstance(states[0], Corrected) and states[0].replaces

@@ -173,10 +173,8 @@ class CoaLora(TransformersInterface):
         return self.layers.mean_inputs
 
     def resolve(self, configuration: ConfigurationLike) -> list[Choice]:
-        """The choice of every layer that :meth:`set_configuration` would set, with its errors.
-
-        The first budget measures the error table, see :attr:`errors`.
-        """
+        """The choice of every layer that :meth:`set_configuration` would set, with its errors; the
+        first budget measures the error table, see :attr:`errors`."""
         return self._resolver(configuration, self.pretrained_weights)
 
     @torch.inference_mode(False)
@@ -214,10 +212,11 @@ class CoaLora(TransformersInterface):
     def adapt(self, *_: Any) -> None:
         """Give every LoRA layer the factors for the current configuration, before a forward."""
         recompute_as_before(self.checkpointable)
-        if self._indices is None or not self.adjuster.follows or self.layers.lora_off:
-            return
-        # A copy, since a backward may need them after the next configuration was written there.
-        self.layers.use(self.adjuster.adapted(self._indices.clone(), self.layers.factors()))
+        if self.layers.lora_off:
+            self.layers.use(self.layers.no_factors())
+        elif self._indices is not None and self.adjuster.follows:
+            # A copy, since a backward may need them after the next configuration was written there.
+            self.layers.use(self.adjuster.adapted(self._indices.clone(), self.layers.factors()))
 
     def adjustments(self, configuration: Sequence[Choice]) -> Adjustment:
         """U and v of every layer under a configuration; ValueError without a hypernetwork."""

@@ -81,9 +81,8 @@ class OrderedFit:
         self.kind = objective_of(model.get_base_model(), kind)
         moved = {name: value.to(model.device) for name, value in batch.items()}
         inputs = self.kind.inputs(moved)
-        by_length = (
-            real_tokens(inputs).sum(1).argsort(stable=True)
-        )  # parts of like length need less padding
+        # Parts of like length need less padding.
+        by_length = real_tokens(inputs).sum(1).argsort(stable=True)
         self.inputs = {name: value[by_length] for name, value in inputs.items()}
         self.metrics: dict[str, Tensor] = {}  #: L of G = L L^T, (out, out), by layer
         with unquantized(model, trained):
@@ -205,8 +204,8 @@ class _Pass:
         self.base, self.layers = fit.model.get_base_model(), fit.model.layers.quantized
         self.choices = dict(zip(self.layers, configuration, strict=True))
         self.most, self.trained = SPREAD if fit.spread else 1, fit.trained
-        factors = fit.model.layers.factors() if fit.trained else []
-        self.loras = dict(zip(self.layers, factors, strict=False))
+        factors = dict(zip(self.layers, fit.model.layers.factors(), strict=True))
+        self.loras = factors if fit.trained else {}
         self.scaling = fit.model.layers.scaling
         self.fitted: dict[str, Corrected] = {}
         self.gains: dict[str, Tensor] = {}

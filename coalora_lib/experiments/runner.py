@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.utils.benchmark import timer
+from torch.utils.benchmark import timer  # it waits for the GPU
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.heads import find_heads, is_inside

@@ -1,11 +1,10 @@
 """How far a quantized model is from the unquantized one, on some texts."""
 
-from contextlib import nullcontext
-
 import torch
 from tqdm import tqdm
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter.ordered import unquantized
 from coalora_lib.kinds import Embedding, Examples, objective_of
 from coalora_lib.spaces import Configuration
 from coalora_lib.training.batches import ordered_batches
@@ -46,12 +45,11 @@ class Distance:
         batches = ordered_batches(self._examples, BATCH, pad_token_of(model))
         total = -(-len(self._examples) // BATCH)
         found, predictions = 0.0, 0
+        model.set_configuration(configuration)
         for _, batch in tqdm(batches, "measuring", total, disable=None, leave=False):
             batch = {name: value.to(model.device) for name, value in batch.items()}
-            model.set_configuration(None)
-            with model.disable_adapter() if not has_head(model) else nullcontext():
+            with unquantized(model, has_head(model)):
                 wanted = kind.outcome(model(**batch), batch)
-            model.set_configuration(configuration)
             divergence = kind.divergence(kind.outcome(model(**batch), batch), wanted)
             found += divergence.item() * len(wanted)
             predictions += len(wanted)

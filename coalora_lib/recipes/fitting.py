@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.adapter.export import check_export
+from coalora_lib.adapter.passes import hooks
 from coalora_lib.adapter.saving import DESCRIPTION
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
@@ -181,12 +182,6 @@ def _progress(model: CoaLora, what: str) -> Iterator[None]:
     """In terminals, how many layers were called: some passes over all of them."""
     base = model.get_base_model()
     with tqdm(desc=what, unit="layer", disable=None, leave=False) as bar:
-        handles = [
-            base.get_submodule(name).register_forward_hook(lambda *_: bar.update() and None)
-            for name in model.layer_names
-        ]
-        try:
+        each = dict.fromkeys(model.layer_names, lambda *_: bar.update() and None)
+        with hooks(base, each, before=False):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()

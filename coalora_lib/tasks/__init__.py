@@ -14,7 +14,6 @@ from coalora_lib.tasks.models import (
     Pretrained,
     checkpoint_checksum,
     load_classifier,
-    load_language_model,
     load_pretrained,
 )
 from coalora_lib.tasks.table import from_table
@@ -29,7 +28,6 @@ __all__ = [
     "from_table",
     "kinds_of",
     "load_classifier",
-    "load_language_model",
     "load_pretrained",
     "load_task",
     "similarity_pairs",

@@ -13,7 +13,6 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -49,11 +48,6 @@ def load_classifier(
         OSError: neither a folder nor a model on the hub, or no safetensors weights there.
     """
     return _load(AutoModelForSequenceClassification, name, dtype, num_labels=labels)
-
-
-def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """Load a pre-trained causal language model; as :func:`load_classifier`."""
-    return _load(AutoModelForCausalLM, name, dtype)
 
 
 def load_pretrained(

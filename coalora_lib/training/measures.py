@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from coalora_lib.adapter.passes import hooks
 from coalora_lib.kinds import Examples
 from coalora_lib.training.batches import ordered_batches
 from coalora_lib.training.evaluation import pad_token_of
@@ -82,22 +83,20 @@ def _moments(
 
         return hook
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(add_to(n)) for n in layers]
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         batches = ordered_batches(examples, batch_size, pad_token_of(model))
         total = -(-len(examples) // batch_size)
-        for _, batch in tqdm(batches, what, total, disable=None, leave=False):
-            batch = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-            real = batch["attention_mask"].bool()
-            tokens += int(real.sum())
-            last = None
-            model(**batch)
+        with hooks(model, {name: add_to(name) for name in layers}, before=True):
+            for _, batch in tqdm(batches, what, total, disable=None, leave=False):
+                batch = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+                real = batch["attention_mask"].bool()
+                tokens += int(real.sum())
+                last = None
+                model(**batch)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
     means = {name: (total / tokens).to(wide) for name, total in sums.items()}
     # Symmetric to the last digit, which products of floats are not.
     seconds = {name: (total + total.T) / (2 * tokens) for name, total in products.items()}

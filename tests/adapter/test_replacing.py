@@ -1,5 +1,6 @@
 """Terms in the place of a trained LoRA: the model was trained once, unquantized."""
 
+import copy
 import json
 
 import pytest
@@ -66,6 +67,15 @@ def test_lora_is_off_there_and_nowhere_else(adjuster):
     for budget, expected in seen.items():
         model.set_configuration(budget)
         assert torch.equal(logits(model), expected) == (budget == 2.5)
+
+
+@pytest.mark.parametrize("adjuster", ADJUSTERS)
+def test_a_copy_and_another_dtype_have_lora_off_too(adjuster):
+    model, *_ = fitted(adjuster=adjuster)
+    model.set_configuration(2.5)
+    expected = logits(model)
+    assert torch.equal(logits(copy.deepcopy(model)), expected)
+    torch.testing.assert_close(logits(model.double()).float(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_by_default_lora_stays_beside_what_was_fitted():

@@ -9,7 +9,7 @@ from coalora_lib.tasks import (
     checkpoint_checksum,
     data_checksum,
     load_classifier,
-    load_language_model,
+    load_pretrained,
     load_task,
     small_decoder,
 )
@@ -161,7 +161,7 @@ def test_a_language_model_loads_from_a_folder(tmp_path):
     made = small_decoder(Dataset.from_dict({"sentence": ["a b c"]}))
     made.model.save_pretrained(tmp_path)
     made.tokenizer.save_pretrained(tmp_path)
-    model, tokenizer = load_language_model(str(tmp_path))
+    model, tokenizer = load_pretrained(str(tmp_path), "causal-lm")
     assert model.name_or_path == str(tmp_path)
     assert torch.equal(model.lm_head.weight, made.model.lm_head.weight)
     assert tokenizer.eos_token == made.tokenizer.eos_token
