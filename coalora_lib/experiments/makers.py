@@ -46,14 +46,18 @@ def all_frozen(setup: Setup, rank: int | None, _: Configuration | None, **settin
 def in_order(steps: int = 0, **parts: Any) -> Fitter:
     """The frozen factors of a configuration, fitted in the layers' order; polished for some steps.
 
-    ``parts`` are :class:`~coalora_lib.adapter.OrderedFit`'s.
+    ``parts`` are :class:`~coalora_lib.adapter.OrderedFit`'s. Terms in the place of trained factors
+    have the rank of these and of the frozen ones together.
     """
 
     def fitter(setup: Setup, model: CoaLora) -> Callable[[Configuration], object]:
         fit = OrderedFit(model, setup.fitting_batch(model), **parts)
+        rank = model.settings.frozen_rank or 0
+        if parts.get("trained"):
+            rank += model.settings.rank
 
         def prepare(configuration: Configuration) -> None:
-            fit.fit(configuration, model.settings.frozen_rank)
+            fit.fit(configuration, rank)
             if steps:
                 polish(fit, configuration, setup.train, steps, seed=setup.run.seed)
 

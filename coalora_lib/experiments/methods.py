@@ -34,7 +34,7 @@ from coalora_lib.experiments.profiles import Profile
 from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
 from coalora_lib.spaces import Configuration, random_configuration
 
-Group = Literal["main", "ablation", "option", "search", "recovery"]
+Group = Literal["main", "ablation", "fitted", "option", "search", "recovery"]
 #: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
 Target = tuple[float | None, Configuration]
 
@@ -130,7 +130,9 @@ class Method:
             for one; adapter: settings for it.
         trains_on: "set", one run over the experiment's set; "budget", a run for each budget on
             that budget's configuration; "arbitrary", a run for each of :data:`ALONE_BITS` on the
-            arbitrary configuration that is nearest; "nothing", unquantized.
+            arbitrary configuration that is nearest; "unquantized", one run on the pre-trained
+            weights, for all that a run over the set is evaluated on; "nothing", the same for a
+            model that knows no configurations.
         plan: settings changed of the training plan.
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
@@ -139,11 +141,12 @@ class Method:
         fitter: from the set-up and the model, before it is trained, what prepares the model for a
             configuration; called before one is trained on, and before one that it has not met is
             evaluated. What a search proposes is not fitted.
+        refitter: the same from the trained model, for whatever is evaluated.
     """
 
     label: str
     make: Maker
-    trains_on: Literal["set", "budget", "arbitrary", "nothing"] = "set"
+    trains_on: Literal["set", "budget", "arbitrary", "unquantized", "nothing"] = "set"
     adapter: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 1.0
@@ -152,6 +155,7 @@ class Method:
     has_rank: bool = True
     trained: bool = True
     fitter: Fitter | None = None
+    refitter: Fitter | None = None
     group: Group = "main"
 
     @property
@@ -209,6 +213,12 @@ def _arm(label: str, search: dict[str, Any] | None) -> Method:
     return Method(label, coa_lora, search=search, group="search")
 
 
+def _fitted(
+    label: str, make: Maker = half_frozen, adapter: Mapping[str, Any] | None = None, **own
+) -> Method:
+    return Method(label, make, adapter={**_PLAIN, **(adapter or {})}, group="fitted", **own)
+
+
 def _recovery(
     label: str, make: Maker = coa_lora, adapter: Mapping[str, Any] | None = None, **own
 ) -> Method:
@@ -221,6 +231,7 @@ _NO_NETWORK = {**_PLAIN, "output_bias": False, "error_features": False}
 _NETWORK = {"output_bias": True, "error_features": True}
 _CALIBRATED: dict[str, Any] = {"start": "calibrated", "bias_correction": True}
 _CORRECTED = {"bias_correction": True}
+_IN_LORAS_PLACE = in_order(trained=True)
 _OUTPUTS, _EVEN = {"residuals": False, "weighted": False}, {"spread": False}
 _FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
 _ALL = (
@@ -253,6 +264,20 @@ _ALL = (
     *(
         _changed(f"{each.label}, integer codes", each, space="int")
         for each in (_OURS, _SHARED, _LQ)
+    ),
+    # Closed forms: LoRA trained first and then fitted to each configuration; half of the rank
+    # frozen for the configuration at hand, and at last all of it fitted anew. A head that is still
+    # random cannot say what matters of outputs.
+    _fitted("LoRA, fitted", coa_lora, trains_on="unquantized", refitter=_IN_LORAS_PLACE),
+    _fitted("Shared-LoRA, fitted", coa_lora, refitter=_IN_LORAS_PLACE),
+    _fitted("calibrated, Shared-LoRA", adapter=_CALIBRATED),
+    _fitted("calibrated, fitted", adapter=_CALIBRATED, refitter=_IN_LORAS_PLACE),
+    _fitted("calibrated, CoA-LoRA", adapter=_CALIBRATED | _NETWORK | {"adjuster": "hypernetwork"}),
+    _fitted("in order, Shared-LoRA", fitter=in_order(weighted=False, **_EVEN)),
+    _fitted(
+        "in order, fitted",
+        fitter=in_order(weighted=False, **_EVEN),
+        refitter=_IN_LORAS_PLACE,
     ),
     # Options: the plainest CoA-LoRA with one option each, all without a search.
     _option("Shared-LoRA", **_PLAIN),
@@ -311,7 +336,7 @@ def labels_of(*groups: str) -> dict[str, str]:
 
 def compared_for(profile: Profile) -> list[str]:
     """The methods that are compared on a profile's kind of task."""
-    methods = methods_of("main", "recovery")
+    methods = methods_of("main", "fitted", "recovery")
     return [slug for slug, each in methods.items() if profile.kind in each.experiment.kinds]
 
 

@@ -20,6 +20,7 @@ from torch.utils.benchmark import timer  # it waits for the GPU
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.heads import find_heads, is_inside
 from coalora_lib.adapter.saving import trained_parameters
+from coalora_lib.experiments.makers import Fitter
 from coalora_lib.experiments.methods import METHODS, TEACHER, Method
 from coalora_lib.experiments.profiles import Profile, Run
 from coalora_lib.experiments.setup import Setup
@@ -118,8 +119,11 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
     with _phase(record, "preparation"):
         one = None if job.budget is None else method.one(setup, job.budget)[1]
         model = method.make(setup, job.rank, one, **method.adapter)
-    prepare = _fitting(record, setup, model)
+    prepare = _fitting(record, setup, model, method.fitter)
     steps = _train(record, setup, model, one, prepare, checkpoints) if method.trained else 0
+    if method.refitter is not None and isinstance(model, CoaLora):
+        model.layers.fitted.clear()
+        prepare = _fitting(record, setup, model, method.refitter)
     with _phase(record, "evaluation"):
         _evaluate_into(record, setup, model, prepare, steps)
     if torch.cuda.is_available():
@@ -171,9 +175,8 @@ def _train(
     return plan.steps
 
 
-def _fitting(record: Record, setup: Setup, model: nn.Module) -> Preparation:
+def _fitting(record: Record, setup: Setup, model: nn.Module, fitter: Fitter | None) -> Preparation:
     """What prepares a model for a configuration that it has not met, if its method does that."""
-    fitter = METHODS[record.job.method].fitter
     if fitter is None or not isinstance(model, CoaLora):
         return lambda _: None
     fit = cache(lambda: fitter(setup, model))  # at first use: some aim at the trained model
@@ -308,7 +311,8 @@ def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Con
 def _twins_of(record: Record, setup: Setup) -> list[tuple[Configuration, Configuration]]:
     """The set-up's twins, but for those whose unseen one a search of the run has met."""
     method = METHODS[record.job.method]
-    if method.trains_on != "set" or not method.experiment.twins:
+    fitted = method.fitter or method.refitter  # to one that was trained on as to any other
+    if method.trains_on != "set" or not method.experiment.twins or fitted:
         return []
     return _unmet(record, setup, setup.twins())
 
