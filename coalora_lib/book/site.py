@@ -9,9 +9,9 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-#: What docutils writes, and what it should be. ``doc-biblioentry`` is no longer a role, so that a
-#: list of references had no items.
-MENDED = {'role="doc-biblioentry"': 'role="listitem"'}
+#: What a page has, and what it should have. ``doc-biblioentry`` is no longer a role, so that a list
+#: of references had no items. All toggles had one name, and not the one that they show.
+MENDED = {'role="doc-biblioentry"': 'role="listitem"', ' aria-label="Toggle hidden content"': ""}
 #: What extensions copy into ``_static`` and no page loads: patterns below it.
 UNUSED = ("vendor", "locales", "**/*.map", "*webpack-macros.html")
 
@@ -24,8 +24,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    body = context.get("body", "")
     for written, meant in MENDED.items():
-        context["body"] = context.get("body", "").replace(written, meant)
+        body = body.replace(written, meant)
+    context["body"] = body
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:
