@@ -1,0 +1,40 @@
+// axe-core's serious and critical violations, as sentences. What would cost minutes and says
+// nothing new is left out: a chapter has thousands of coloured words, and of parts of equations.
+async (parts) => {
+  // Each kind of highlighted word stays once a kind of block; the others become its plain text.
+  const kinds = new Set();
+  for (const word of document.querySelectorAll("pre span")) {
+    const kind = word.className + word.closest("div").className;
+    if (word.childElementCount || !kinds.has(kind)) kinds.add(kind);
+    else word.replaceWith(word.textContent);
+  }
+  document.querySelectorAll("mjx-container > svg").forEach((each) => each.replaceChildren());
+
+  // Contrast depends on these alone: one text each.
+  const background = (each) => {
+    const { backgroundColor } = getComputedStyle(each);
+    const through = backgroundColor === "rgba(0, 0, 0, 0)" && each.parentElement;
+    return through ? background(each.parentElement) : backgroundColor;
+  };
+  const texts = new Map();
+  for (const each of document.querySelectorAll("body :not(script, mjx-container *)")) {
+    const says = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!says || !each.checkVisibility()) continue;
+    const { color, fontSize, fontWeight, opacity } = getComputedStyle(each);
+    texts.set([color, fontSize, fontWeight, opacity, background(each)].join(), each);
+  }
+
+  const options = { resultTypes: ["violations"], preload: false };
+  const runs = {
+    colours: () => axe.run({ include: [...texts.values()] }, { ...options, runOnly: ["color-contrast"] }),
+    rest: () => axe.run({ ...options, rules: { "color-contrast": { enabled: false } } }),
+  };
+  const faults = [];
+  for (const part of parts) {
+    for (const { id, impact, nodes } of (await runs[part]()).violations) {
+      if (!["serious", "critical"].includes(impact)) continue;
+      nodes.forEach((node) => faults.push(`${id}: ${node.html.slice(0, 120)} ${node.failureSummary}`));
+    }
+  }
+  return faults;
+}
