@@ -1,6 +1,7 @@
-/* A table or an equation that is wider than its box can be scrolled with the keyboard, too: it is
-   a stop of the Tab key while it is too wide. The theme does the same for code and outputs. */
+/* What is wider than its box can be scrolled with the keyboard, too: it is a stop of the Tab key
+   while it is too wide. The theme does it for code, but not for code in a toggle that was closed. */
 const WIDE = {
+  pre: "wide code",
   ".pst-scrollable-table-container": "wide table",
   'mjx-container[display="true"]': "wide equation",
 };

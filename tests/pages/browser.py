@@ -27,8 +27,8 @@ def pages():
 
 
 @contextmanager
-def opened(browser, page):
-    """A page, opened from the folder on a light desktop, and a list that gets what goes wrong.
+def opened(browser, page, folder=SITE):
+    """A page, opened from its folder on a light desktop, and a list that gets what goes wrong.
 
     All equations are set and all toggles are open.
     """
@@ -41,12 +41,12 @@ def opened(browser, page):
     tab.on(
         "request",
         lambda request: (
-            request.url.startswith((SITE.as_uri(), "data:"))
+            request.url.startswith((folder.as_uri(), "data:"))
             or wrong.append(f"request leaves the folder: {request.url}")
         ),
     )
     try:
-        tab.goto(f"{SITE.as_uri()}/{page}")
+        tab.goto(f"{folder.as_uri()}/{page}")
         tab.evaluate("window.MathJax?.startup?.promise.then(() => null)")
         tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         yield tab, wrong

@@ -13,7 +13,9 @@
     faults.push(`the page is wider than the window: ${wide.slice(-1).map(named)}`);
   }
 
-  // An equation lies within its box, or its box scrolls, by keyboard as well, with a bar in sight.
+  // An equation lies within its box; on a phone its box may scroll, by keyboard as well, with a bar
+  // in sight.
+  const phone = width < 600;
   for (const equation of all("mjx-container")) {
     let box = equation;
     while (box && getComputedStyle(box).overflowX === "visible") box = box.parentElement;
@@ -21,8 +23,13 @@
     const frame = (box ?? document.documentElement).getBoundingClientRect();
     if (drawn.right <= frame.right + 1 && drawn.left >= frame.left - 1) continue;
     const bar = box.offsetHeight - box.clientHeight;
-    if (!scrolls(box) || (box.tabIndex < 0 && box.tagName !== "HTML") || bar < 6) {
+    if (!phone || !box || !scrolls(box) || box.tabIndex < 0 || bar < 6) {
       faults.push(`an equation is cut: ${equation.textContent.slice(0, 80)}`);
+    }
+  }
+  if (!phone) {
+    for (const code of all(".cell_input pre")) {
+      if (code.scrollWidth > code.clientWidth) faults.push(`code is too wide: ${code.textContent}`);
     }
   }
   for (const error of document.querySelectorAll("[data-mjx-error]")) {
