@@ -8,7 +8,8 @@ async (parts) => {
     if (word.childElementCount || !kinds.has(kind)) kinds.add(kind);
     else word.replaceWith(word.textContent);
   }
-  document.querySelectorAll("mjx-container > svg").forEach((each) => each.replaceChildren());
+  const equations = "mjx-container > svg, mjx-assistive-mml";
+  document.querySelectorAll(equations).forEach((each) => each.replaceChildren());
 
   // Contrast depends on these alone: one text each.
   const background = (each) => {
@@ -25,15 +26,19 @@ async (parts) => {
   }
 
   const options = { resultTypes: ["violations"], preload: false };
+  const others = { "color-contrast": { enabled: false }, region: { enabled: false } }; // moderate
+  const colours = { include: [...texts.values()] };
   const runs = {
-    colours: () => axe.run({ include: [...texts.values()] }, { ...options, runOnly: ["color-contrast"] }),
-    rest: () => axe.run({ ...options, rules: { "color-contrast": { enabled: false } } }),
+    colours: () => axe.run(colours, { ...options, runOnly: ["color-contrast"] }),
+    rest: () => axe.run({ ...options, rules: others }),
   };
   const faults = [];
   for (const part of parts) {
     for (const { id, impact, nodes } of (await runs[part]()).violations) {
       if (!["serious", "critical"].includes(impact)) continue;
-      nodes.forEach((node) => faults.push(`${id}: ${node.html.slice(0, 120)} ${node.failureSummary}`));
+      for (const { html, failureSummary } of nodes) {
+        faults.push(`${id}: ${html.slice(0, 120)} ${failureSummary}`);
+      }
     }
   }
   return faults;

@@ -33,8 +33,7 @@ def opened(browser, page, folder=SITE):
     All equations are set and all toggles are open.
     """
     wrong = []
-    context = browser.new_context(viewport=SIZES["desktop"], color_scheme="light")
-    tab = context.new_page()
+    tab = browser.new_page(viewport=SIZES["desktop"], color_scheme="light")
     tab.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
     tab.on("console", lambda said: said.type == "error" and wrong.append(f"console: {said.text}"))
     tab.on("requestfailed", lambda request: wrong.append(f"request failed: {request.url}"))
@@ -51,7 +50,7 @@ def opened(browser, page, folder=SITE):
         tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         yield tab, wrong
     finally:
-        context.close()
+        tab.close()
 
 
 if __name__ == "__main__" and CHROMIUM is None:

@@ -13,8 +13,8 @@ def browser():
 
     with sync_playwright() as playwright:
         # Its own flag would hide the bars of what scrolls, which are looked for.
-        made = playwright.chromium.launch(
+        chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, ignore_default_args=["--hide-scrollbars"]
         )
-        yield made
-        made.close()
+        yield chromium
+        chromium.close()

@@ -24,7 +24,7 @@
     if (drawn.right <= frame.right + 1 && drawn.left >= frame.left - 1) continue;
     const bar = box.offsetHeight - box.clientHeight;
     if (!phone || !box || !scrolls(box) || box.tabIndex < 0 || bar < 6) {
-      faults.push(`an equation is cut: ${equation.textContent.slice(0, 80)}`);
+      faults.push(`an equation is cut: ${named(equation.parentElement)}`);
     }
   }
   if (!phone) {

@@ -1,4 +1,4 @@
-"""Every page as its readers have it: opened from a folder, on a desktop and a phone, in both themes.
+"""Every page as readers have it: opened from a folder, on a desktop and a phone, in both themes.
 
 A page is loaded once; window and theme then change under it, as they do under a reader.
 """
@@ -81,7 +81,8 @@ FAULTY = """<html lang="en"><title>faulty</title><main><h1>All wrong</h1>
 <script>console.error("oh"); undefined_name()</script>
 <img src="none.png" alt="none.png"><img src="https://example.com/far.png" alt="Far away">
 <p>A formula $x^2$, and \\(y\\).</p><div style="width: 2000px">wide</div>
-<div style="overflow: hidden; width: 50px"><mjx-container><svg width="300"></svg></mjx-container></div>
+<div style="overflow: hidden; width: 9px"><mjx-container><svg width="300"></svg></mjx-container>
+</div>
 <div class="cell_input"><pre style="overflow: auto; width: 40px">a long line of code</pre></div>
 <a href="#" tabindex="-1">not reached</a><p style="color: #ddd">pale</p><button></button>
 </main></html>"""

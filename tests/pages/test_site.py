@@ -56,8 +56,7 @@ def test_what_a_page_points_to_is_there(page):
     broken = [
         f"{path.relative_to(SITE)}#{anchor}"
         for path, anchor in own(page)
-        if not path.is_file()
-        or (path.suffix == ".html" and anchor not in read(path).anchors)
+        if not path.is_file() or (path.suffix == ".html" and anchor not in read(path).anchors)
     ]
     assert not broken
 
