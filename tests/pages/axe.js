@@ -1,4 +1,5 @@
-// axe-core's serious and critical violations, as sentences. What would cost minutes and says
+// axe-core's serious and critical violations, as sentences: of what depends on the theme (colours),
+// on the width (sizes), and on neither (rest, which has the sizes too). What would cost minutes and says
 // nothing new is left out: a chapter has thousands of coloured words, and of parts of equations.
 async (parts) => {
   // Each kind of highlighted word stays once a kind of block; the others become its plain text.
@@ -31,6 +32,7 @@ async (parts) => {
   const runs = {
     colours: () => axe.run(colours, { ...options, runOnly: ["color-contrast"] }),
     rest: () => axe.run({ ...options, rules: others }),
+    sizes: () => axe.run({ ...options, runOnly: ["scrollable-region-focusable", "target-size"] }),
   };
   const faults = [];
   for (const part of parts) {

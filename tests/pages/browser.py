@@ -48,6 +48,7 @@ def opened(browser, page, folder=SITE):
         tab.goto(f"{folder.as_uri()}/{page}")
         tab.evaluate("window.MathJax?.startup?.promise.then(() => null)")
         tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        tab.add_style_tag(content="* { transition: none !important; }")  # nothing to wait for
         yield tab, wrong
     finally:
         tab.close()
