@@ -19,7 +19,7 @@ TOOLS := _build/tools
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
-	@echo "make test      lint, strict build of the book, unit tests, notebook outputs  [JOBS=2: test processes]"
+	@echo "make test      lint, strict build of the book, unit tests, pages in a browser, notebook outputs  [JOBS=2: test processes]"
 	@echo "make lint      style, imports between the layers, types"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make experiments  the runs behind chapter 6's tables, into _build/results/  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
@@ -33,14 +33,16 @@ book: $(INSTALLED)
 	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED) --jobs $(JOBS)
 
 # Three stages, each on two cores; every one must pass. First what needs one process each, beside
-# one another; then the unit tests, then the chapters from the last to the first: the later ones
-# take longest. A test's own processes get one thread each, since two threads on a busy core wait
-# for each other; a chapter limits its own.
+# one another; then the unit tests, of which some try the pages just rendered in a browser; then the
+# chapters from the last to the first: the later ones take longest. A last line tells if there was no
+# browser. A test's own processes get one thread each, since two threads on a busy core wait for each
+# other; a chapter limits its own.
 test: $(INSTALLED)
 	$(MAKE) --no-print-directory -j2 $(SYNC) lint pages
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests --benchmark-skip
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  --nbval-lax --nbval-cell-timeout 600 $(shell ls -r book/*.ipynb)
+	@$(BIN)/python -m tests.pages.browser
 
 # The output of a target in one piece, where this make can (4.0 and newer).
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)

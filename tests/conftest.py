@@ -17,6 +17,7 @@ from coalora_lib.files import atomic_file
 from coalora_lib.records.environment import versions
 from coalora_lib.tasks import small_decoder
 from coalora_lib.tasks.embedded import review_phrases
+from tests.pages.browser import LEFT_OUT
 
 #: ``--hypothesis-profile nightly``: tests/fuzz/judge.py says how many inputs that are.
 settings.register_profile("nightly")
@@ -28,6 +29,12 @@ def pytest_addoption(parser):
         metavar="FILE",
         help="write what tests of architectures, bad inputs or batches found",
     )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The last lines say it where the rendered pages were not tried in a browser."""
+    if any(LEFT_OUT in str(each.longrepr) for each in terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(LEFT_OUT)
 
 
 @pytest.fixture(scope="session")

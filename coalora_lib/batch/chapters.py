@@ -11,7 +11,7 @@ from coalora_lib.batch import cluster
 from coalora_lib.batch.engine import run_batch
 from coalora_lib.batch.jobs import chapter_run
 from coalora_lib.batch.progress import Progress, Summary
-from coalora_lib.book.execution import chapters, copy_sources, parameters_of
+from coalora_lib.book.execution import chapters, copy_sources, parameters_of, take_over
 from coalora_lib.validation import not_known
 
 
@@ -91,5 +91,5 @@ def execute_book(
         summary = run_batch(runs, executed, client, progress, alike=True)
     for run in runs:
         if run.name in summary.made:
-            shutil.copy(executed / run.file, source / run.chapter)
+            take_over(executed / run.file, source / run.chapter)
     return summary

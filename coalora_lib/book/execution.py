@@ -205,6 +205,20 @@ def copy_sources(root: Path, target: Path) -> None:
     shutil.copytree(root / "book", target / "book", ignore=unwanted)
 
 
+def take_over(executed: Path, source: Path) -> None:
+    """Copy an executed chapter to where it is rendered.
+
+    papermill keeps the chapter's own cell of parameters and puts another below it: on the page
+    only the one that the chapter was run with is shown.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    tags = [cell.metadata.setdefault("tags", []) for cell in notebook.cells]
+    if any("injected-parameters" in each for each in tags):
+        next(each for each in tags if "parameters" in each).append("remove-cell")
+    with atomic_file(source) as file:
+        nbformat.write(notebook, file)
+
+
 def render(source: Path, page: Path, strict: bool) -> Path:
     """Build the HTML from clean into the folder ``page``; its first page.
 

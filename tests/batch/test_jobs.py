@@ -152,12 +152,11 @@ def test_a_book_is_executed_into_a_folder_of_its_own(project):
         target = project / "_build" / f"seed{seed}"
         summary = execute_book(project, target, {"seed": seed, "other": 1}, 1, Told())
         assert summary.succeeded
-        (text,) = (
-            cell.outputs[0].text
-            for cell in nbformat.read(target / "source/book/1_a.ipynb", as_version=4).cells
-            if cell.get("outputs")
-        )
+        cells = nbformat.read(target / "source/book/1_a.ipynb", as_version=4).cells
+        (text,) = (cell.outputs[0].text for cell in cells if cell.get("outputs"))
         assert text == f"quick {seed} 0.5\n"
+        hidden = [cell for cell in cells if "remove-cell" in cell.metadata.tags]
+        assert [cell.metadata.tags[0] for cell in hidden] == ["parameters"]  # the injected is shown
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,27 @@
+/* What is wider than its box can be scrolled with the keyboard, too: it is a stop of the Tab key
+   while it is too wide. The theme does it for code, but not for code in a toggle that was closed. */
+const WIDE = {
+  pre: "wide code",
+  ".pst-scrollable-table-container": "wide table",
+  'mjx-container[display="true"]': "wide equation",
+};
+
+const measured = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const wide = target.scrollWidth > target.clientWidth;
+    target.classList.toggle("scrolls", wide);
+    if (!wide) {
+      for (const name of ["tabindex", "role", "aria-label"]) target.removeAttribute(name);
+      continue;
+    }
+    const [, label] = Object.entries(WIDE).find(([selector]) => target.matches(selector));
+    target.tabIndex = 0;
+    target.setAttribute("role", "group");
+    target.setAttribute("aria-label", label);
+  }
+});
+
+window.addEventListener("load", async () => {
+  await window.MathJax?.startup?.promise;
+  document.querySelectorAll(Object.keys(WIDE).join()).forEach((each) => measured.observe(each));
+});
