@@ -29,7 +29,7 @@ DATA_VARIABLE = "COALORA_DATA_DIR"
 
 
 def listed(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` names, in its order, relative to the root.
+    """The notebooks that ``_toc.yml`` names, in its order, relative to the root; no other pages.
 
     Raises:
         FileNotFoundError: there is no ``_toc.yml``.
@@ -42,8 +42,17 @@ def listed(root: Path) -> list[Path]:
         )
     try:
         toc = yaml.safe_load(contents.read_text())
-        return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        parts = toc.get("parts", [toc])
+        files = [toc["root"], *(each["file"] for part in parts for each in part["chapters"])]
+        return [Path(file) for file in files if file.endswith(".ipynb")]
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{contents} must name a root, and chapters with a file each: {error!r:.200}"
         ) from None
