@@ -4,10 +4,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from coalora_lib.book.site import library
+from coalora_lib.book.site import commands, library
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """What ``_config.yml`` names among its extensions."""
-    library.setup(app)
+    for part in (library, commands):
+        part.setup(app)
     return {"parallel_read_safe": True}
