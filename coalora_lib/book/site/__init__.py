@@ -4,11 +4,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from coalora_lib.book.site import commands, library
+from coalora_lib.book.site import commands, downloads, executions, figures, glossary, library
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """What ``_config.yml`` names among its extensions."""
-    for part in (library, commands):
+    for part in (library, commands, figures, executions, glossary, downloads):
         part.setup(app)
     return {"parallel_read_safe": True}
