@@ -10,7 +10,7 @@ from pybtex.database import parse_file
 from sphinx.application import Sphinx
 
 import coalora_lib
-from coalora_lib.book.site.executions import row
+from coalora_lib.book.pages.executions import row
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "book"
@@ -41,7 +41,7 @@ def built(tmp_path_factory):
     (folder / "executions.md").write_text("# Times\n\n```{table-of-executions}\n```\n")
     pages = "\n".join(f"reference/{file.stem}" for file in sorted(folder.iterdir()))
     (source / "book" / "index.md").write_text(f"# Book\n\n```{{toctree}}\n01_a\n{pages}\n```\n")
-    parts = [f"coalora_lib.book.site.{name}" for name in ("figures", "executions", "glossary")]
+    parts = [f"coalora_lib.book.pages.{name}" for name in ("figures", "executions", "glossary")]
     settings = {
         "extensions": ["myst_nb", *parts],
         "nb_execution_mode": "off",

@@ -3,7 +3,7 @@
 import pytest
 from typer.main import get_command
 
-from coalora_lib.book.site.commands import _page
+from coalora_lib.book.pages.commands import _page
 from coalora_lib.cli import app
 
 COMMANDS = get_command(app).commands

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from sphinx.ext.napoleon import Config
 
-from coalora_lib.book.site import sources
-from coalora_lib.book.site.library import LEFT_OUT, write_pages
+from coalora_lib.book.pages import sources
+from coalora_lib.book.pages.library import LEFT_OUT, write_pages
 
 ROOT = Path(__file__).parents[2]
 SHOWN = [name for name in sources.packages() if name not in LEFT_OUT]

@@ -26,7 +26,7 @@ def add_text(
         "type": "link",
         "url": context["pathto"](f"_sources/{page}.md", 1),
         "text": ".md",
-        "icon": "fas fa-file-lines",
+        "icon": "fas fa-file",
         "tooltip": "Download the text",
         "label": "download-text-button",
     }

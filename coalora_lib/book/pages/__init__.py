@@ -4,7 +4,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from coalora_lib.book.site import commands, downloads, executions, figures, glossary, library
+from coalora_lib.book.pages import commands, downloads, executions, figures, glossary, library
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
-from coalora_lib.book.site import sources
-from coalora_lib.book.site.sources import Item
+from coalora_lib.book.pages import sources
+from coalora_lib.book.pages.sources import Item
 
 #: Where the pages are, in the book's sources.
 PAGES = Path("book/reference/library")
