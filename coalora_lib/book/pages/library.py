@@ -1,9 +1,12 @@
-"""The pages on the library: one a package, with what it exports and what its modules have."""
+"""The pages on the library: one a package, with what it exports.
+
+Of its modules, those that a page of the book names are there too, with the rest of what they have.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -16,6 +19,7 @@ from coalora_lib.book.pages.sources import Item
 PAGES = Path("book/reference/library")
 #: Not for readers: the command line has a page of its own.
 LEFT_OUT = {"coalora_lib.cli", "coalora_lib.files", "coalora_lib.validation"}
+_NAMED = re.compile(r"(coalora_lib(?:\.\w+)*)(?: import (\w+))?")
 
 
 def setup(app: Sphinx) -> None:
@@ -26,14 +30,26 @@ def setup(app: Sphinx) -> None:
 
 def write_pages(app: Sphinx) -> None:
     """One file of reStructuredText a package."""
+    named = _named(Path(app.srcdir))
     folder = Path(app.srcdir) / PAGES
     folder.mkdir(parents=True, exist_ok=True)
     for package in sources.packages():
         if package not in LEFT_OUT:
-            (folder / f"{package}.rst").write_text("\n".join(_page(app, package)) + "\n")
+            lines = _page(app, package, named)
+            (folder / f"{package}.rst").write_text("\n".join(lines) + "\n")
 
 
-def _page(app: Sphinx, package: str) -> Iterator[str]:
+def _named(source: Path) -> set[str]:
+    """The library's modules that a page's text or code names, among other names."""
+    found = set()
+    for page in source.glob("book/**/*.*"):
+        if page.suffix in (".md", ".ipynb"):
+            for module, name in _NAMED.findall(page.read_text()):
+                found |= {module, f"{module}.{name}"}
+    return found
+
+
+def _page(app: Sphinx, package: str, named: Set[str]) -> Iterator[str]:
     yield from (*_heading(package, "="), f".. py:module:: {package}", "")
     yield from (sources.read(package).doc, "")
     exported = list(sources.exports(package))
@@ -46,7 +62,7 @@ def _page(app: Sphinx, package: str) -> Iterator[str]:
     there = {(item.origin, item.name) for item in exported}
     for module in sources.modules(package):
         items = [i for i in sources.items(module) if (module, i.name) not in there]
-        if items and module not in LEFT_OUT:
+        if items and module in named - LEFT_OUT:
             # A name that its package exports may be called like its module.
             known = module in {f"{package}.{item.name}" for item in exported}
             here = "currentmodule" if known else "module"
