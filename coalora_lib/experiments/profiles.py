@@ -68,7 +68,8 @@ class Run:
     @property
     def published(self) -> bool:
         """Whether all is as for the stored outputs, which the text speaks of."""
-        return self == Run(PROFILES[PUBLISHED["profile"]], PUBLISHED["seed"], PUBLISHED["dataset"])
+        given = {"profile": self.profile.name, "seed": self.seed, "dataset": self.dataset}
+        return given == PUBLISHED and self.profile == PROFILES[self.profile.name]
 
 
 _QUICK = Profile(
