@@ -15,11 +15,16 @@ INSTALLED := $(VENV)/.installed
 # What keeps the list of packages, apart from them: uv and pip-audit.
 TOOLS := _build/tools
 
-.PHONY: help book test lint pages outputs experiments benchmarks fuzz lock audit clean
+.PHONY: help book lab test lint pages outputs experiments benchmarks fuzz lock audit clean
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
+<<<<<<< HEAD
 	@echo "make test      lint, strict build of the book, unit tests, pages in a browser, notebook outputs  [JOBS=2: test processes]"
+=======
+	@echo "make lab       open the chapters in JupyterLab"
+	@echo "make test      lint, strict build of the book, unit tests, notebook outputs  [JOBS=2: test processes]"
+>>>>>>> wip-reference
 	@echo "make lint      style, imports between the layers, types"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make experiments  the runs behind chapter 6's tables, into _build/results/  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
@@ -31,6 +36,10 @@ help:
 
 book: $(INSTALLED)
 	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED) --jobs $(JOBS)
+
+# A chapter that is saved there is written into its .md too, by jupytext.
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab --notebook-dir book
 
 # Three stages, each on two cores; every one must pass. First what needs one process each, beside
 # one another; then the unit tests, of which some try the pages just rendered in a browser; then the

@@ -1,4 +1,4 @@
-"""The whole method in one folder, and back.
+"""The whole method in one folder, and back::
 
     coalora.json            base model (class, name, checksum, dtype), settings (they say whether
                             the error table is estimated), layers, current configuration, training

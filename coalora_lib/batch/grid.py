@@ -1,14 +1,16 @@
 """A grid: what is to be run, as a YAML file says it, checked before anything starts.
 
-methods: [coa-lora, lq-lora]    # or chapters: ["06"], and parameters: {...} for them
-ranks: [4, 8]
-seeds: {from: 0, to: 4}         # a value, a list, or a range, whose end is in it
-profile: standard
-dataset: sst2
-learning_rate: [0.0005, 0.001]  # or another of SETTINGS; left out, it is the profile's
-exclude:
-  - {method: lq-lora, rank: 8}
-results: _build/results/rates
+.. code-block:: yaml
+
+    methods: [coa-lora, lq-lora]    # or chapters: ["06"], and parameters: {...} for them
+    ranks: [4, 8]
+    seeds: {from: 0, to: 4}         # a value, a list, or a range, whose end is in it
+    profile: standard
+    dataset: sst2
+    learning_rate: [0.0005, 0.001]  # or another of SETTINGS; left out, it is the profile's
+    exclude:
+      - {method: lq-lora, rank: 8}
+    results: _build/results/rates
 """
 
 from __future__ import annotations

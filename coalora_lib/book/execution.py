@@ -24,12 +24,14 @@ from coalora_lib.files import atomic_file, atomic_folder
 
 #: The README's picture: a chapter, the name of one of its figures, and where it is kept.
 README_PICTURE = ("01_quantization", "fig-error-bits", Path("book/figures/error_against_bits.png"))
+#: What is kept of papermill's metadata, for the page on executions: seconds, and a date.
+KEPT_TIMES = ("duration", "end_time")
 #: Names the folder of the data, see :mod:`coalora_lib.tasks`; repeated, since that loads torch.
 DATA_VARIABLE = "COALORA_DATA_DIR"
 
 
 def listed(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` names, in its order, relative to the root.
+    """The notebooks that ``_toc.yml`` names, in its order, relative to the root; no other pages.
 
     Raises:
         FileNotFoundError: there is no ``_toc.yml``.
@@ -42,8 +44,17 @@ def listed(root: Path) -> list[Path]:
         )
     try:
         toc = yaml.safe_load(contents.read_text())
-        return [Path(toc["root"]), *(Path(chapter["file"]) for chapter in toc["chapters"])]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        parts = toc.get("parts", [toc])
+        files = [toc["root"], *(each["file"] for part in parts for each in part["chapters"])]
+        return [Path(file) for file in files if file.endswith(".ipynb")]
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{contents} must name a root, and chapters with a file each: {error!r:.200}"
         ) from None
@@ -172,9 +183,11 @@ def refresh_outputs(
         executed = root / "_build" / "outputs" / notebook.name
         seconds = run_chapter(notebook, executed, {})
         stored = nbformat.read(executed, as_version=4)
+        times = stored.metadata["papermill"]
         for part in (stored, *stored.cells):  # what machines write and readers do not need
             for name in ("execution", "papermill"):
                 part.metadata.pop(name, None)
+        stored.metadata["papermill"] = {name: times[name] for name in KEPT_TIMES}
         stored.metadata.get("language_info", {}).pop("version", None)
         with atomic_file(notebook) as file:
             nbformat.write(stored, file)
@@ -192,16 +205,22 @@ def _picture_of(notebook: nbformat.NotebookNode, name: str) -> bytes:
 
 
 def copy_sources(root: Path, target: Path) -> None:
-    """Copy what jupyter-book reads: configuration, contents, chapters, figures.
+    """Copy what jupyter-book reads: configuration, contents, chapters, other pages, figures.
 
     It would leave out a chapter that is missing or broken: errors are as of :func:`chapters`.
     """
     chapters(root)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(root / name, target / name)
-    unwanted = shutil.ignore_patterns("*.md", ".ipynb_checkpoints", "results")
+    for name in ("_config.yml", "_toc.yml", "CITATION.cff"):
+        if name != "CITATION.cff" or (root / name).is_file():
+            shutil.copy(root / name, target / name)
+
+    def unwanted(folder: str, names: list[str]) -> set[str]:
+        pairs = {name for name in names if Path(name).with_suffix(".ipynb").name in names}
+        texts = {name for name in pairs if name.endswith(".md")}  # the notebook is the page
+        return texts | ({".ipynb_checkpoints", "results"} & set(names))
+
     shutil.copytree(root / "book", target / "book", ignore=unwanted)
 
 

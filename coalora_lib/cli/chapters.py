@@ -71,13 +71,28 @@ def outputs(
 
 
 def render(strict: bool = False, root: Root = Path()) -> None:
-    """Render the committed notebooks as they are; --strict makes a Sphinx warning an error."""
+    """Render the committed notebooks as they are; `--strict` makes a Sphinx warning an error."""
     from coalora_lib.book.execution import copy_sources
 
     source = root / BUILD / "committed"
     _warn_of_old_text(root)
     copy_sources(root, source)
     _render(source, root / BUILD / "html", strict)
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Number and name of the chapter, as 10_pruning.")],
+    title: Annotated[
+        str | None, typer.Option(help="Its heading; by default the name in words.")
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Make a chapter from the template, and enter it into the contents."""
+    from coalora_lib.book.new import new_chapter
+
+    text = new_chapter(root, name, title)
+    typer.echo(f"{text} and its .ipynb are made, _toc.yml names them.")
+    typer.echo(f"Edit the .md, then execute it: coalora outputs {name}")
 
 
 def _render(source: Path, page: Path, strict: bool) -> None:

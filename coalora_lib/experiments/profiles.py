@@ -67,9 +67,9 @@ class Run:
 
     @property
     def published(self) -> bool:
-        """Whether the parameters are those of the stored outputs, which the text speaks of."""
+        """Whether all is as for the stored outputs, which the text speaks of."""
         given = {"profile": self.profile.name, "seed": self.seed, "dataset": self.dataset}
-        return given == PUBLISHED
+        return given == PUBLISHED and self.profile == PROFILES[self.profile.name]
 
 
 _QUICK = Profile(
@@ -167,6 +167,7 @@ _ALL = (
     replace(_QWEN, name="paper-qwen2.5-3b", model="Qwen/Qwen2.5-3B"),
     replace(_QWEN, name="paper-llama-2-7b", model="meta-llama/Llama-2-7b-hf"),
 )
+#: The sizes of a run, by name.
 PROFILES = {profile.name: profile for profile in _ALL}
 #: What a chapter may be run with and on: classifiers, and what has classes.
 CHAPTER_PROFILES = [name for name, each in PROFILES.items() if each.kind == "single-label"]

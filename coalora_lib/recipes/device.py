@@ -14,11 +14,13 @@ from coalora_lib.validation import describe, did_you_mean, flat, nearest
 class Device(BaseModel):
     """What a device can hold and run.
 
-    bytes: 6MB                    # of the quantized layers; or bits: 3.1, or both
-    allowed:                      # fields of the space to the values it can run
-      weight_bits: [4, 8]
-    fixed:                        # layers to all fields of their choice
-      encoder.layer.0.output.dense: {weight_bits: 8, scale_bits: 8, ...}
+    .. code-block:: yaml
+
+        bytes: 6MB                    # of the quantized layers; or bits: 3.1, or both
+        allowed:                      # fields of the space to the values it can run
+          weight_bits: [4, 8]
+        fixed:                        # layers to all fields of their choice
+          encoder.layer.0.output.dense: {weight_bits: 8, scale_bits: 8, ...}
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -52,5 +52,7 @@ class BlockwiseSpace(ConfigurationSpace):
         return error_parts(weight, self.name, importance, pieces, sample)
 
 
+#: The space ``nf``: NormalFloat codes.
 NORMAL_FLOAT = register_space(BlockwiseSpace("nf"))
+#: The space ``int``: symmetric integer codes.
 INTEGER = register_space(BlockwiseSpace("int"))

@@ -1,9 +1,11 @@
 """Checkpoint folders: all that a run needs to go on as if it had not been stopped, as files.
 
-step-00001200-1/         one checkpoint; it appears whole, and its name sorts by progress
-    state.safetensors    the run's tensors
-    state.json           its other values, which run it is, and checksums of both files
-.lock                    held by the training that writes here
+.. code-block:: text
+
+    step-00001200-1/         one checkpoint; it appears whole, and its name sorts by progress
+        state.safetensors    the run's tensors
+        state.json           its other values, which run it is, and checksums of both files
+    .lock                    held by the training that writes here
 """
 
 import os

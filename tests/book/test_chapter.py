@@ -1,5 +1,7 @@
 """How a chapter begins."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,11 @@ def test_a_run_knows_whether_its_parameters_are_the_published_ones(changed):
     assert begin(PUBLISHED, *names).published
     assert begin({"profile": "quick", "seed": 0}, "profile", "seed").published
     assert not begin(PUBLISHED | changed, *names).published
+
+
+def test_a_run_of_another_rank_is_not_the_published_one():
+    run = begin(PUBLISHED, "profile", "seed", "dataset")
+    assert not replace(run, profile=replace(run.profile, rank=4)).published
 
 
 def test_table_is_markdown():

@@ -18,6 +18,8 @@ CHECKED = "nbval-check-output"
 #: Fewest cells a chapter whose outputs nbval compares.
 FEWEST_CHECKED = 5
 LONGEST_CELL = 25
+#: Characters of a line of code.
+WIDEST = 79
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 
@@ -43,10 +45,19 @@ def texts(cell):
 
 def test_every_notebook_is_in_the_contents_and_has_a_pair():
     book = ROOT / "book"
-    assert {ROOT / chapter for chapter in CHAPTERS} == set(book.glob("*.ipynb"))
-    assert {path.stem for path in book.glob("*.md")} == {chapter.stem for chapter in CHAPTERS}
+    listed = {chapter.stem for chapter in chapters(ROOT)}
+    for suffix in (".md", ".ipynb"):
+        there = {path.stem for path in book.glob(f"*{suffix}")}
+        assert not there - listed, (
+            f"{there - listed} of book/*{suffix} are not in _toc.yml: add - file: book/NAME.ipynb "
+            "to its chapters; pages that are not executed belong into book/reference or book/about"
+        )
+        assert not listed - there, (
+            f"_toc.yml names {listed - there}, and book/ has no {suffix} of it: `coalora new NAME` "
+            "makes a pair, `coalora outputs NAME` a notebook from its .md"
+        )
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    assert toc["root"].endswith(".ipynb")
+    assert toc["root"].endswith(".ipynb"), "the root of _toc.yml must be a notebook"
 
 
 @each_chapter
@@ -59,61 +70,98 @@ def test_pair_has_the_same_cells(chapter):
 
     text = jupytext.read((ROOT / chapter).with_suffix(".md"))
     notebook = stored(chapter)
-    assert comparable(text) == comparable(notebook), "run `make outputs` after an edit of a .md"
-    assert notebook.metadata.jupytext.formats == "ipynb,md:myst"
-    assert notebook.metadata[STAMP] == digest(notebook), "run `coalora outputs` of this chapter"
+    again = f"`coalora outputs {chapter.stem}` takes over the .md and executes it"
+    assert comparable(text) == comparable(notebook), f".md and .ipynb have other cells: {again}"
+    assert notebook.metadata.jupytext.formats == "ipynb,md:myst", (
+        "the header must be that of the other chapters: `coalora new` writes it"
+    )
+    assert notebook.metadata.get(STAMP) == digest(notebook), f"the .ipynb was edited: {again}"
 
 
 @each_chapter
 def test_every_code_cell_was_executed_and_none_failed(chapter):
     for cell in code_cells(chapter):
-        assert cell.execution_count is not None, cell.source
-        assert all(output.output_type != "error" for output in cell.outputs), cell.source
+        assert cell.execution_count is not None, (
+            f"not executed: `coalora outputs {chapter.stem}` does it:\n{cell.source}"
+        )
+        assert all(output.output_type != "error" for output in cell.outputs), (
+            f"this cell failed; mend it, then `coalora outputs {chapter.stem}`:\n{cell.source}"
+        )
 
 
 @each_chapter
 def test_enough_outputs_are_compared(chapter):
     checked = [cell for cell in code_cells(chapter) if CHECKED in cell.metadata.get("tags", [])]
-    assert sum(any(texts(cell)) for cell in checked) >= FEWEST_CHECKED
+    found = sum(any(texts(cell)) for cell in checked)
+    assert found >= FEWEST_CHECKED, (
+        f"{found} cells with an output are tagged {CHECKED}, at least {FEWEST_CHECKED} must be: "
+        "print what the text says, and tag the cell with :tags: [nbval-check-output]"
+    )
 
 
 @each_chapter
 def test_every_number_in_an_output_is_compared(chapter):
     for cell in code_cells(chapter):
         if any(re.search(r"\d", text) for text in texts(cell)):
-            assert CHECKED in cell.metadata.get("tags", []), cell.source
+            assert CHECKED in cell.metadata.get("tags", []), (
+                f"an output with a number must be compared: tag the cell {CHECKED}:\n{cell.source}"
+            )
 
 
 @each_chapter
 def test_outputs_hold_no_errors_warnings_or_progress_bars(chapter):
     for cell in code_cells(chapter):
         for output in cell.outputs:
-            assert output.get("name") != "stderr", output.text
-        assert not any("it/s" in text or "%|" in text for text in texts(cell)), cell.source
+            assert output.get("name") != "stderr", (
+                f"a warning is on the page; mend its cause or silence it in `begin`: {output.text}"
+            )
+        assert not any("it/s" in text or "%|" in text for text in texts(cell)), (
+            f"a progress bar is on the page; call with progress=False or the like:\n{cell.source}"
+        )
 
 
 @each_chapter
 def test_one_parameters_cell_of_plain_literals(chapter):
     tagged = [cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
+    rule = "one cell, tagged parameters, gives plain literals to profile, seed and maybe others"
+    assert len(tagged) == 1, f"{len(tagged)} cells are tagged parameters: {rule}"
     names = {}
     exec(tagged[0].source, {}, names)
-    assert {"profile", "seed"} <= set(names)
-    assert all(isinstance(value, str | int | float) for value in names.values())
-    assert all(names[name] == value for name, value in PUBLISHED.items() if name in names)
+    assert {"profile", "seed"} <= set(names), f"it gives {sorted(names)}: {rule}"
+    assert all(isinstance(value, str | int | float) for value in names.values()), f"{names}: {rule}"
+    for name, value in PUBLISHED.items():
+        assert names.get(name, value) == value, (
+            f"{name} is {names[name]!r}; the published page has {value!r}: set it back, and give "
+            f"yours to papermill with -p {name} {names[name]}"
+        )
 
 
 @each_chapter
 def test_cells_are_short_and_have_no_branches_on_the_profile(chapter):
     for cell in code_cells(chapter):
-        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
-        assert all(len(line) <= 79 for line in cell.source.splitlines()), cell.source
-        assert "profile ==" not in cell.source
+        lines = cell.source.splitlines()
+        assert len(lines) <= LONGEST_CELL, (
+            f"{len(lines)} lines, at most {LONGEST_CELL} may be: split the cell, or move what is "
+            f"not the idea into coalora_lib:\n{cell.source}"
+        )
+        assert all(len(line) <= WIDEST for line in lines), (
+            f"a line is longer than {WIDEST} characters, break it:\n{cell.source}"
+        )
+        assert "profile ==" not in cell.source, (
+            "a cell must do the same in every profile: put the size into "
+            f"coalora_lib/experiments/profiles.py:\n{cell.source}"
+        )
 
 
 @each_chapter
 def test_a_chapter_has_captioned_figures_exercises_and_provenance(chapter):
     text = (ROOT / chapter).with_suffix(".md").read_text()
-    assert text.count("caption: |") >= 1
-    assert text.count("```{dropdown} Solution") + text.count(":::{dropdown} Solution") >= 2
-    assert "print(provenance(run" in text
+    assert "caption: |" in text, (
+        "no figure has a caption: give a cell mystnb: figure: caption, as other chapters do"
+    )
+    solutions = len(re.findall(r"(```|:::)\{dropdown\} Solution", text))
+    assert solutions >= 2, (
+        f"{solutions} solutions, at least two must be: each exercise is followed by "
+        ":::{dropdown} Solution"
+    )
+    assert "print(provenance(run" in text, "the last cell must print(provenance(run))"

@@ -82,7 +82,10 @@ def test_a_chapter_gets_new_outputs_and_one_that_fails_keeps_its_old_ones(notebo
     jupytext.write(nbformat.read(notebook, as_version=4), text, fmt="md:myst")
     refresh_outputs(tmp_path, report=lambda line: None)
     assert printed(notebook) == "quick 0\n"
-    assert "papermill" not in nbformat.read(notebook, as_version=4).metadata
+    metadata = nbformat.read(notebook, as_version=4).metadata
+    assert set(metadata.papermill) == {"duration", "end_time"}
+    synchronise(notebook)  # an edit of the text alone keeps them
+    assert nbformat.read(notebook, as_version=4).metadata.papermill == metadata.papermill
     text.write_text(text.read_text() + "\n```{code-cell} ipython3\n1 / 0\n```\n")
     kept = tmp_path / "_build" / "outputs" / "chapter.ipynb"
     failure = (
