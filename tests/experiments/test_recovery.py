@@ -215,7 +215,7 @@ def test_a_grid_names_the_methods(run):
 
 def test_methods_and_profiles_of_other_kinds_are_refused(run):
     assert compared_for(run.profile) == list(methods_of("recovery"))
-    assert compared_for(PROFILES["quick"]) == list(methods_of("main"))
+    assert compared_for(PROFILES["quick"]) == list(methods_of("main", "fitted"))
     with pytest.raises(ValueError, match="method 'coa-lora' is for single-label or causal-lm; pr"):
         all_jobs(run.profile, [4], [0], ["coa-lora"])
     with pytest.raises(ValueError, match="method 'recovery-coa-lora' is for embedding; profile 'q"):
