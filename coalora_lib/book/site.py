@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,8 @@ from sphinx.application import Sphinx
 #: What a page has, and what it should have. ``doc-biblioentry`` is no longer a role, so that a list
 #: of references had no items. All toggles had one name, and not the one that they show.
 MENDED = {'role="doc-biblioentry"': 'role="listitem"', ' aria-label="Toggle hidden content"': ""}
+#: A signature over several lines, which Sphinx writes as a list of definitions without terms.
+SIGNATURE = re.compile(r"<dl>\n((?:<dd><em class=\"sig-param\">.*?</dd>\n)+)</dl>", re.DOTALL)
 #: What extensions copy into ``_static`` and no page loads: patterns below it.
 UNUSED = ("vendor", "locales", "**/*.map", "*webpack-macros.html")
 
@@ -27,7 +30,13 @@ def _mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctre
     body = context.get("body", "")
     for written, meant in MENDED.items():
         body = body.replace(written, meant)
+    body = SIGNATURE.sub(_as_lines, body)
     context["body"] = body
+
+
+def _as_lines(signature: re.Match[str]) -> str:
+    lines = signature[1].replace("<dd>", "<span>").replace("</dd>", "</span>")
+    return f'<span class="parameters">{lines}</span>'
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:
