@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coalora_lib.book.benchmarks import read_benchmarks
-    from coalora_lib.book.chapter import COLOURS, begin, provenance, table
+    from coalora_lib.book.chapter import COLOURS, begin, numbers, provenance, table
 
-__all__ = ["COLOURS", "begin", "provenance", "read_benchmarks", "table"]
+__all__ = ["COLOURS", "begin", "numbers", "provenance", "read_benchmarks", "table"]
 
 
 def __getattr__(name: str) -> Any:

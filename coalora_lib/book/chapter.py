@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -31,6 +33,8 @@ COLOURS = {
     "proposed": "#CC79A7",
     "muted": "#8A8F98",
 }
+#: Of a chapter's adapters: the width of BERT-large, above which no layer's product is thin.
+MOST_RANK = 1024
 #: What papermill puts on top of the cell that carries the parameters it was given.
 INJECTED_MARK = "# Parameters\n"
 
@@ -40,7 +44,8 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
 
     Args:
         namespace: the notebook's ``globals()``.
-        names: the parameters the chapter has, of those in its cell tagged ``parameters``.
+        names: the parameters the chapter has, of those in its cell tagged ``parameters``. A
+            ``rank`` takes the place of the profile's.
 
     Raises:
         ValueError: papermill was given a name that the chapter does not have, or a value that is
@@ -50,9 +55,12 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
         if name not in names:
             raise ValueError(f"this chapter has no parameter {name!r}; allowed: {', '.join(names)}")
     given = {name: namespace[name] for name in names}
+    profile = PROFILES[_one_of("profile", given["profile"], CHAPTER_PROFILES)]
+    if "rank" in given:
+        profile = replace(profile, rank=_integer("rank", given["rank"], 1, MOST_RANK))
     run = Run(
-        profile=PROFILES[_one_of("profile", given["profile"], CHAPTER_PROFILES)],
-        seed=_seed(given["seed"]),
+        profile=profile,
+        seed=_integer("seed", given["seed"], 0, 2**32 - 1),
         dataset=_one_of("dataset", given.get("dataset", "embedded"), CHAPTER_DATASETS),
     )
     transformers.logging.set_verbosity_error()
@@ -82,10 +90,25 @@ def _one_of(name: str, value: Any, allowed) -> str:
     return value
 
 
-def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-        raise ValueError(f"seed={value!r} is not known; allowed: integers from 0 to 4294967295")
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r} is not known; allowed: integers from {least} to {most}")
     return value
+
+
+def numbers(name: str, value: str | float) -> list[float]:
+    """The numbers of a parameter such as ``"2.5, 3, 4"``; papermill gives a single one as such.
+
+    Raises:
+        ValueError: one is not a positive number, or there is none.
+    """
+    try:
+        found = [float(each) for each in str(value).split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < each < math.inf for each in found):
+        raise ValueError(f"{name}={value!r} is not known; allowed: numbers such as '2.5, 3, 4'")
+    return found
 
 
 def provenance(run: Run, splits: TaskSplits | None = None) -> str:

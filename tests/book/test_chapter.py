@@ -1,11 +1,12 @@
 """How a chapter begins."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from coalora_lib.book import begin, table
+from coalora_lib.book import begin, numbers, table
 from coalora_lib.experiments import PROFILES, Run
 from coalora_lib.experiments.profiles import PUBLISHED
 
@@ -27,11 +28,13 @@ def test_good_parameters_begin_a_run():
         ("seed", "0", "seed='0' is not known"),
         ("seed", True, "seed=True is not known"),
         ("profile", ["quick"], "profile="),
+        ("rank", 0, "rank=0 is not known; allowed: integers from 1 to 1024"),
+        ("rank", 4.0, "rank=4.0 is not known"),
     ],
 )
 def test_unknown_values_list_what_is_allowed(name, value, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
-        begin({**GOOD, name: value}, "profile", "seed", "dataset")
+        begin({**GOOD, "rank": 8, name: value}, "profile", "seed", "dataset", "rank")
 
 
 def test_a_name_papermill_injected_and_the_chapter_has_not_is_refused():
@@ -64,8 +67,25 @@ def test_a_run_knows_whether_its_parameters_are_the_published_ones(changed):
 
 
 def test_a_run_of_another_rank_is_not_the_published_one():
-    run = begin(PUBLISHED, "profile", "seed", "dataset")
-    assert not replace(run, profile=replace(run.profile, rank=4)).published
+    names = ("profile", "seed", "dataset", "rank")
+    assert begin(PUBLISHED | {"rank": 8}, *names).published
+    run = begin(PUBLISHED | {"rank": 4}, *names)
+    assert run.profile == replace(PROFILES["quick"], rank=4)
+    assert not run.published
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("2.5, 3,4", [2.5, 3, 4]), ("2.5", [2.5]), (2.5, [2.5]), (3, [3])]
+)
+def test_numbers_of_a_parameter(given, found):
+    assert numbers("budgets", given) == found
+
+
+@pytest.mark.parametrize("given", ["", "2.5;3", "2.5,", "0", "-1", "nan", "inf", "[2.5, 3]"])
+def test_what_is_no_list_of_numbers_is_named(given):
+    message = rf"budgets={re.escape(repr(given))} is not known; allowed: numbers such as"
+    with pytest.raises(ValueError, match=message):
+        numbers("budgets", given)
 
 
 def test_table_is_markdown():

@@ -45,7 +45,7 @@ def insert(cells):
 
 
 def delete(cells):
-    del cells[2]
+    del cells[1]
 
 
 def caption(cells):
