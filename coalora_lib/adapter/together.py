@@ -96,9 +96,8 @@ def _terms(rows: Sequence[Sequence[Wanted]], lost: Tensor) -> tuple[Tensor, Tens
     if first.second_moment is None:
         return truncated_svd(lost, first.frozen_rank)
     seconds = [row[0][0].second_moment for row in rows]
-    second = torch.stack([each.to(lost) for each in seconds])[:, None]
-    mean = None
-    if first.mean_input is not None:
-        means = [layer.mean_input.to(lost) for row in rows for layer, _ in row]
-        mean = torch.stack(means).view(*lost.shape[:2], -1)
+    second = torch.stack([each.to(lost) for each in seconds if each is not None])[:, None]
+    means = [layer.mean_input for row in rows for layer, _ in row]
+    given = [each.to(lost) for each in means if each is not None]  # all of them, or none
+    mean = torch.stack(given).view(*lost.shape[:2], -1) if given else None
     return output_svd(lost, second, first.frozen_rank, mean)[:2]
