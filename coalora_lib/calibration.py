@@ -23,8 +23,14 @@ order, as in K-FAC (Martens and Grosse 2015, arXiv 1503.05671). With G = L L^T i
 above for L^T e.
 
 Moments are centred where a bias takes the means.
+
+**Many layers.** The matrices are so small that a GPU mostly waits for the next call. So a batch of
+layers takes as many calls as one layer, and bases are made orthonormal by Cholesky's factor of
+their Gram matrix: one call for a batch, where reflections (QR) are several for each matrix.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -34,6 +40,8 @@ from torch import Tensor
 OVERSAMPLING, POWER_ITERATIONS = 8, 4
 #: Added to the diagonal of R~ before it is inverted, as a part of its mean.
 RIDGE = 0.03
+#: On the diagonal of a Gram matrix of zeros; float32 has its root.
+SMALLEST = torch.finfo(torch.float32).tiny ** 2
 
 
 class Term(NamedTuple):
@@ -44,16 +52,34 @@ class Term(NamedTuple):
     gains: Tensor  #: (k,), by how much each direction lessens the error, in falling order
 
 
-def output_svd(lost: Tensor, second: Tensor, rank: int) -> Term:
+def output_svd(lost: Tensor, second: Tensor, rank: int, mean: Tensor | None = None) -> Term:
     """The term of rank k that leaves the least E || (D - M) x ||^2.
 
     Args:
         lost: D = W - Q, (out, in), float32 or float64; batches in front of it are allowed.
-        second: E[x x^T], (in, in), or the covariance where a bias takes the mean.
+        second: E[x x^T], (in, in), in batches as D. Where the last of the batch's dimensions is 1,
+            layers share it; it is not copied for each.
         rank: k, 1 to the shorter side.
+        mean: E[x], (in,), in batches as D, where a bias takes it: the covariance counts.
     """
-    kept, gains = _leading(lost @ second, lost, rank)
+
+    def times(basis: Tensor) -> Tensor:  # D R D^T, or with the covariance
+        entered = lost.mT @ basis
+        seen = _shared_product(second, entered)
+        if mean is not None:
+            along = mean[..., None, :] @ entered
+            seen = torch.addcmul(seen, mean[..., :, None], along, value=-1)
+        return lost @ seen
+
+    kept, gains = _leading(times, lost, rank)
     return Term(kept, kept.mT @ lost, gains)
+
+
+def _shared_product(second: Tensor, parts: Tensor) -> Tensor:
+    """(..., 1, n, n) times (..., s, n, k) as one product with (..., n, s k); others as they are."""
+    if second.ndim > 2 and second.shape[-3] == 1:
+        return torch.einsum("...ij,...sjk->...sik", second.squeeze(-3), parts)
+    return second @ parts
 
 
 def reduced_rank_regression(
@@ -71,7 +97,7 @@ def reduced_rank_regression(
     if metric is not None:
         cross = metric.mT @ cross
     solution = torch.cholesky_solve(cross.mT, factor).mT
-    kept, gains = _leading(cross, solution, rank)
+    kept, gains = _leading(lambda basis: cross @ (solution.mT @ basis), cross, rank)
     left = kept
     if metric is not None:
         left = torch.linalg.solve_triangular(metric.mT, kept, upper=True)
@@ -87,20 +113,48 @@ def ridge_factor(second: Tensor, ridge: float = RIDGE) -> Tensor:
     return torch.linalg.cholesky(second + added[..., None, None] * identity)
 
 
-def _leading(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The k leading eigenvectors of L R^T, (out, out), symmetric, and their eigenvalues.
+def _leading(times: Callable[[Tensor], Tensor], like: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The k leading eigenvectors of a symmetric matrix, (out, out), and their eigenvalues.
 
-    (out, k), orthonormal, and (k,), falling.
+    (out, k), orthonormal, and (k,), falling. By subspace iteration: the matrix itself is never
+    made.
 
-    By subspace iteration, so that the matrix itself is never made.
+    Args:
+        times: the matrix times (out, n).
+        like: (out, anything), of the same batch, dtype and device.
     """
-    rows = left.shape[-2]
-    width = min(rank + OVERSAMPLING, rows)
-    generator = torch.Generator().manual_seed(0)  # torch's own state is left as it is
-    basis = torch.randn(rows, width, generator=generator, dtype=torch.float64).to(left)
-    basis = basis.expand(*left.shape[:-2], rows, width)
-    for _ in range(POWER_ITERATIONS):
-        basis = torch.linalg.qr(left @ (right.mT @ basis)).Q
-    small = (basis.mT @ left) @ (right.mT @ basis)
+    rows = like.shape[-2]
+    start = _start(rows, min(rank + OVERSAMPLING, rows)).to(like)
+    basis = start.expand(*like.shape[:-2], *start.shape)
+    for _ in range(POWER_ITERATIONS - 1):
+        basis = _cholesky_qr(times(basis))
+    basis = _cholesky_qr(_cholesky_qr(times(basis)))  # the second time to the last digit
+    small = basis.mT @ times(basis)
     values, turns = torch.linalg.eigh((small + small.mT) / 2)  # ascending
     return basis @ turns[..., -rank:].flip(-1), values[..., -rank:].flip(-1)
+
+
+@lru_cache(maxsize=16)
+def _start(rows: int, width: int) -> Tensor:
+    """The same random numbers at every call, (rows, width) float64; not to be written to."""
+    generator = torch.Generator().manual_seed(0)  # torch's own state is left as it is
+    return torch.randn(rows, width, generator=generator, dtype=torch.float64)
+
+
+def _cholesky_qr(basis: Tensor) -> Tensor:
+    """A basis of the span of (rows, n), orthonormal but for rounding: Q = Y R^-1, Y^T Y = R^T R.
+
+    A basis as bad as its dtype can tell may be given, since the Gram matrix is float64. Its
+    diagonal grows by more than the rounding of the product and of Cholesky's steps can take
+    (Fukaya et al. 2020, arXiv 1809.11085), so these succeed for any finite numbers, and nothing
+    waits for the device to say so. Directions too small to be told from rounding come out shorter
+    than 1, down to 0.
+    """
+    wide = basis.double()
+    gram = wide.mT @ wide
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    rounding = sum(basis.shape[-2:]) * torch.finfo(torch.float64).eps
+    added = (rounding * diagonal.sum(-1, keepdim=True)).clamp(min=SMALLEST)
+    diagonal.add_(added)
+    factor = torch.linalg.cholesky_ex(gram, upper=True).L.to(basis)
+    return torch.linalg.solve_triangular(factor, basis, upper=True, left=False)

@@ -113,16 +113,17 @@ def truncated_svd(
 ) -> tuple[Tensor, Tensor]:
     """The best rank-r approximation, (rows, r) and (r, columns); singular values' roots in both.
 
-    The matrix is float32 or float64; ``svd`` is "exact" or "randomized", from the seed: torch's
-    random state is left as it is.
+    The matrix is float32 or float64, with batches in front or not; ``svd`` is "exact" or
+    "randomized", from the seed: torch's random state is left as it is, and a batch is treated as
+    its members one by one.
     """
     if svd == "exact":
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        width = min(rank + OVERSAMPLING, *matrix.shape)
+        width = min(rank + OVERSAMPLING, *matrix.shape[-2:])
         with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
             torch.manual_seed(seed)
             u, s, v = torch.svd_lowrank(matrix, width, POWER_ITERATIONS)
-        vh = v.T
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vh[:rank]
+        vh = v.mT
+    root = s[..., :rank].sqrt()
+    return u[..., :rank] * root[..., None, :], root[..., None] * vh[..., :rank, :]

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from coalora_lib import calibration
 from coalora_lib.calibration import output_svd, reduced_rank_regression, ridge_factor
 
 torch.manual_seed(0)
@@ -149,3 +150,54 @@ def test_a_full_rank_gives_everything_back():
     lost = torch.randn(12, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     left, right, _ = output_svd(lost, x.T @ x / 400, 12)
     torch.testing.assert_close(left @ right, lost)
+
+
+def test_a_mean_centres_the_inputs():
+    x = inputs(20) + 3
+    lost = torch.randn(12, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    centred = x - x.mean(0)
+    one = output_svd(lost, x.T @ x / 400, 3, x.mean(0))
+    other = output_svd(lost, centred.T @ centred / 400, 3)
+    torch.testing.assert_close(one.left @ one.right, other.left @ other.right)
+    torch.testing.assert_close(one.gains, other.gains)
+
+
+def test_layers_that_share_a_moment_are_those_with_copies_of_it():
+    second = torch.stack([x.T @ x / 400 for x in (inputs(20), inputs(20, seed=5))])[:, None]
+    generator = torch.Generator().manual_seed(2)
+    lost = torch.randn(2, 3, 12, 20, generator=generator, dtype=torch.float64)
+    mean = torch.randn(2, 3, 20, generator=generator, dtype=torch.float64) / 9
+    one = output_svd(lost, second, 4, mean)
+    other = output_svd(lost, second.repeat(1, 3, 1, 1), 4, mean)
+    assert one.left.shape == (2, 3, 12, 4)
+    torch.testing.assert_close(one.left @ one.right, other.left @ other.right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12], ids=str)
+def test_bases_are_those_of_reflections(dtype, scale, monkeypatch):
+    """Over six orders of magnitude, which are those of activations with outliers."""
+    x = inputs(40) * torch.logspace(0, -3, 40, dtype=torch.float64)
+    lost = torch.randn(60, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    lost, second = (scale * lost).to(dtype), (x.T @ x / 400).to(dtype)
+    found = output_svd(lost, second, 16)
+    monkeypatch.setattr(calibration, "_cholesky_qr", lambda basis: torch.linalg.qr(basis).Q)
+    expected = output_svd(lost, second, 16)
+    last = torch.finfo(dtype).eps * float(expected.gains[0])
+    torch.testing.assert_close(found.gains, expected.gains, rtol=1e-4, atol=20 * last)
+    identity = torch.eye(16, dtype=dtype)
+    torch.testing.assert_close(found.left.T @ found.left, identity, rtol=0, atol=1e-5)
+    lengths = [
+        ((lost - each.left @ each.right) @ x.T.to(dtype)).norm() for each in (found, expected)
+    ]
+    assert lengths[0] <= 1.0001 * lengths[1]
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["nothing is lost", "two directions are"])
+def test_where_less_is_lost_than_the_rank_it_is_given_back(rank):
+    generator = torch.Generator().manual_seed(2)
+    lost = torch.randn(12, rank, generator=generator) @ torch.randn(rank, 20, generator=generator)
+    x = inputs(20).float()
+    left, right, gains = output_svd(lost, x.T @ x / 400, 4)
+    torch.testing.assert_close(left @ right, lost, rtol=0, atol=1e-5)
+    assert torch.isfinite(gains).all()

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from coalora_lib.decomposition import lowrank_plus_quantized
+from coalora_lib.decomposition import lowrank_plus_quantized, truncated_svd
 from coalora_lib.quantization import BlockwiseChoice, quantize
 
 COARSE = BlockwiseChoice(2, 4, "fp16", 64, 64)
@@ -98,3 +98,16 @@ def test_bad_input_is_named(weight, changes, message):
     arguments = {"weight": weight, "choice": COARSE, "rank": 2} | changes
     with pytest.raises(ValueError, match=message):
         lowrank_plus_quantized(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 48, 96), (2, 3, 96, 48)])
+@pytest.mark.parametrize("svd", ["exact", "randomized"])
+def test_a_batch_is_split_as_its_members_one_by_one(shape, svd):
+    many = torch.randn(shape)
+    left, right = truncated_svd(many, 4, svd)
+    for row in range(2):
+        for column in range(3):
+            l1, l2 = truncated_svd(many[row, column], 4, svd)
+            torch.testing.assert_close(
+                left[row, column] @ right[row, column], l1 @ l2, rtol=0, atol=1e-4
+            )

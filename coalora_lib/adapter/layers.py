@@ -16,6 +16,7 @@ from coalora_lib.adapter.quantized import (
     QuantizedLinear,
     WeightCache,
 )
+from coalora_lib.adapter.together import packed_together
 from coalora_lib.decomposition import truncated_svd
 from coalora_lib.spaces import Choice, ConfigurationSpace
 
@@ -103,10 +104,35 @@ class AdaptedLayers:
     def packed(self, configuration: Sequence[Choice]) -> dict[str, PackedWeight]:
         """The weights under a configuration by name, as they are stored."""
         states = self.states(configuration)
+        found = {}
+        for layer, choice, packed, weight in packed_together(self._missing(states)):
+            layer.take(choice, packed, weight)
+            found[layer] = packed
         return {
-            name: layer.packed(state)
+            name: found[layer] if layer in found else layer.packed(state)
             for (name, layer), state in zip(self.quantized.items(), states, strict=True)
         }
+
+    def _missing(self, states: Sequence[LayerState | None]) -> list[tuple[QuantizedLinear, Choice]]:
+        """The layers whose frozen terms are not held, with their choices."""
+        pairs = zip(self.quantized.values(), states, strict=True)
+        return [(layer, state) for layer, state in pairs if layer.lacks(state)]
+
+    def _under(
+        self, states: Sequence[LayerState | None]
+    ) -> Iterator[tuple[QuantizedLinear, LayerState | None, Tensor, Tensor | None]]:
+        """Weight and correction of every layer under its state, in no certain order."""
+        missing = self._missing(states)
+        absent = {layer for layer, _ in missing}
+        for layer, state in zip(self.quantized.values(), states, strict=True):
+            if layer not in absent:
+                yield layer, state, *layer.under(state, self._dtype(layer))
+        for layer, choice, packed, weight in packed_together(missing):
+            yield layer, choice, *layer.take(choice, packed, weight, self._dtype(layer))
+
+    def _dtype(self, layer: QuantizedLinear) -> torch.dtype | None:
+        """Of what a weight is copied to, so that one kernel copies all; else its own."""
+        return layer.weight.dtype if self._static else None
 
     # Tensors made under inference_mode could not be trained over later.
     @torch.inference_mode(False)
@@ -122,13 +148,11 @@ class AdaptedLayers:
         if before and not self.lora_off:
             self.use(self.factors())
         if not self._static:
-            for layer, state in zip(layers, states, strict=True):
-                layer.switch(state)
+            for layer, state, weight, correction in self._under(states):
+                layer.switch(state, weight, correction)
             return
         places, values = [], []
-        for layer, state in zip(layers, states, strict=True):
-            # Of the dtype of what it is copied to, so that one kernel copies all.
-            weight, correction = layer.under(state, layer.weight.dtype)
+        for layer, _, weight, correction in self._under(states):
             places.append(layer.weight)
             values.append(weight)
             if layer.correction is not None:

@@ -105,6 +105,10 @@ class WeightCache:
                 self.held -= dropped.nbytes
         return made
 
+    def holds(self, kind: str, key: Hashable) -> bool:
+        """Whether something is held of a kind under a key."""
+        return key in self._entries[kind]
+
     def clear(self) -> None:
         """Let go of everything."""
         self.held = 0
@@ -192,11 +196,10 @@ class QuantizedLinear(nn.Module):
             None if bias is None else bias.to(weight.dtype),
         )
 
-    def switch(self, state: LayerState | None) -> None:
-        """Compute with the weight under a choice from now on; None: with the pre-trained one."""
+    def switch(self, state: LayerState | None, weight: Tensor, correction: Tensor | None) -> None:
+        """Compute with what :meth:`under` returned for a state from now on."""
         now = self._current
-        now.weight, now.correction = self.under(state)
-        now.state = state
+        now.weight, now.correction, now.state = weight, correction, state
 
     def snapshot(self) -> Current:
         """What the layer computes with now, for :meth:`swap` to put back."""
@@ -213,7 +216,25 @@ class QuantizedLinear(nn.Module):
         """Weight and correction under a choice; the weight in the pre-trained dtype by default."""
         if state is None:
             return self.pretrained.to(dtype or self.pretrained.dtype), self.correction_of(None)
-        return self.restored(state, dtype), self.correction_of(state)
+        weight = self.restored(state, dtype)
+        same = weight.dtype == self.pretrained.dtype
+        return weight, self.correction_of(state, weight if same else None)
+
+    def lacks(self, state: LayerState | None) -> bool:
+        """Whether the frozen term of a choice would have to be made first."""
+        fixed = state is None or isinstance(state, Corrected) or not self.frozen_rank
+        return not fixed and not self._cache.holds("packed", (id(self), state))
+
+    def take(
+        self, choice: Choice, packed: PackedWeight, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hold a weight made elsewhere, as it is stored and as it is computed with in the
+        pre-trained dtype; returns what :meth:`under` then does."""
+        self._cache.get("packed", (id(self), choice), lambda: packed)
+        correction = self.correction_of(choice, weight)
+        wanted = weight.to(dtype or weight.dtype)
+        self._cache.get("restored", (id(self), choice, wanted.dtype), lambda: wanted)
+        return wanted, correction
 
     def own_memory(self, corrected: bool) -> None:
         """Move weight and correction to memory of their own, which one may then copy to.
@@ -232,28 +253,34 @@ class QuantizedLinear(nn.Module):
     def packed(self, state: LayerState) -> PackedWeight:
         """The weight under a choice, as it is stored."""
         if isinstance(state, Corrected):  # over the plain weight, which is held
-            return self._with_term(self.plain(state.choice), state.left, state.right)
+            left, right = (part.to(self.pretrained.dtype) for part in (state.left, state.right))
+            return replace(self.plain(state.choice), left=left, right=right)
         if not self.frozen_rank:
             return self.plain(state)
 
-        def make() -> PackedWeight:
-            plain = self._quantize(state)
+        def make() -> PackedWeight:  # alone; :mod:`.together` does it for many layers
+            plain = self.quantize(state)
             lost = self.pretrained.float() - plain.restore().float()
-            return self._with_term(plain, *self._frozen_term(lost))
+            return self.with_term(plain, *self._frozen_term(lost.T if self.transposed else lost))
 
         return self._cache.get("packed", (id(self), state), make)
 
     def plain(self, choice: Choice) -> PackedWeight:
         """The weight under a choice without a low-rank term."""
         key = id(self), choice, "plain"
-        return self._cache.get("packed", key, lambda: self._quantize(choice))
+        return self._cache.get("packed", key, lambda: self.quantize(choice))
 
-    def _quantize(self, choice: Choice) -> PackedWeight:
+    def quantize(self, choice: Choice) -> PackedWeight:
+        """:meth:`plain`, made anew."""
         return PackedWeight(self.space.quantize(self.pretrained, choice))
 
-    def _with_term(self, plain: PackedWeight, left: Tensor, right: Tensor) -> PackedWeight:
+    def with_term(self, plain: PackedWeight, left: Tensor, right: Tensor) -> PackedWeight:
+        """A weight with a term, (out, k) and (k, in), in memory of its own and the pre-trained
+        dtype: what is held must not keep alive the batch that it is a part of."""
+        if self.transposed:
+            left, right = right.T, left.T
         dtype = self.pretrained.dtype
-        return replace(plain, left=left.to(dtype), right=right.to(dtype))
+        return replace(plain, left=left.to(dtype, copy=True), right=right.to(dtype, copy=True))
 
     def restored(self, state: LayerState, dtype: torch.dtype | None = None) -> Tensor:
         """The weight under a choice, to compute with; by default in the pre-trained dtype."""
@@ -261,10 +288,13 @@ class QuantizedLinear(nn.Module):
         key = id(self), state, dtype
         return self._cache.get("restored", key, lambda: self.packed(state).restore(dtype))
 
-    def correction_of(self, state: LayerState | None) -> Tensor | None:
+    def correction_of(
+        self, state: LayerState | None, weight: Tensor | None = None
+    ) -> Tensor | None:
         """What quantization takes from the mean output, (W_pre - Q) E[x], or what was fitted.
 
-        (out,); None without a mean input; zeros for no choice.
+        (out,); None without a mean input; zeros for no choice. ``weight`` is the one under this
+        choice, in the pre-trained dtype, where it is at hand.
         """
         if isinstance(state, Corrected):
             return state.correction
@@ -274,7 +304,8 @@ class QuantizedLinear(nn.Module):
             return self.no_correction()
         if state not in self._corrections:
             wide = torch.promote_types(self.pretrained.dtype, torch.float32)
-            lost = self.pretrained.to(wide) - self.packed(state).restore().to(wide)
+            weight = self.packed(state).restore() if weight is None else weight
+            lost = self.pretrained.to(wide) - weight.to(wide)
             mean = self.mean_input.to(lost)
             self._corrections[state] = mean @ lost if self.transposed else lost @ mean
         return self._corrections[state]
@@ -285,15 +316,11 @@ class QuantizedLinear(nn.Module):
         return self.pretrained.new_zeros(self.out_features, dtype=wide)
 
     def _frozen_term(self, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """Of what quantization takes, in the weight's shape: (rows, k) and (k, columns)."""
+        """Of what quantization takes, (out, in) float32: (out, k) and (k, in)."""
         if self.second_moment is None:
             return truncated_svd(lost, self.frozen_rank)
-        second = self.second_moment.to(lost)
-        if self.mean_input is not None:  # the bias gives the mean back
-            mean = self.mean_input.to(lost)
-            second = second - torch.outer(mean, mean)
-        term = output_svd(lost.T if self.transposed else lost, second, self.frozen_rank)
-        return (term.right.T, term.left.T) if self.transposed else (term.left, term.right)
+        mean = None if self.mean_input is None else self.mean_input.to(lost)
+        return output_svd(lost, self.second_moment.to(lost), self.frozen_rank, mean)[:2]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""

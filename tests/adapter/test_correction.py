@@ -61,7 +61,7 @@ def test_the_mean_output_of_a_layer_is_what_it_was(examples):
     torch.testing.assert_close(mean_output(inner, QUERY, examples), whole)
     for layer in model.layers.quantized.values():
         layer.mean_input = None
-        layer.switch(layer.choice)
+        layer.switch(layer.choice, *layer.under(layer.choice))
     assert (mean_output(inner, QUERY, examples) - whole).abs().max() > 1e-3
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from coalora_lib.adapter import CoaLora
+from coalora_lib.adapter import CoaLora, adaptable_layers
 from coalora_lib.spaces import random_configuration
 from coalora_lib.tasks import load_classifier
-from coalora_lib.training import TrainingPlan, train
+from coalora_lib.training import TrainingPlan, input_moments, train
 from coalora_lib.training.baselines import lora, lq_lora
 from coalora_lib.training.loop import Trainer
 from tests.benchmarks.timing import GPU, timed
@@ -177,6 +177,38 @@ def test_switch(benchmark, device, way):
     benchmark.extra_info["weights"] = sum(model.sizes)
     benchmark.extra_info["cache_bytes"] = model.layers.cache.held
     assert model.layers.cache.held <= limit
+
+
+@pytest.mark.benchmark(group="switching to a configuration never met, calibrated terms included")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("way", ["together", "layer by layer"])
+def test_calibrated_switch(benchmark, device, way):
+    base = base_model(device)
+    means, seconds = input_moments(base, adaptable_layers(base), sentences(device))
+    model = CoaLora.attach(
+        base,
+        SHAPES[device][2],
+        start="calibrated",
+        adjuster="none",
+        bias_correction=True,
+        mean_inputs=means,
+        second_moments=seconds,
+        cache_bytes=2**35,
+    )
+    layers = model.layers.quantized.values()
+    new = iter(configurations(len(layers), 30))  # corrections are kept, so none is met twice
+
+    def switch():
+        model.layers.cache.clear()
+        if way == "together":
+            model.layers.switch(next(new))
+            return
+        with torch.no_grad():
+            for layer, choice in zip(layers, next(new), strict=True):
+                layer.switch(choice, *layer.under(choice))
+
+    timed(benchmark, device, switch, rounds=20 if device == "cuda" else 5)
+    benchmark.extra_info["weights"] = sum(model.sizes)
 
 
 @pytest.mark.benchmark(group="a whole run")
