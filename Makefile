@@ -19,12 +19,8 @@ TOOLS := _build/tools
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
-<<<<<<< HEAD
-	@echo "make test      lint, strict build of the book, unit tests, pages in a browser, notebook outputs  [JOBS=2: test processes]"
-=======
 	@echo "make lab       open the chapters in JupyterLab"
-	@echo "make test      lint, strict build of the book, unit tests, notebook outputs  [JOBS=2: test processes]"
->>>>>>> wip-reference
+	@echo "make test      lint, strict build of the book, unit tests, pages in a browser, notebook outputs  [JOBS=2: test processes]"
 	@echo "make lint      style, imports between the layers, types"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make experiments  the runs behind chapter 6's tables, into _build/results/  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
