@@ -2,11 +2,11 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-
+ROOT = Path(__file__).parents[1]
 MARKS = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
 
 
