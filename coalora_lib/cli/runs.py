@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: The ranks of chapter 6.
 RANKS = (4, 8, 16)
+#: A list of runs is made of all seeds before the first one starts.
+MOST_SEEDS = 1000
 
 ProfileName = Annotated[str, one_of(profiles, "Size of the run: quick, standard, paper, ...")]
 DatasetName = Annotated[str, one_of(datasets, "Data of the experiments: embedded, sst2, ...")]
@@ -38,7 +40,7 @@ Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 def experiments(
     profile: ProfileName = "quick",
     dataset: DatasetName = "embedded",
-    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1, max=MOST_SEEDS)] = 1,
     rank: Annotated[
         list[int] | None, typer.Option(help="Ranks of LoRA; 4, 8 and 16 if none is named.", min=1)
     ] = None,
