@@ -231,8 +231,8 @@ _NO_NETWORK = {**_PLAIN, "output_bias": False, "error_features": False}
 _NETWORK = {"output_bias": True, "error_features": True}
 _CALIBRATED: dict[str, Any] = {"start": "calibrated", "bias_correction": True}
 _CORRECTED = {"bias_correction": True}
-_IN_LORAS_PLACE = in_order(trained=True)
 _OUTPUTS, _EVEN = {"residuals": False, "weighted": False}, {"spread": False}
+_ALIKE, _IN_LORAS_PLACE = in_order(weighted=False, **_EVEN), in_order(trained=True)
 _FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
 _ALL = (
     # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
@@ -273,12 +273,8 @@ _ALL = (
     _fitted("calibrated, Shared-LoRA", adapter=_CALIBRATED),
     _fitted("calibrated, fitted", adapter=_CALIBRATED, refitter=_IN_LORAS_PLACE),
     _fitted("calibrated, CoA-LoRA", adapter=_CALIBRATED | _NETWORK | {"adjuster": "hypernetwork"}),
-    _fitted("in order, Shared-LoRA", fitter=in_order(weighted=False, **_EVEN)),
-    _fitted(
-        "in order, fitted",
-        fitter=in_order(weighted=False, **_EVEN),
-        refitter=_IN_LORAS_PLACE,
-    ),
+    _fitted("in order, Shared-LoRA", fitter=_ALIKE),
+    _fitted("in order, fitted", fitter=_ALIKE, refitter=_IN_LORAS_PLACE),
     # Options: the plainest CoA-LoRA with one option each, all without a search.
     _option("Shared-LoRA", **_PLAIN),
     _option("CoA-LoRA"),
@@ -302,9 +298,7 @@ _ALL = (
     _recovery("bias correction", all_frozen, _CORRECTED, trained=False, has_rank=False),
     _recovery("closed form", all_frozen, _CALIBRATED, trained=False),
     _recovery("in order, outputs", all_frozen, trained=False, fitter=in_order(**_OUTPUTS, **_EVEN)),
-    _recovery(
-        "in order, residuals", all_frozen, trained=False, fitter=in_order(weighted=False, **_EVEN)
-    ),
+    _recovery("in order, residuals", all_frozen, trained=False, fitter=_ALIKE),
     _recovery("in order, even ranks", all_frozen, trained=False, fitter=in_order(**_EVEN)),
     _recovery("in order", all_frozen, trained=False, fitter=in_order()),
     _recovery("in order, polished", all_frozen, trained=False, fitter=in_order(25)),
