@@ -80,11 +80,11 @@ def write_adapter(
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    factors, ranks = _without_idle(factors, stored), {}
+    factors, ranks = without_idle(factors, stored), {}
     for (name, layer), under, each in zip(
         layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
-        tensors = _peft_tensors(layer, under, each, scaling)
+        tensors = peft_tensors(layer, under, each, scaling)
         ranks[name] = len(tensors["lora_A.weight"])
         state |= {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
     _set_ranks(settings, ranks, scaling)
@@ -110,7 +110,7 @@ def write_adapter(
     return Path(folder)
 
 
-def _without_idle(
+def without_idle(
     factors: Sequence[Factors], stored: Mapping[str, PackedWeight]
 ) -> Sequence[Factors]:
     """No LoRA of its own where it adds nothing, as before training, and frozen terms stand for it:
@@ -135,7 +135,7 @@ def _alpha(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _peft_tensors(
+def peft_tensors(
     layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
 ) -> dict[str, Tensor]:
     """PEFT's tensors of a layer by the last part of their names; ``scaling`` is alpha / r."""

@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 from coalora_lib.adapter import fitted, saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
 from coalora_lib.adapter.checkpointing import recompute_as_before
-from coalora_lib.adapter.export import packed_tensors, write_adapter
-from coalora_lib.adapter.interface import TransformersInterface
+from coalora_lib.adapter.export import packed_tensors
+from coalora_lib.adapter.exports import Exports
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
-from coalora_lib.adapter.merging import merged
 from coalora_lib.adapter.quantized import WeightCache
 from coalora_lib.adapter.report import Report, warn_of_what_is_left
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
@@ -28,7 +27,7 @@ CACHE_LIMIT = 4 * 2**30
 REFERENCE_BUDGET = 3.0
 
 
-class CoaLora(TransformersInterface):
+class CoaLora(Exports):
     """Standard PEFT LoRA layers, quantized weights behind them, and an adjuster between.
 
     For the current configuration C each adapted layer i computes
@@ -231,57 +230,6 @@ class CoaLora(TransformersInterface):
             return self.layers.no_factors()
         indices = self.space.to_indices(configuration).to(self.device)
         return self.adjuster.adapted(indices, self.layers.factors())
-
-    @torch.no_grad()
-    def export_peft_adapter(
-        self,
-        folder: str | Path,
-        configuration: ConfigurationLike | None = None,
-        weights: str | None = None,
-    ) -> Path:
-        """Write the adapter for one configuration as plain PEFT; the model is left as it is.
-
-        ``PeftModel.from_pretrained(base, folder)`` reads it onto the base quantized alike.
-
-        Args:
-            folder: new, empty, or an earlier export, which is replaced.
-            configuration: as for :meth:`set_configuration`; the current one by default.
-            weights: "packed" adds quantized.safetensors, which
-                :func:`coalora_lib.quantization.load_quantized` reads; "base_model" adds a folder
-                of that name with the quantized weights restored, which transformers reads.
-
-        Raises:
-            ValueError: no configuration is given or set, or it or ``weights`` does not fit.
-            FileExistsError: the folder holds something else.
-        """
-        resolved = self._resolve_or_current(configuration)
-        factors = self.adapted_factors(resolved)
-        return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def merge(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
-        """A plain transformers model of its own memory, the adapter folded into its weights.
-
-        Its weights are de-quantized: outputs are those of one configuration, the size is not. It
-        is saved and loaded by transformers alone; this model is left as it is.
-
-        Args:
-            configuration: as for :meth:`set_configuration`; the current one by default.
-
-        Raises:
-            ValueError: no configuration is given or set, or it does not fit; or a layer needs a
-                bias, for a correction or a shift, and models of this class cannot have one there.
-        """
-        resolved = self._resolve_or_current(configuration)
-        factors = self.adapted_factors(resolved)
-        return merged(self.get_base_model(), self.layers, factors, resolved, self)
-
-    def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
-        configuration = self.configuration if configuration is None else configuration
-        if configuration is None:
-            raise ValueError("no configuration is set or given: there is nothing to export")
-        return self.resolve(configuration)
 
     def save_pretrained(self, folder: str | Path, quantized: bool = False) -> Path:
         """Write the whole method into one folder, see :mod:`.saving`; the model is left as it is.

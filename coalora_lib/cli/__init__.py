@@ -37,6 +37,7 @@ _COMMANDS = (
         "A model of your own",
         models.adapt,
         "coalora adapt run --bits 3.1 --out phone\n"
+        "  coalora adapt run --bits 4.5 --format gguf --out phone\n"
         "  coalora adapt all-MiniLM-L6-v2 --no-training --texts texts.txt --bits 3 --out phone",
     ),
     ("A model of your own", models.report, "coalora report run --picture run.png"),

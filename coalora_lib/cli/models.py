@@ -113,11 +113,24 @@ def adapt(
     out: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export.")],
     bits: Annotated[float | None, typer.Option(help="Mean bits of the layers.", min=0)] = None,
     device: Annotated[
-        Path | None, typer.Option(help="YAML with bits, bytes, allowed fields, fixed layers.")
+        Path | None, typer.Option(help="YAML: bits, bytes, size, allowed fields, fixed layers.")
     ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="peft, or gguf: files for llama.cpp.")
+    ] = "peft",
     weights: Annotated[
-        str, typer.Option(help="Beside the adapter: base_model, packed or none.")
-    ] = "base_model",
+        str | None,
+        typer.Option(
+            help="Beside PEFT's adapter: base_model, packed or none.  [default: base_model]"
+        ),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(help="In GGUF: type of token embedding, output layer.  [default: F16]"),
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="In GGUF: an encoder's, mean or cls.  [default: mean]")
+    ] = None,
     no_training: Annotated[
         bool, typer.Option("--no-training", help="Fit the adapter to texts; the rest is for this.")
     ] = False,
@@ -148,11 +161,11 @@ def adapt(
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option(help="What its layers may be quantized to.  [default: nf]"),
+        typer.Option(help="What its layers may be quantized to.  [default: nf, or gguf]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the adapter for one device as plain PEFT, with the quantized model beside it.
+    """Write the adapter for one device, as plain PEFT or as GGUF, with the quantized model.
 
     With --no-training it is not a run's, but fitted to some hundred texts: a low-rank term and a
     bias for each layer, in closed form.
@@ -172,26 +185,49 @@ def adapt(
         raise ValueError(f"--{given} is for --no-training only")
     if (bits is None) == (device is None):
         raise ValueError("give either --bits or --device")
-    if weights not in (allowed := ("base_model", "packed", "none")):
-        raise ValueError(f"--weights {weights} is not known; allowed: {', '.join(allowed)}")
+    beside, gguf = _written(form, weights, embedding=embedding, pooling=pooling)
     described = Device(bits=bits) if device is None else read_device(device)
-    beside = None if weights == "none" else weights
     if texts is None:
-        found, fit, said = adapt_run(RunFolder.open(model), out, described, beside), {}, ""
+        found, fit, said = adapt_run(RunFolder.open(model), out, described, beside, gguf), {}, ""
     else:
-        found, *rest = adapt_to_texts(model, texts, out, described, beside, **options)
+        found, *rest = adapt_to_texts(model, texts, out, described, beside, gguf, **options)
         fit = dict(zip(("measure", "before", "after", "texts", "seconds"), rest, strict=True))
         said = (
             "\n{measure} to the unquantized model: {before:.4f} before, {after:.4f} after, on "
             "{texts[measured]} texts beside the {texts[fitted]} fitted to; {seconds:.1f} s"
         ).format_map(fit)
+    files = "".join(f", {name} {size / 1e6:.1f} MB" for name, size in found.files.items())
     show(
-        {"folder": str(found.folder), "bits": found.bits, "bytes": found.nbytes} | fit,
+        {"folder": str(found.folder), "bits": found.bits, "bytes": found.nbytes}
+        | ({"files": found.files} if found.files else {})
+        | fit,
         as_json,
         f"{found.folder}: {found.bits:.3f} bits per parameter, {found.nbytes / 1e6:.1f} MB in "
-        f"{len(found.layers)} layers{said}",
+        f"{len(found.layers)} layers{files}{said}",
         [],
     )
+
+
+def _written(form: str, weights: str | None, **options: str | None) -> tuple[str | None, Any]:
+    """What is written beside PEFT's adapter, and how GGUF is, of which the other is None.
+
+    Raises:
+        ValueError: a value is not known, or is for the other format.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if form not in (allowed := ("peft", "gguf")):
+        raise ValueError(f"--format {form} is not known; allowed: {', '.join(allowed)}")
+    if form == "gguf":
+        from coalora_lib.gguf import Options
+
+        if weights is not None:
+            raise ValueError("--weights is for --format peft only")
+        return None, Options(**given)
+    if given:
+        raise ValueError(f"--{next(iter(given))} is for --format gguf only")
+    if weights not in (None, *(known := ("base_model", "packed", "none"))):
+        raise ValueError(f"--weights {weights} is not known; allowed: {', '.join(known)}")
+    return None if weights == "none" else weights or "base_model", None
 
 
 def report(

@@ -5,9 +5,11 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import Constraints
+from coalora_lib.gguf import Options
 from coalora_lib.validation import describe, did_you_mean, flat, nearest
 
 
@@ -17,8 +19,9 @@ class Device(BaseModel):
     .. code-block:: yaml
 
         bytes: 6MB                    # of the quantized layers; or bits: 3.1, or both
+        size: 16MB                    # of base.gguf as a whole, where GGUF is written
         allowed:                      # fields of the space to the values it can run
-          weight_bits: [4, 8]
+          weight_bits: [4, 8]         # of the space gguf: type: [Q4_0, Q8_0]
         fixed:                        # layers to all fields of their choice
           encoder.layer.0.output.dense: {weight_bits: 8, scale_bits: 8, ...}
     """
@@ -27,15 +30,35 @@ class Device(BaseModel):
 
     bits: float | None = Field(None, gt=0)
     bytes: ByteSize | None = None
+    size: ByteSize | None = None
     allowed: dict[str, list[Any]] | None = None
     fixed: dict[str, dict[str, Any]] | None = None
 
-    def constraints(self, model: CoaLora) -> Constraints:
+    def constraints(
+        self,
+        model: CoaLora,
+        gguf: Options | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Constraints:
         """The same for a model's layers.
 
+        Args:
+            model: whose layers.
+            gguf: how its GGUF file is to be written, which ``size`` is of.
+            tokenizer: the model's, which is a part of that file.
+
         Raises:
-            ValueError: a fixed layer or a field of its choice is not known or missing.
+            ValueError: a fixed layer or a field of its choice is not known or missing; or there is
+                a size and no GGUF file.
         """
+        limits = []
+        if self.size is not None:
+            if gguf is None:
+                raise ValueError(
+                    f"size: {self.size} is of a GGUF file, and none is written; give bytes, of the "
+                    "quantized layers"
+                )
+            limits = [model.gguf_size_limit(self.size, tokenizer, **vars(gguf))]
         fixed: dict[str | int, Any] = {}
         for layer, fields in (self.fixed or {}).items():
             if layer not in model.layer_names:
@@ -46,7 +69,7 @@ class Device(BaseModel):
                     f"{', '.join(model.space.fields)}"
                 )
             fixed[layer] = model.space.make_choice(*(fields[name] for name in model.space.fields))
-        return Constraints(self.bits, self.allowed, fixed or None, self.bytes)
+        return Constraints(self.bits, self.allowed, fixed or None, self.bytes, limits)
 
 
 def _near(layer: str, model: CoaLora) -> str:

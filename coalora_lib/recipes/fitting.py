@@ -15,6 +15,7 @@ from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.adapter.export import check_export
 from coalora_lib.adapter.passes import hooks
 from coalora_lib.adapter.saving import DESCRIPTION
+from coalora_lib.gguf import Options
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
 from coalora_lib.packaged import MINILM
@@ -46,7 +47,7 @@ class FitSettings(BaseModel):
     polish: int = Field(0, ge=0)  #: gradient steps after the fit
     max_length: int = Field(128, ge=2)  #: in tokens; longer texts are cut
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of a model without an adapter
-    space: str = "nf"  #: of a model without an adapter
+    space: str | None = None  #: of a model without an adapter; "nf", or "gguf" for GGUF
 
 
 class Fitted(NamedTuple):
@@ -66,9 +67,10 @@ def adapt_to_texts(
     out: str | Path,
     device: Device,
     weights: str | None = "base_model",
+    gguf: Options | None = None,
     **options: Any,
 ) -> Fitted:
-    """Write an adapter that was fitted to texts for a device, as plain PEFT, without training.
+    """Write an adapter that was fitted to texts for a device, without training.
 
     The device's configuration is allocated, and :class:`~coalora_lib.adapter.OrderedFit` finds a
     low-rank term and a bias for every layer, which bring the quantized model near the unquantized
@@ -84,19 +86,25 @@ def adapt_to_texts(
         out: new, empty, or an earlier export, which is replaced.
         device: what it can hold and run.
         weights: as :meth:`~coalora_lib.adapter.CoaLora.export_peft_adapter` takes it.
+        gguf: write GGUF files for llama.cpp so, instead of plain PEFT.
         options: see :class:`FitSettings`.
 
     Raises:
         ValueError: an option is not known or allowed; there are fewer than two texts; the device
-            cannot hold the model; or the model's layers cannot be fitted in order.
+            cannot hold the model; the model's layers cannot be fitted in order; or llama.cpp has no
+            such model.
         OSError: the model or the texts are not found, or ``out`` holds something else.
     """
     settings, out = _settings(options), Path(out).expanduser()
-    check_export(out, weights)
+    if gguf is None:
+        check_export(out, weights)
     given = plain_texts(texts, settings.column) if isinstance(texts, str | Path) else list(texts)
     parts = drawn(given, settings.count, settings.seed)
-    adapted, tokenizer = _open(model, settings)
-    configuration = adapted.resolve(device.constraints(adapted))
+    space = settings.space or ("nf" if gguf is None else "gguf")
+    adapted, tokenizer = _open(model, settings, space)
+    if gguf is not None:
+        adapted.check_gguf(out, tokenizer, corrected=True, **vars(gguf))
+    configuration = adapted.resolve(device.constraints(adapted, gguf, tokenizer))
     examples, others = (_examples(part, tokenizer, adapted, settings) for part in parts)
     measured = Distance(adapted, others)
     adapted.layers.fitted.pop(tuple(configuration), None)  # of a model that was fitted and saved
@@ -106,7 +114,7 @@ def adapt_to_texts(
     seconds = time.perf_counter() - began
     after = measured(configuration)
     return Fitted(
-        write_adapted(adapted, tokenizer, out, configuration, weights),
+        write_adapted(adapted, tokenizer, out, configuration, weights, gguf),
         measured.name,
         before,
         after,
@@ -122,7 +130,9 @@ def _settings(options: dict[str, Any]) -> FitSettings:
         raise ValueError(describe(error)) from None
 
 
-def _open(model: str | Path, settings: FitSettings) -> tuple[CoaLora, PreTrainedTokenizerBase]:
+def _open(
+    model: str | Path, settings: FitSettings, space: str
+) -> tuple[CoaLora, PreTrainedTokenizerBase]:
     """The model with its adapter, or with one that does nothing yet, and its tokenizer."""
     path = Path(model).expanduser()
     short = str(model) == MINILM.rpartition("/")[2] and not path.exists()
@@ -130,7 +140,7 @@ def _open(model: str | Path, settings: FitSettings) -> tuple[CoaLora, PreTrained
         name, dtype = MINILM if short else str(model), getattr(torch, settings.dtype)
         base, tokenizer = load_as_saved(name, dtype)
         # The LoRA that is trained elsewhere does nothing here, and is not exported.
-        found = CoaLora.attach(base, 1, 1, adjuster="none", space=settings.space, heads=())
+        found = CoaLora.attach(base, 1, 1, adjuster="none", space=space, heads=())
     elif (path / ABOUT).is_file():
         run = RunFolder.open(path)
         found, tokenizer = run.load_model(), run.load_tokenizer()

@@ -8,6 +8,7 @@ from datasets import ClassLabel, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.gguf import Options
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.folder import RunFolder
 from coalora_lib.recipes.texts import prepared, read_texts
@@ -22,6 +23,7 @@ class Adapted(NamedTuple):
     bits: float  #: mean bits of the quantized layers
     nbytes: int  #: that these layers store
     layers: dict[str, Any]  #: each layer's choice
+    files: dict[str, int]  #: bytes of what llama.cpp reads; empty for PEFT
 
 
 def evaluate_run(run: RunFolder, bits: Sequence[float], data: str | Path) -> list[dict[str, float]]:
@@ -44,24 +46,31 @@ def evaluate_run(run: RunFolder, bits: Sequence[float], data: str | Path) -> lis
 
 
 def adapt(
-    run: RunFolder, out: str | Path, device: Device, weights: str | None = "base_model"
+    run: RunFolder,
+    out: str | Path,
+    device: Device,
+    weights: str | None = "base_model",
+    gguf: Options | None = None,
 ) -> Adapted:
-    """Write the adapter for a device as plain PEFT, and beside it the quantized model.
+    """Write the adapter for a device, and beside it the quantized model.
 
     Args:
         run: a finished one.
         out: new, empty, or an earlier export, which is replaced.
         device: what it can hold and run.
         weights: as :meth:`~coalora_lib.adapter.CoaLora.export_peft_adapter` takes it.
+        gguf: write GGUF files for llama.cpp so, instead of plain PEFT.
 
     Raises:
         ValueError: the device cannot hold the model (the smallest that is feasible is named), or
-            runs none of a layer's choices.
+            runs none of a layer's choices; or llama.cpp has no such model.
         FileExistsError: ``out`` holds something else.
     """
-    model = run.load_model()
-    configuration = model.resolve(device.constraints(model))
-    return write_adapted(model, run.load_tokenizer(), out, configuration, weights)
+    model, tokenizer = run.load_model(), run.load_tokenizer()
+    if gguf is not None:
+        model.check_gguf(Path(out).expanduser(), tokenizer, **vars(gguf))
+    configuration = model.resolve(device.constraints(model, gguf, tokenizer))
+    return write_adapted(model, tokenizer, out, configuration, weights, gguf)
 
 
 def write_adapted(
@@ -70,16 +79,24 @@ def write_adapted(
     out: str | Path,
     configuration: Configuration,
     weights: str | None,
+    gguf: Options | None = None,
 ) -> Adapted:
     """Write a model's adapter for one configuration, and its tokenizer beside ``base_model``."""
-    folder = model.export_peft_adapter(Path(out).expanduser(), configuration, weights)
-    if weights == "base_model":
-        tokenizer.save_pretrained(folder / "base_model")
+    out = Path(out).expanduser()
+    files: dict[str, int] = {}
+    if gguf is not None:
+        folder = model.export_gguf(out, configuration, tokenizer, **vars(gguf))
+        files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.gguf"))}
+    else:
+        folder = model.export_peft_adapter(out, configuration, weights)
+        if weights == "base_model":
+            tokenizer.save_pretrained(folder / "base_model")
     return Adapted(
         folder,
         model.space.mean_bits(configuration, model.shapes),
         _nbytes(model, configuration),
         dict(zip(model.layer_names, configuration, strict=True)),
+        files,
     )
 
 

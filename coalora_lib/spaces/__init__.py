@@ -2,6 +2,7 @@
 
 from coalora_lib.spaces.blockwise import INTEGER, NORMAL_FLOAT, BlockwiseSpace
 from coalora_lib.spaces.costs import LayerCosts, mean_bits_cost
+from coalora_lib.spaces.gguf import GGUF, GgufSpace, GgufWeight
 from coalora_lib.spaces.sampling import random_at_bits, random_configuration
 from coalora_lib.spaces.space import (
     Choice,
@@ -16,12 +17,15 @@ from coalora_lib.spaces.space import (
 )
 
 __all__ = [
+    "GGUF",
     "INTEGER",
     "NORMAL_FLOAT",
     "BlockwiseSpace",
     "Choice",
     "Configuration",
     "ConfigurationSpace",
+    "GgufSpace",
+    "GgufWeight",
     "LayerCosts",
     "QuantizedWeight",
     "Shape",
