@@ -165,7 +165,12 @@ def _special(tokenizer: PreTrainedTokenizerBase, rows: int, merges: bool = False
     """Merges, numbers of special tokens, whether they are added, and the chat template."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return library("gguf").SpecialVocab(Path(folder), merges, SPECIAL, rows)
+        found = library("gguf").SpecialVocab(Path(folder), merges, SPECIAL, rows)
+    tokens = tokenizer("a").input_ids
+    for name, place in (("bos", 0), ("eos", -1)):  # else llama.cpp goes by the kind of tokenizer
+        number = found.special_token_ids.get(name)
+        found.add_special_token[name] = len(tokens) > 1 and tokens[place] == number
+    return found
 
 
 def _pattern(step: dict[str, Any]) -> str | None:

@@ -14,6 +14,10 @@ needs_llamacpp = pytest.mark.skipif(
 )
 
 
+#: A token of letters in all tokenizers here.
+PRINTABLE = 300
+
+
 def run(folder, what, inputs, adapter=None, base="base.gguf"):
     """What llama.cpp computes of an export's files.
 
@@ -68,9 +72,14 @@ def computed(server, what, given):
         with urlopen(Request(f"{server.listening_address}/tokenize", content)) as answer:
             return json.load(answer)["tokens"]
     request = {
-        "prompt": given, "max_tokens": 1, "temperature": 0, "logprobs": 100_000,
-        "cache_prompt": False, "ignore_eos": True,
-    }  # fmt: skip
+        "prompt": given,
+        "max_tokens": 1,
+        "logprobs": 100_000,
+        "cache_prompt": False,
+        # Nothing is told of a token that is no whole character or ends the text; these numbers
+        # are from before this choice.
+        "logit_bias": [[PRINTABLE, 1e6]],
+    }
     choice = server.handle_completions(request)["choices"][0]
     top = choice["logprobs"]["content"][0]["top_logprobs"]
     found = {each["id"]: each["logprob"] for each in top}

@@ -141,7 +141,7 @@ def made(kind, space="gguf", **options):
     base = MODELS[kind]().eval()
     for name, parameter in base.named_parameters():
         if name.endswith("bias") or parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(parameter, std=0.05)
     if options.get("bias_correction"):
         options["mean_inputs"] = some_means(base)
     model = CoaLora.attach(base, rank=4, alpha=8, space=space, heads=(), **options)

@@ -1,0 +1,227 @@
+"""GGUF's types go all the way: bytes as llama.cpp's, allocation, training, search, files."""
+
+from itertools import product
+
+import gguf
+import libgguf
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.allocation import Constraints, allocate, error_table
+from coalora_lib.search import STRATEGIES, SearchPlan
+from coalora_lib.spaces import GGUF, mean_bits_cost, random_at_bits, random_configuration
+from coalora_lib.spaces.gguf import BLOCKS, TYPES, stored
+from coalora_lib.training import TrainingPlan, evaluate, train
+from tests.adapter.test_export import logits
+from tests.conftest import NO_DROPOUT, SIZES
+
+#: Rows of 64 take blocks of 32, of 256 all types, of 40 only F16.
+SHAPES = [(8, 64), (4, 256), (6, 40)]
+PLAN = TrainingPlan(steps=4, batch_size=4, configurations_per_step=1)
+#: What gguf quantizes too, in Python.
+IN_PYTHON = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "F16")
+
+
+def base():
+    """A BERT whose layers differ in what they can take."""
+    torch.manual_seed(0)
+    sizes = SIZES | NO_DROPOUT | {"hidden_size": 64, "intermediate_size": 256}
+    return BertForSequenceClassification(BertConfig(**sizes))
+
+
+def outlying(*shape):
+    """Normal numbers, some of them far out."""
+    made = torch.randn(shape)
+    made.flatten()[::37] *= 8
+    return made
+
+
+def everywhere_allowed(configuration, shapes):
+    return all(GGUF.allowed(c, s) for c, s in zip(configuration, shapes, strict=True))
+
+
+def test_sizes_are_those_of_gguf():
+    for name, block in BLOCKS.items():
+        assert block == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]], name
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_bytes_and_weights_are_those_of_llamacpp(name):
+    weight = outlying(16, 512)
+    kind = gguf.GGMLQuantizationType[name]
+    found = stored(weight, name)
+    choice = GGUF.make_choice(name)
+    assert found.nbytes == GGUF.nbytes(choice, (16, 512))
+    assert found.nbytes * 8 == GGUF.bits_per_parameter(choice) * 16 * 512
+    if name in IN_PYTHON:
+        other = gguf.quantize(weight.numpy(), kind)
+        assert np.array_equal(other.view(np.uint8), found.data.numpy())
+    restored = found.dequantize()
+    if name != "F16":
+        other = libgguf.dequantize_rows(found.data.numpy(), kind.value)
+        np.testing.assert_array_equal(restored.numpy(), other)
+    assert restored.dtype == weight.dtype
+    assert (restored - weight).norm() < 0.4 * weight.norm()
+
+
+def test_what_a_row_takes_is_one_stretch_of_the_types():
+    """Or a walk, which moves from one to the next, could not pass."""
+    for columns in (1, 32, 48, 64, 384, 256, 1536):
+        mask = GGUF.mask((8, columns)).tolist()
+        assert mask[-1]
+        assert mask == sorted(mask), columns
+    assert GGUF.finest((8, 64)).type == "F16"
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (torch.zeros(4, 33), ValueError, r"shape \(4, 33\) cannot be Q4_0: its rows must be .* 32"),
+        (torch.full((4, 32), torch.nan), ValueError, r"shape \(4, 32\) holds a NaN"),
+        (
+            torch.zeros(4, 32, dtype=torch.int8),
+            TypeError,
+            r"floating-point tensor, not torch\.int8",
+        ),
+        (torch.zeros(()), ValueError, r"shape \(\) cannot be Q4_0"),
+    ],
+    ids=["row", "nan", "whole numbers", "no row"],
+)
+def test_what_cannot_be_quantized_is_refused(weight, error, message):
+    with pytest.raises(error, match=message):
+        GGUF.quantize(weight, GGUF.make_choice("Q4_0"))
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    def absent(name, *_):
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr("coalora_lib.spaces.gguf.import_module", absent)
+    assert GGUF.bits_table().min() == 2.625
+    with pytest.raises(
+        ModuleNotFoundError, match=r"package libgguf: pip install 'coalora-lib\[ggu"
+    ):
+        stored(torch.zeros(4, 32), "Q4_0")
+
+
+def test_errors_and_allocation_are_exact_and_mind_what_is_allowed():
+    weights = {str(i): outlying(*shape) for i, shape in enumerate(SHAPES)}
+    errors = error_table(weights, "gguf")
+    for row, weight in enumerate(weights.values()):
+        for column, choice in enumerate(GGUF.choices):
+            left = weight
+            if GGUF.allowed(choice, weight.shape):
+                left = weight - GGUF.quantize(weight, choice).dequantize()
+            assert errors[row, column] == pytest.approx(left.double().square().sum().item())
+    sizes = [weight.numel() for weight in weights.values()]
+    for budget in (6.5, 8.0, 10.0):
+        found = allocate(errors, SHAPES, budget, "gguf")
+        feasible = [
+            each
+            for each in product(GGUF.choices, repeat=3)
+            if everywhere_allowed(each, SHAPES) and GGUF.mean_bits(each, SHAPES) <= budget
+        ]
+        best = min(sum(errors[i, GGUF.index(c)].item() for i, c in enumerate(e)) for e in feasible)
+        assert found.error == pytest.approx(best)
+        assert found.bits <= budget
+        assert everywhere_allowed(found.configs, SHAPES)
+    most = sum(sizes)
+    found = allocate(errors, SHAPES, space="gguf", max_bytes=most, allowed={"type": TYPES[6:]})
+    assert found.nbytes <= most
+    assert {choice.type for choice in found.configs} <= set(TYPES[6:])
+    with pytest.raises(ValueError, match=r"layer 2 of shape \(6, 40\) has no allowed choice"):
+        allocate(errors, SHAPES, space="gguf", allowed={"type": ("Q4_0", "Q8_0")})
+
+
+def test_errors_of_a_sample_of_rows_are_near():
+    weight = outlying(512, 256)
+    ((size, compute),) = GGUF.error_parts(weight, sample=1 / 8)
+    assert size == weight.numel()
+    relative = compute() / GGUF.errors(weight) - 1
+    assert relative.abs().max() < 0.15
+    ((_, whole),) = GGUF.error_parts(weight[:20], sample=1 / 8)
+    assert torch.equal(whole(), GGUF.errors(weight[:20]))
+
+
+def test_random_configurations_are_allowed():
+    generator = torch.Generator().manual_seed(0)
+    shapes = SHAPES[:2] * 50
+    for drawn in (
+        random_configuration(shapes, generator, "gguf"),
+        random_at_bits(shapes, 5.2, generator, "gguf"),
+    ):
+        assert everywhere_allowed(drawn, shapes)
+        assert len({choice.type for choice in drawn}) > 8
+    cost = mean_bits_cost("gguf", shapes)
+    assert cost(GGUF.to_flat([drawn])).item() == pytest.approx(GGUF.mean_bits(drawn, shapes))
+
+
+def attached(**options):
+    return CoaLora.attach(base(), rank=4, alpha=8, space="gguf", **options)
+
+
+def test_a_model_takes_budgets_constraints_and_names_what_is_not_allowed():
+    model = attached()
+    model.set_configuration(5.0)
+    assert model.bits <= 5.0
+    assert everywhere_allowed(model.configuration, model.shapes)
+    for (name, layer), choice in zip(
+        model.layers.quantized.items(), model.configuration, strict=True
+    ):
+        expected = GGUF.quantize(base().get_submodule(name).weight, choice)
+        assert torch.equal(layer.weight, expected.dequantize()), name
+    model.set_configuration(Constraints(allowed={"type": ("Q8_0",)}))
+    assert {choice.type for choice in model.configuration} == {"Q8_0"}
+    with pytest.raises(ValueError, match=r"query: .*type='Q6_K'.* is not allowed for the shape"):
+        model.set_configuration([GGUF.choices[0]] * 12)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "local search"])
+def test_training_with_the_search_between_and_a_checkpoint(examples, tmp_path, strategy):
+    search = SearchPlan(rounds=2, restarts=2, max_steps=3, proposals=4, strategy=strategy)
+    ended = []
+    for _ in range(2):  # the second run finds the first one's last checkpoint
+        model = attached(error_features=True, output_bias=True)
+        generator = torch.Generator().manual_seed(0)
+        first = [random_configuration(model.shapes, generator, "gguf") for _ in range(4)]
+        history = train(
+            model,
+            examples,
+            [4.8, 6.0, *first],
+            PLAN,
+            search=search,
+            scoring=examples[:8],
+            checkpoints=tmp_path,
+        )
+        proposed = history.rounds[0].configurations[-history.rounds[0].proposed :]
+        for row in proposed:
+            assert everywhere_allowed(GGUF.from_indices(row), model.shapes)
+        ended.append(evaluate(model, examples, 5.0).loss)
+    assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"start": "residual", "frozen_rank": 3}], ids=str)
+def test_it_is_saved_read_back_and_exported(tmp_path, options):
+    model = attached(**options)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            nn.init.normal_(parameter, std=0.1)
+    model.training_set = [model.resolve(4.8), model.resolve(6.0)]
+    model.set_configuration(5.0)
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "saved")
+    again = CoaLora.from_pretrained(tmp_path / "saved", base())
+    assert again.space is GGUF
+    assert again.training_set == model.training_set
+    assert torch.equal(logits(again), expected)
+    model.export_peft_adapter(tmp_path / "adapter", weights="base_model")
+    plain = BertForSequenceClassification.from_pretrained(tmp_path / "adapter" / "base_model")
+    peft = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    torch.testing.assert_close(logits(peft), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="GgufWeight, for which there is no packed file"):
+        model.export_peft_adapter(tmp_path / "packed", weights="packed")
