@@ -1,6 +1,6 @@
 """The types of GGUF files, which llama.cpp runs: one type for each layer.
 
-Weights are quantized by libgguf, byte for byte as llama.cpp does, and de-quantized by gguf.
+libgguf quantizes weights byte for byte as llama.cpp does, and de-quantizes them as it does too.
 """
 
 import math
@@ -34,6 +34,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "F16": (1, 2),
     "F32": (1, 4),
 }
+#: Types whose numbers are torch's.
+PLAIN = {"F16": torch.float16, "F32": torch.float32}
 #: What a layer may take. The search moves from one to the next: rows that take blocks of 256 take
 #: all of them, others those from MXFP4 or F16 on, so that none of these are cut apart.
 TYPES = tuple(name for name in BLOCKS if name != "F32")
@@ -84,10 +86,13 @@ class GgufWeight:
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight that is computed with, where the weight was; in its dtype by default."""
-        gguf = library("gguf")
-        restored = gguf.dequantize(self.data.numpy(), gguf.GGMLQuantizationType[self.kind])
-        found = torch.from_numpy(restored).reshape(self.shape)
-        return found.to(self.device, dtype or self.dtype)
+        if self.kind in PLAIN:
+            found = self.data.view(PLAIN[self.kind])
+        else:
+            libgguf = library("libgguf")
+            kind = libgguf.GGMLQuantizationType[self.kind]
+            found = torch.from_numpy(libgguf.dequantize_rows(self.data.numpy(), kind))
+        return found.reshape(self.shape).to(self.device, dtype or self.dtype)
 
 
 def stored(weight: Tensor, kind: str) -> GgufWeight:
