@@ -135,6 +135,13 @@ TOKENIZERS = {
 }
 
 
+def mixed(model):
+    """A configuration in which each layer has the next type that its rows can take."""
+    space = model.space
+    taken = [space.mask(shape).nonzero()[:, 0].tolist() for shape in model.shapes]
+    return space.from_rows([rows[i % len(rows)] for i, rows in enumerate(taken)])
+
+
 def made(kind, space="gguf", **options):
     """A model as after training, every trained part filled with something, and its tokenizer."""
     torch.manual_seed(0)
