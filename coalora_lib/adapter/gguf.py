@@ -68,7 +68,7 @@ def size_limit(file: BaseFile, layers: AdaptedLayers, most: int) -> Limit:
     stored = torch.stack([space.bytes_table(shape) for shape in shapes.values()])
     costs = stored.apply_(padded).numpy()
     costs[0] += file.beside(shapes)  # so that sums are of the whole file, in messages too
-    return Limit(costs, most, f"bytes of {BASE}")
+    return Limit(costs, min(most, int(costs.max(1).sum())), f"bytes of {BASE}")
 
 
 @torch.no_grad()

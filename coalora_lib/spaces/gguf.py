@@ -100,7 +100,8 @@ def stored(weight: Tensor, kind: str) -> GgufWeight:
 
     Raises:
         TypeError: it is no floating-point tensor.
-        ValueError: its rows are no whole blocks, or it holds a NaN or an infinity.
+        ValueError: its rows are no whole blocks, or it holds a NaN, or more than float16 can, in
+            which scales are stored.
         ModuleNotFoundError: libgguf is not installed.
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -113,8 +114,12 @@ def stored(weight: Tensor, kind: str) -> GgufWeight:
         )
     libgguf = library("libgguf")
     exact = weight.detach().to("cpu", torch.float32).contiguous()
-    if not torch.isfinite(exact).all():
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} holds a NaN or an infinity")
+    largest = torch.finfo(PLAIN.get(kind, torch.float16)).max
+    if not (exact.abs() <= largest).all():
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} cannot be {kind}: it holds a NaN, or a "
+            f"number above {largest:g}"
+        )
     rows = libgguf.quantize_rows(exact.numpy(), libgguf.GGMLQuantizationType[kind])
     data = torch.from_numpy(rows).view(torch.uint8)
     return GgufWeight(kind, data, tuple(weight.shape), weight.dtype, weight.device)

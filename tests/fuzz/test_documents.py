@@ -29,6 +29,7 @@ RECORD = record(
 DEVICE = {
     "bits": 3.1,
     "bytes": "6MB",
+    "size": "16MB",
     "allowed": {"weight_bits": [4, 8]},
     "fixed": {
         "bert.encoder.layer.0.output.dense": {

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from coalora_lib.quantization import load_quantized, quantize, save_quantized
 from coalora_lib.quantization.storage import FORMAT
-from coalora_lib.spaces import INTEGER, NORMAL_FLOAT
+from coalora_lib.spaces import GGUF, INTEGER, NORMAL_FLOAT
 from tests.fuzz.documents import JUNK, broken_json, broken_safetensors
 from tests.fuzz.judge import inputs, judge
 
@@ -70,3 +70,10 @@ CHOICES = st.sampled_from(NORMAL_FLOAT.choices + INTEGER.choices) | JUNK
 @given(WEIGHTS, CHOICES)
 def test_weights_and_choices(weight, choice):
     judge("packed weights", lambda: quantize(weight, choice).dequantize())
+
+
+@inputs(40)
+@given(WEIGHTS, st.sampled_from(GGUF.choices))
+def test_weights_and_types_of_gguf(weight, choice):
+    found = judge("packed weights", lambda: GGUF.quantize(weight, choice).dequantize())
+    assert found is None or found.isfinite().all()

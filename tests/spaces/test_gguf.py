@@ -80,7 +80,8 @@ def test_what_a_row_takes_is_one_stretch_of_the_types():
     ("weight", "error", "message"),
     [
         (torch.zeros(4, 33), ValueError, r"shape \(4, 33\) cannot be Q4_0: its rows must be .* 32"),
-        (torch.full((4, 32), torch.nan), ValueError, r"shape \(4, 32\) holds a NaN"),
+        (torch.full((4, 32), torch.nan), ValueError, r"cannot be Q4_0: it holds a NaN"),
+        (torch.full((4, 32), 1e5), ValueError, r"it holds a NaN, or a number above 65504"),
         (
             torch.zeros(4, 32, dtype=torch.int8),
             TypeError,
@@ -88,7 +89,7 @@ def test_what_a_row_takes_is_one_stretch_of_the_types():
         ),
         (torch.zeros(()), ValueError, r"shape \(\) cannot be Q4_0"),
     ],
-    ids=["row", "nan", "whole numbers", "no row"],
+    ids=["row", "nan", "large", "whole numbers", "no row"],
 )
 def test_what_cannot_be_quantized_is_refused(weight, error, message):
     with pytest.raises(error, match=message):
