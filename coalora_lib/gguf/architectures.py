@@ -1,4 +1,7 @@
-"""Models of transformers as llama.cpp knows them: names, order of rows, keys of the file."""
+"""Models of transformers as llama.cpp knows them: names, order of rows, keys of the file.
+
+Tested with llama.cpp as xllamacpp 2026.10.11549 brings it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Architecture:
     describe: Callable[[GGUFWriter, Any], None]  #: writes the keys of a configuration
     paired: bool = False  #: whether rotary position pairs neighbours, not halves of a head
     dropped: tuple[str, ...] = ()  #: beginnings of names that llama.cpp has no use for
-    biased: tuple[str, ...] = ()  #: ends of names, as llama.cpp's, that may have a bias; () for all
+    biased: tuple[str, ...] = ()  #: ends of its names of layers that may have a bias; () for all
 
 
 def _describe_bert(writer: GGUFWriter, config: Any) -> None:
@@ -62,7 +65,7 @@ ARCHITECTURES = (
         "Qwen2ForCausalLM",
         ("silu",),
         _describe_decoder,
-        biased=("attn_q", "attn_k", "attn_v", "output_norm"),
+        biased=("attn_q", "attn_k", "attn_v"),  # any other bias is a tensor too many for it
     ),
 )
 #: Changes of rotary frequencies, by architecture, that ``rope_freqs.weight`` can express.

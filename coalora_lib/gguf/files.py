@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 #: How a text's vectors become one.
 POOLINGS = ("mean", "cls")
-#: What the embedding may be stored as: every type but those of 4 bits and less is near lossless.
-EMBEDDINGS = tuple(BLOCKS)
 #: Names of matrices that llama.cpp looks up rows of, and wants exact.
 EXACT = ("position_embd.weight", "token_types.weight")
 
@@ -36,7 +34,7 @@ class Options:
     pooling: str = "mean"  #: one of :data:`POOLINGS`; for encoders
 
     def __post_init__(self) -> None:
-        for name, allowed in (("embedding", EMBEDDINGS), ("pooling", POOLINGS)):
+        for name, allowed in (("embedding", tuple(BLOCKS)), ("pooling", POOLINGS)):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(
                     f"{name}={value!r:.80} is not known; allowed: {', '.join(allowed)}"
@@ -89,19 +87,20 @@ class BaseFile:
 
         With a bias in each that may have one: a correction may need it.
         """
-        adapted = [
+        weights = [
             Entry(self.names.of(f"{name}.weight"), shape, "F16", _unmade)
             for name, shape in shapes.items()
         ]
-        there = {entry.name for entry in self._entries}
         biases = [
             Entry(self.names.of(f"{name}.bias"), shape[:1], "F32", _unmade)
             for name, shape in shapes.items()
             if self.names.takes_bias(name)
         ]
-        more = [entry for entry in biases if entry.name not in there]
-        whole = file_size(self.architecture.name, self._fill, [*self._entries, *adapted, *more])
-        return whole - sum(entry.nbytes for entry in adapted)
+        there = {entry.name for entry in self._entries}
+        missing = [entry for entry in biases if entry.name not in there]
+        entries = [*self._entries, *weights, *missing]
+        whole = file_size(self.architecture.name, self._fill, entries)
+        return whole - sum(entry.nbytes for entry in weights)
 
     def write(self, path: Path, weights: Mapping[str, GgufWeight]) -> None:
         """Write the file, with these weights in the adapted layers."""

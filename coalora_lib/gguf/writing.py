@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from coalora_lib.spaces import GgufWeight
 from coalora_lib.spaces.gguf import library, stored_bytes
@@ -14,12 +14,8 @@ from coalora_lib.spaces.gguf import library, stored_bytes
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-
-class Fill(Protocol):
-    """Writes what a file says beside its tensors."""
-
-    def __call__(self, writer: GGUFWriter) -> None:
-        """Add keys and values."""
+    #: Writes what a file says beside its tensors.
+    Fill = Callable[[GGUFWriter], None]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
 #: Types whose numbers are torch's.
 PLAIN = {"F16": torch.float16, "F32": torch.float32}
 #: What a layer may take. The search moves from one to the next: rows that take blocks of 256 take
-#: all of them, others those from MXFP4 or F16 on, so that none of these are cut apart.
+#: all of them, others those from MXFP4 or F16 on, so that none of these are cut apart. Saved models
+#: name a type by its position here.
 TYPES = tuple(name for name in BLOCKS if name != "F32")
 #: Rows that a sample holds at least.
 FEWEST_ROWS = 32

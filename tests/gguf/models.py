@@ -20,6 +20,7 @@ from torch import nn
 from coalora_lib.adapter import CoaLora
 from coalora_lib.gguf.vocabulary import PATTERNS
 from coalora_lib.spaces import GgufSpace, register_space
+from coalora_lib.spaces.gguf import stored
 from coalora_lib.tasks.embedded import review_phrases
 from tests.conftest import NO_DROPOUT, some_means
 
@@ -28,10 +29,13 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class ExactSpace(GgufSpace):
-    """Weights as float32, so that nothing is rounded on either side."""
+    """Whole steps, stored as float32: a loss to be corrected, and nothing to be rounded again."""
 
     name = "gguf-exact"
     fields = {"type": ("F32",)}  # noqa: RUF012
+
+    def quantize(self, weight, choice):
+        return stored((weight.float() * 32).round() / 32, "F32")
 
 
 register_space(ExactSpace())

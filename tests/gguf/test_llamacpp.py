@@ -88,6 +88,11 @@ def test_nothing_differs_where_nothing_is_rounded(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_corrections_and_shifts_are_in_the_biases(kind, tmp_path):
+    whole, bare = exported(kind, tmp_path / "out", "gguf-exact", bias_correction=True)
+    assert exact(in_llamacpp(tmp_path / "out", kind, 1.0), whole, kind)
+    assert exact(in_llamacpp(tmp_path / "out", kind), bare, kind)
+    uncorrected, _ = exported(kind, tmp_path / "other", "gguf-exact")
+    assert distance(whole, uncorrected) > ROUNDED
     options = {"bias_correction": True, "output_bias": True}
     whole, _ = exported(kind, tmp_path / "out", "gguf-exact", **options)
     assert exact(in_llamacpp(tmp_path / "out", kind, 1.0), whole, kind)
