@@ -40,11 +40,18 @@ def padded(nbytes: int) -> int:
 
 
 def write_file(path: Path, architecture: str, fill: Fill, entries: Sequence[Entry]) -> None:
-    """Write a file; of the tensors only one is in memory at a time."""
+    """Write a file; of the tensors only one is in memory at a time.
+
+    ValueError if one cannot be stored as its type; it is named.
+    """
     writer = _begun(path, architecture, fill, entries)
     try:
         for entry in entries:
-            writer.write_tensor_data(entry.make().data.numpy())
+            try:
+                made = entry.make()
+            except ValueError as error:
+                raise ValueError(f"{entry.name}: {error}") from None
+            writer.write_tensor_data(made.data.numpy())
     finally:
         writer.close()
 

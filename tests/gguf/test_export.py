@@ -108,6 +108,12 @@ def test_what_cannot_be_exported_is_one_sentence_and_nothing_is_written(tmp_path
     normal = CoaLora.attach(MODELS["bert"](), heads=())
     with pytest.raises(ValueError, match=r"in the space 'nf', which llama\.cpp does not know"):
         normal.export_gguf(out, 3.0, tokenizer)
+    with torch.no_grad():
+        model.get_base_model().embeddings.LayerNorm.weight[3] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"token_embd_norm\.weight: a .* cannot be F32: it holds a N"
+    ):
+        model.export_gguf(out, mixed(model), tokenizer)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ from coalora_lib.gguf.architectures import Names
 from coalora_lib.kinds.embedding import mean_pooled
 from coalora_lib.tasks.models import MINILM, load_as_saved
 from tests.gguf.llamacpp import needs_llamacpp, run
-from tests.gguf.models import MODELS, TEXTS, TOKENIZERS, made, mixed
+from tests.gguf.models import MODELS, TEXTS, TOKENIZERS, byte_level, made, mixed
 
 pytestmark = needs_llamacpp
 
@@ -122,12 +122,16 @@ def test_a_forgotten_order_of_rows_is_noticed(where, tmp_path, monkeypatch):
     assert distance(in_llamacpp(tmp_path / "out", "llama", 1.0), whole) > ROUNDED
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_texts_become_the_same_tokens(kind, tmp_path):
-    exported(kind, tmp_path / "out", "gguf-exact")
-    tokenizer = TOKENIZERS[kind]()
-    found = run(tmp_path / "out", "tokens", TEXTS[-20:])
-    assert found == tokenizer(TEXTS[-20:]).input_ids
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"),
+    [*TOKENIZERS.items(), ("llama", lambda: byte_level("gpt-2"))],
+    ids=[*TOKENIZERS, "gpt-2"],
+)
+def test_texts_become_the_same_tokens(kind, tokenizer, tmp_path):
+    model, _ = made(kind, "gguf-exact")
+    tokenizer = tokenizer()
+    model.export_gguf(tmp_path / "out", mixed(model), tokenizer)
+    assert run(tmp_path / "out", "tokens", TEXTS[-20:]) == tokenizer(TEXTS[-20:]).input_ids
 
 
 def test_minilm_at_the_size_of_a_file(tmp_path):

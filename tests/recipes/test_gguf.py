@@ -85,14 +85,13 @@ def fitted(model, *words):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_model_and_texts_become_files(kind, folders, tmp_path, monkeypatch):
+def test_a_model_and_texts_become_files(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS[:60]))
-    found = fitted(folders[kind])
+    found = fitted(folders["bert"])
     assert found.exit_code == 0, found.stderr
     assert "layers, adapter.gguf 0." in found.stdout
-    content = json.loads(fitted(folders[kind], "--embedding", "Q8_0", "--json").stdout)
+    content = json.loads(fitted(folders["bert"], "--embedding", "Q8_0", "--json").stdout)
     assert content["after"] < content["before"]
     size = (tmp_path / "phone" / "base.gguf").stat().st_size
     assert content["files"]["base.gguf"] == size
