@@ -156,7 +156,8 @@ def _usable(
         masks[position] = torch.arange(len(space.choices)) == row
     for layer, mask in enumerate(masks):
         if not mask.any():
-            raise ValueError(f"layer {layer} of shape {shapes[layer]} has no allowed choice")
+            named = layer if names is None else names[layer]
+            raise ValueError(f"layer {named} of shape {shapes[layer]} has no allowed choice")
     return [mask.nonzero()[:, 0] for mask in masks]
 
 

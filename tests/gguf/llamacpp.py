@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
@@ -37,6 +38,7 @@ def run(folder, what, inputs, adapter=None, base="base.gguf"):
         input=json.dumps(asked),
         capture_output=True,
         text=True,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         timeout=120,
         check=False,

@@ -79,8 +79,9 @@ def coalora(*words):
 
 
 def fitted(model, *words):
+    words = words if "--device" in words else ("--bits", 5, *words)
     return coalora(
-        model, "--no-training", "--texts", "texts.txt", "--bits", 5, "--count", 30, "--rank", 4,
+        model, "--no-training", "--texts", "texts.txt", "--count", 30, "--rank", 4,
         "--max-length", 16, "--format", "gguf", "--out", "phone", *words,
     )  # fmt: skip
 
@@ -105,17 +106,22 @@ def test_a_model_and_texts_become_files(folders, tmp_path, monkeypatch):
         (["--embedding", "Q3"], "embedding='Q3' is not known; allowed: Q6_K, "),
         (["--format", "peft", "--pooling", "cls"], "--pooling is for --format gguf only"),
         (["--space", "nf"], "the layers are quantized in the space 'nf', which llama.cpp does not"),
+        (
+            ["--device", "k.yaml"],
+            "layer encoder.layer.0.attention.self.query of shape (64, 64) has no allowed choice",
+        ),
         (["--bits", "2"], "a budget of 2.0 bits is not feasible: the smallest is 3."),
     ],
-    ids=["format", "weights", "embedding", "pooling", "space", "bits"],
+    ids=["format", "weights", "embedding", "pooling", "space", "types", "bits"],
 )
 def test_what_does_not_go_together_is_one_line(words, line, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS[:60]))
+    (tmp_path / "k.yaml").write_text("allowed: {type: [Q4_K, Q6_K]}")
     found = fitted(folders["bert"], *words)
     assert found.exit_code == 2
     assert found.stderr.splitlines()[-1].startswith(f"coalora: {line}")
-    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+    assert not (tmp_path / "phone").exists()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +137,7 @@ def test_what_does_not_go_together_is_one_line(words, line, folders, tmp_path, m
             "a GPT2LMHeadModel cannot be written as GGUF; allowed: BertModel, LlamaForCausalLM",
         ),
     ],
+    ids=["words", "qwen2", "gpt2"],
 )
 def test_what_llamacpp_does_not_take_is_one_line_before_anything_is_fitted(
     kind, line, folders, tiny_folders, tmp_path, monkeypatch
