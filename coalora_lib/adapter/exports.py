@@ -23,8 +23,6 @@ from coalora_lib.spaces import Choice
 class Exports(TransformersInterface):
     """The part of a model that writes one of its configurations for others."""
 
-    layer_names: list[str]
-
     @property
     @abstractmethod
     def configuration(self) -> list[Choice] | None:
@@ -100,16 +98,10 @@ class Exports(TransformersInterface):
         self,
         folder: str | Path,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        corrected: bool = False,
         **options: Any,
     ) -> None:
-        """Refuse what :meth:`export_gguf` would, before anything is computed; with its errors.
-
-        ``corrected`` says that every layer will have a correction of its mean output.
-        """
-        file = checked_file(self.model, self.layers, tokenizer, Options(**options))
-        for name in self.layer_names if corrected else ():
-            file.names.of(f"{name}.bias")
+        """Refuse what :meth:`export_gguf` would, before anything is computed; with its errors."""
+        checked_file(self.model, self.layers, tokenizer, Options(**options))
         replaceable(folder, MARKER, FILES)
 
     def gguf_size_limit(

@@ -6,8 +6,8 @@ Tested with llama.cpp as xllamacpp 2026.10.11549 brings it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ class Architecture:
     paired: bool = False  #: whether rotary position pairs neighbours, not halves of a head
     dropped: tuple[str, ...] = ()  #: beginnings of names that llama.cpp has no use for
     biased: tuple[str, ...] = ()  #: ends of its names of layers that may have a bias; () for all
+
+    def with_biases(self) -> Self:
+        """One that computes the same, and takes a bias in every layer.
+
+        That is LLaMA's, whose order of rows is another; it differs from Qwen2's in nothing else.
+        """
+        return replace(self, name="llama", paired=True, biased=()) if self.biased else self
 
 
 def _describe_bert(writer: GGUFWriter, config: Any) -> None:
@@ -131,29 +138,19 @@ class Names:
         return name.startswith(self._architecture.dropped)
 
     def of(self, name: str) -> str:
-        """The name of a tensor.
-
-        Raises:
-            ValueError: it has none, or llama.cpp takes no bias there.
-        """
+        """The name of a tensor; ValueError if it has none."""
         path, _, last = name.rpartition(".")
-        if last == "bias" and not self.takes_bias(path):
-            raise ValueError(
-                f"{path} needs a bias, for a correction of the mean output or the adjuster's "
-                f"shift, and llama.cpp takes none there in a {self._architecture.model}"
-            )
-        return f"{self._part(path)}.{last}"
-
-    def takes_bias(self, path: str) -> bool:
-        """Whether llama.cpp takes a bias in a layer; ValueError if the layer has no name there."""
-        biased = self._architecture.biased
-        return not biased or self._part(path).endswith(biased)
-
-    def _part(self, path: str) -> str:
         found = self._map.get_name(path)
         if found is None:
-            raise ValueError(f"{path} of the {self._architecture.model} has no name in a GGUF file")
-        return found
+            raise ValueError(f"{name} of the {self._architecture.model} has no name in a GGUF file")
+        return f"{found}.{last}"
+
+    def takes(self, name: str) -> bool:
+        """Whether llama.cpp takes a tensor: some biases would be one too many for it."""
+        biased = self._architecture.biased
+        if not biased or not name.endswith(".bias"):
+            return True
+        return self.of(name).removesuffix(".bias").endswith(biased)
 
     def ordered(self, name: str, rows: Rows) -> Rows:
         """Rows of a tensor of the model as llama.cpp wants them.

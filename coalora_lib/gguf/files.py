@@ -64,6 +64,9 @@ class BaseFile:
     ) -> None:
         self.architecture = architecture_of(model)
         self.names = Names(self.architecture, model.config)
+        if not all(self.names.takes(name) for name in tensors):
+            self.architecture = self.architecture.with_biases()
+            self.names = Names(self.architecture, model.config)
         self._config, self._options = model.config, options
         self._title = model.name_or_path.rstrip("/").rpartition("/")[2] or model.config.model_type
         self._vocabulary = vocabulary_of(tokenizer, model.get_input_embeddings().weight.shape[0])
@@ -85,7 +88,7 @@ class BaseFile:
     def beside(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Bytes of the file apart from the weights of the adapted layers, which have these shapes.
 
-        With a bias in each that may have one: a correction may need it.
+        With a bias in each: a correction may need it.
         """
         weights = [
             Entry(self.names.of(f"{name}.weight"), shape, "F16", _unmade)
@@ -94,7 +97,6 @@ class BaseFile:
         biases = [
             Entry(self.names.of(f"{name}.bias"), shape[:1], "F32", _unmade)
             for name, shape in shapes.items()
-            if self.names.takes_bias(name)
         ]
         there = {entry.name for entry in self._entries}
         missing = [entry for entry in biases if entry.name not in there]

@@ -103,7 +103,7 @@ def adapt_to_texts(
     space = settings.space or ("nf" if gguf is None else "gguf")
     adapted, tokenizer = _open(model, settings, space)
     if gguf is not None:
-        adapted.check_gguf(out, tokenizer, corrected=True, **vars(gguf))
+        adapted.check_gguf(out, tokenizer, **vars(gguf))
     configuration = adapted.resolve(device.constraints(adapted, gguf, tokenizer))
     examples, others = (_examples(part, tokenizer, adapted, settings) for part in parts)
     measured = Distance(adapted, others)

@@ -139,10 +139,13 @@ def test_what_llamacpp_computes_otherwise_is_refused(change, message, tmp_path):
         model.export_gguf(tmp_path / "out", 5.0, tokenizer)
 
 
-def test_a_bias_that_llamacpp_does_not_take_is_refused(tmp_path):
-    model, tokenizer = made("qwen2", bias_correction=True)
-    with pytest.raises(ValueError, match=r"o_proj needs a bias, .* takes none there in a Qwen2"):
-        model.export_gguf(tmp_path / "out", mixed(model), tokenizer)
+@pytest.mark.parametrize(("corrected", "name"), [(False, "qwen2"), (True, "llama")])
+def test_a_qwen2_with_biases_everywhere_is_a_llama_to_llamacpp(corrected, name, tmp_path):
+    model, tokenizer = made("qwen2", bias_correction=corrected)
+    model.export_gguf(tmp_path / "out", mixed(model), tokenizer)
+    for file in ("base.gguf", "adapter.gguf"):
+        reader = gguf.GGUFReader(tmp_path / "out" / file)
+        assert reader.get_field("general.architecture").contents() == name
 
 
 def test_nothing_foreign_is_deleted_and_an_own_export_is_replaced(tmp_path):

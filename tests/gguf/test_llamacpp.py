@@ -86,7 +86,7 @@ def test_nothing_differs_where_nothing_is_rounded(kind, tmp_path):
     assert distance(whole, bare) > 4 * ROUNDED
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "qwen2"])
 def test_corrections_and_shifts_are_in_the_biases(kind, tmp_path):
     whole, bare = exported(kind, tmp_path / "out", "gguf-exact", bias_correction=True)
     assert exact(in_llamacpp(tmp_path / "out", kind, 1.0), whole, kind)
