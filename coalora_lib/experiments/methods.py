@@ -306,6 +306,8 @@ _ALL = (
     _recovery("CoA-LoRA, as published", adapter={"start": "svd"}),
     _recovery("CoA-LoRA", adapter=_WHOLE),
     _recovery("CoA-LoRA, no network", adapter=_WHOLE | _NO_NETWORK),
+    _recovery("CoA-LoRA, walk", adapter=_WHOLE, search={"strategy": "walk", **_FILTERED}),
+    _recovery("CoA-LoRA, random", adapter=_WHOLE, search={"strategy": "random", **_FILTERED}),
     _recovery("calibrated, Shared-LoRA", half_frozen, _CALIBRATED | _PLAIN),
     _recovery("calibrated, CoA-LoRA", half_frozen, _CALIBRATED | _NETWORK),
     _recovery("in order, Shared-LoRA", half_frozen, _PLAIN, fitter=in_order()),
