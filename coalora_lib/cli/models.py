@@ -150,6 +150,13 @@ def adapt(
         str | None,
         typer.Option(help="What its layers may be quantized to.  [default: nf]"),
     ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="Give bits by the error of weights, or by sensitivity: what the error of each "
+            "layer does to the model, measured on 64 of the texts.  [default: error]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter for one device as plain PEFT, with the quantized model beside it.
@@ -162,7 +169,7 @@ def adapt(
 
     options = {
         "column": column, "count": count, "rank": rank, "polish": polish, "seed": seed,
-        "max_length": max_length, "dtype": dtype, "space": space,
+        "max_length": max_length, "dtype": dtype, "space": space, "allocation": allocation,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     if no_training and texts is None:
