@@ -2,6 +2,7 @@
 
 from coalora_lib.allocation.errors import error_table
 from coalora_lib.allocation.program import Allocation, Constraints, allocate, spread
+from coalora_lib.allocation.sensitivity import layer_sensitivities
 from coalora_lib.allocation.solver import Limit, undominated
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Limit",
     "allocate",
     "error_table",
+    "layer_sensitivities",
     "spread",
     "undominated",
 ]

@@ -132,7 +132,8 @@ def run_chapter(
             parameters=dict(parameters),
             cwd=str(notebook.parent),
             kernel_name="python3",
-            extra_arguments=["--log-level=40"],  # errors only: a warning at each start says nothing
+            # A kernel that is told to stop calls that an error. What fails in a cell is raised.
+            extra_arguments=["--log-level=50"],
             progress_bar=bar and sys.stderr.isatty() and {"desc": notebook.stem},
         )
     except Exception as error:  # of papermill, nbclient, the kernel: none names the chapter

@@ -163,6 +163,13 @@ def adapt(
         str | None,
         typer.Option(help="What its layers may be quantized to.  [default: nf, or gguf]"),
     ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="Give bits by the error of weights, or by sensitivity: what the error of each "
+            "layer does to the model, measured on 64 of the texts.  [default: error]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter for one device, as plain PEFT or as GGUF, with the quantized model.
@@ -175,7 +182,7 @@ def adapt(
 
     options = {
         "column": column, "count": count, "rank": rank, "polish": polish, "seed": seed,
-        "max_length": max_length, "dtype": dtype, "space": space,
+        "max_length": max_length, "dtype": dtype, "space": space, "allocation": allocation,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     if no_training and texts is None:

@@ -142,6 +142,7 @@ class Method:
             configuration; called before one is trained on, and before one that it has not met is
             evaluated. What a search proposes is not fitted.
         refitter: the same from the trained model, for whatever is evaluated.
+        sensitive: bits are allocated by :meth:`Setup.by_sensitivity`.
     """
 
     label: str
@@ -156,6 +157,7 @@ class Method:
     trained: bool = True
     fitter: Fitter | None = None
     refitter: Fitter | None = None
+    sensitive: bool = False
     group: Group = "main"
 
     @property
@@ -235,8 +237,7 @@ _OUTPUTS, _EVEN = {"residuals": False, "weighted": False}, {"spread": False}
 _ALIKE, _IN_LORAS_PLACE = in_order(weighted=False, **_EVEN), in_order(trained=True)
 _FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
 _ALL = (
-    # The comparison. Shared-LoRA and QLoRA are the same model, trained on the set or on one
-    # configuration.
+    # The comparison. Shared-LoRA and QLoRA are one model, trained on a set or one configuration.
     _OURS,
     replace(_OURS, label="CoA-LoRA, as published", adapter={"start": "svd"}),
     _SHARED,
@@ -306,6 +307,8 @@ _ALL = (
     _recovery("CoA-LoRA, as published", adapter={"start": "svd"}),
     _recovery("CoA-LoRA", adapter=_WHOLE),
     _recovery("CoA-LoRA, no network", adapter=_WHOLE | _NO_NETWORK),
+    _recovery("CoA-LoRA, walk", adapter=_WHOLE, search={"strategy": "walk", **_FILTERED}),
+    _recovery("CoA-LoRA, random", adapter=_WHOLE, search={"strategy": "random", **_FILTERED}),
     _recovery("calibrated, Shared-LoRA", half_frozen, _CALIBRATED | _PLAIN),
     _recovery("calibrated, CoA-LoRA", half_frozen, _CALIBRATED | _NETWORK),
     _recovery("in order, Shared-LoRA", half_frozen, _PLAIN, fitter=in_order()),
@@ -313,6 +316,12 @@ _ALL = (
     replace(_LQ, group="recovery"),
     _recovery("QLoRA", adapter=_PLAIN, trains_on="budget"),
     _recovery("alone", adapter=_PLAIN | _CORRECTED, trains_on="arbitrary"),
+)
+_ALSO_SENSITIVE = ("bias correction", "in order", "in order, polished", "Shared-LoRA", "LQ-LoRA")
+_ALL += tuple(
+    replace(each, label=f"{each.label}, by sensitivity", sensitive=True)
+    for each in _ALL
+    if each.group == "recovery" and each.label in _ALSO_SENSITIVE
 )
 #: Every method by its slug, in the order of tables.
 METHODS = {method.slug: method for method in _ALL}

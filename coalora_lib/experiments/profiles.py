@@ -133,8 +133,8 @@ _QWEN = replace(
     batch_size=4,
     search=replace(_PAPER.search, rounds=5),
 )
-#: To give a quantized model its embeddings back. Which configurations are trained on is decided
-#: beforehand: no method of this experiment searches.
+#: To give a quantized model its embeddings back. Most methods of this experiment train on a set
+#: that is decided beforehand; two extend it by searches, three times.
 _RECOVERY = replace(
     _STANDARD,
     name="recovery-standard",

@@ -117,6 +117,8 @@ def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with _phase(record, "preparation"):
+        if method.sensitive:
+            setup = setup.by_sensitivity()
         one = None if job.budget is None else method.one(setup, job.budget)[1]
         model = method.make(setup, job.rank, one, **method.adapter)
     prepare = _fitting(record, setup, model, method.fitter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.allocation import allocate, error_table, spread
+from coalora_lib.allocation import allocate, error_table, layer_sensitivities, spread
 from coalora_lib.experiments.profiles import Run
 from coalora_lib.experiments.similarity import ScoredPairs
 from coalora_lib.kinds import Examples, get_kind
@@ -42,7 +42,7 @@ from coalora_lib.training import (
     with_aims,
 )
 from coalora_lib.training.batches import collate
-from coalora_lib.training.evaluation import pad_token_of
+from coalora_lib.training.evaluation import evaluate_each, pad_token_of
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
@@ -52,6 +52,8 @@ MEAN_EXAMPLES = 512
 #: Training examples that whatever takes second moments is made from, closed form and fits: their
 #: some 50,000 tokens are 36 for each of the widest layer's inputs.
 FITTED_EXAMPLES = 4096
+#: Examples that sensitivities are measured on.
+SENSITIVITY_EXAMPLES = 256
 #: Added to a run's seed where twins and arbitrary configurations are drawn, apart from the training
 #: set, whose generator has the seed itself, and from each other: seeds of runs are small.
 TWINS_SEED, ARBITRARY_SEED = 2**30, 2**31
@@ -131,6 +133,23 @@ class Setup:
         other = get_space(space)
         errors = error_table(self.weights, other, pieces=self.run.profile.error_pieces)
         return replace(self, space=other, errors=errors, _allocated={})
+
+    def by_sensitivity(self) -> Setup:
+        """The same ground with each layer's errors weighted by what they do to the model's loss.
+
+        See :func:`~coalora_lib.allocation.layer_sensitivities`; measured on examples held out for
+        scoring, with the mean of every layer's output corrected, and no adapter.
+        """
+        settings = {"rank": 1, "adjuster": "none", "bias_correction": True}
+        model = self.new_model(mean_inputs=self.mean_inputs, **settings)
+        seen = self.scoring[:SENSITIVITY_EXAMPLES]
+
+        def losses(configurations: Iterable[Configuration]) -> Iterator[float]:
+            for each in evaluate_each(model, seen, configurations, SENSITIVITY_EXAMPLES):
+                yield each.loss
+
+        weights = layer_sensitivities(self.errors, self.shapes, losses, self.space)
+        return replace(self, errors=self.errors * weights[:, None].to(self.errors), _allocated={})
 
     def allocated(self, budget: float) -> Configuration:
         """The least-error configuration within a budget in mean bits per parameter."""

@@ -1,5 +1,7 @@
 """How far a quantized model is from the unquantized one, on some texts."""
 
+from collections.abc import Iterable
+
 import torch
 from tqdm import tqdm
 
@@ -38,19 +40,27 @@ class Distance:
         if isinstance(self._kind, Embedding):
             self.name = "1 - cosine"
 
-    @torch.no_grad()
     def __call__(self, configuration: Configuration) -> float:
         """The mean over predictions; the configuration is set afterwards."""
-        model, kind = self._model, self._kind
+        return self.each([configuration])[0]
+
+    @torch.no_grad()
+    def each(self, configurations: Iterable[Configuration]) -> list[float]:
+        """The same for some configurations; the last one is set afterwards.
+
+        What the unquantized model says is kept for one batch at a time: logits take memory.
+        """
+        model, kind, asked = self._model, self._kind, list(configurations)
         batches = ordered_batches(self._examples, BATCH, pad_token_of(model))
         total = -(-len(self._examples) // BATCH)
-        found, predictions = 0.0, 0
-        model.set_configuration(configuration)
+        found, predictions = [0.0] * len(asked), 0
         for _, batch in tqdm(batches, "measuring", total, disable=None, leave=False):
             batch = {name: value.to(model.device) for name, value in batch.items()}
             with unquantized(model, has_head(model)):
-                wanted = kind.outcome(model(**batch), batch)
-            divergence = kind.divergence(kind.outcome(model(**batch), batch), wanted)
-            found += divergence.item() * len(wanted)
-            predictions += len(wanted)
-        return found / predictions
+                meant = kind.outcome(model(**batch), batch)
+            for number, configuration in enumerate(asked):
+                model.set_configuration(configuration)
+                said = kind.outcome(model(**batch), batch)
+                found[number] += kind.divergence(said, meant).item() * len(meant)
+            predictions += len(meant)
+        return [each / predictions for each in found]

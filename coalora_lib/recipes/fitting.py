@@ -15,6 +15,7 @@ from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.adapter.export import check_export
 from coalora_lib.adapter.passes import hooks
 from coalora_lib.adapter.saving import DESCRIPTION
+from coalora_lib.allocation import Constraints, allocate, layer_sensitivities
 from coalora_lib.gguf import Options
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
@@ -31,6 +32,8 @@ from coalora_lib.training.evaluation import pad_token_of
 from coalora_lib.training.polish import polish
 from coalora_lib.validation import describe
 
+#: Texts that sensitivities are measured on, at most: for each layer there are three measurements.
+PROBED = 64
 #: Settings of how a model without an adapter is taken up.
 OF_PLAIN_MODELS = ("dtype", "space")
 
@@ -48,6 +51,9 @@ class FitSettings(BaseModel):
     max_length: int = Field(128, ge=2)  #: in tokens; longer texts are cut
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of a model without an adapter
     space: str | None = None  #: of a model without an adapter; "nf", or "gguf" for GGUF
+    #: What bits are allocated by: the squared error of weights, or also what an error in each layer
+    #: does to the model, measured on some of the texts, see :func:`.layer_sensitivities`.
+    allocation: Literal["error", "sensitivity"] = "error"
 
 
 class Fitted(NamedTuple):
@@ -104,8 +110,9 @@ def adapt_to_texts(
     adapted, tokenizer = _open(model, settings, space)
     if gguf is not None:
         adapted.check_gguf(out, tokenizer, **vars(gguf))
-    configuration = adapted.resolve(device.constraints(adapted, gguf, tokenizer))
     examples, others = (_examples(part, tokenizer, adapted, settings) for part in parts)
+    constraints = device.constraints(adapted, gguf, tokenizer)
+    configuration = _allocated(adapted, constraints, examples[:PROBED], settings)
     measured = Distance(adapted, others)
     adapted.layers.fitted.pop(tuple(configuration), None)  # of a model that was fitted and saved
     before = measured(configuration)
@@ -174,6 +181,20 @@ def _examples(
     if not (found := [each for each in examples if len(each["input_ids"])]):
         raise ValueError(f"the tokenizer finds no tokens in {texts[0]!r:.80}")
     return found
+
+
+def _allocated(
+    model: CoaLora, constraints: Constraints, examples: Examples, settings: FitSettings
+) -> Configuration:
+    """The device's configuration."""
+    least = model.resolve(constraints)  # before it takes long: what cannot be held is refused
+    if settings.allocation == "error":
+        return least
+    shapes, space = model.shapes, model.space
+    losses = Distance(model, examples).each
+    weights = layer_sensitivities(model.errors, shapes, losses, space)
+    table, given = model.errors * weights[:, None].to(model.errors), vars(constraints)
+    return allocate(table, shapes, space=space, names=model.layer_names, **given).configs
 
 
 def _fit(

@@ -75,7 +75,8 @@ def ranks_of(files):
 def test_arms(files, printed):
     _, rows = printed[0]["rank 8"]
     there = {each["job"]["method"] for each in files if each["job"]["rank"] in (8, None)}
-    for_many = there - {SLUGS[name] for name in ("alone", "LQ-LoRA", "QLoRA")}
+    apart = {slug for slug in there if slug.endswith(("-by-sensitivity", "-walk", "-random"))}
+    for_many = there - apart - {SLUGS[name] for name in ("alone", "LQ-LoRA", "QLoRA")}
     assert {SLUGS[name] for name in rows} == for_many
     shared = means(files, SHARED, 8)
     for name, cells in rows.items():
@@ -176,6 +177,55 @@ def test_changes_and_their_verdicts(files, printed):
         better, worse = signs.count(-1), signs.count(1)
         said = f"**{name}**: is better at {better} and worse at {worse} of {len(known)} ranks"
         assert said in verdicts
+
+
+def at_budget(files, label, budget):
+    """1 - cosine under the allocated configuration, by seed, in whole runs and those for it."""
+    return {
+        each["job"]["seed"]: result["loss"]
+        for each in files
+        if each["job"]["method"] == SLUGS[label] and each["job"]["rank"] in (8, None)
+        for result in each["results"]
+        if result["budget"] == budget
+    }
+
+
+def test_allocated(files, printed):
+    head, rows = printed[0]["allocated, bits"]
+    assert [float(first) for first in rows] == [2.25, 2.5, 2.9, 3.7, 4.2]
+    for first, cells in rows.items():
+        for name, cell in zip(head[1:], cells, strict=True):
+            found = at_budget(files, name, float(first))
+            assert len(found) == 5
+            assert cell == f"{mean(found.values()):.3f}", (first, name)
+
+
+def test_bits_by_sensitivity(files, printed):
+    head, rows = printed[0]["allocated"]
+    budgets = [float(each.removesuffix(" bits")) for each in head[1:]]
+    names = [slug for slug in SLUGS if slug.endswith(", by sensitivity")]
+    assert len(rows) == 3 * len(names) == 15
+    for name in names:
+        plain = name.removesuffix(", by sensitivity")
+        for budget, *cells in zip(
+            budgets,
+            rows[f"{plain}, by error"],
+            rows[name],
+            rows[f"{plain}, what is left"],
+            strict=True,
+        ):
+            pair = at_budget(files, plain, budget), at_budget(files, name, budget)
+            share = mean(paired(pair[1], pair[0]))
+            means_of = [f"{mean(each.values()):.3f}" for each in pair]
+            assert cells == [*means_of, f"{share:.2f}"], (name, budget)
+
+
+def test_searches(files, printed):
+    _, rows = printed[0]["arbitrary, rank 8"]
+    assert len(rows) == 3
+    for first, (cell,) in rows.items():
+        pair = [means(files, name, 8) for name in first.split(", over ")]
+        assert cell == span([100 * (v - 1) for v in paired(*pair)], 1, "+")
 
 
 def test_goals(files, printed):

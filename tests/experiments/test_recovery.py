@@ -1,5 +1,6 @@
 """Embeddings of a quantized model brought back: data, set-up, every method on one tiny job."""
 
+import operator
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from coalora_lib.experiments.similarity import ScoredPairs
 from coalora_lib.kinds.embedding import mean_pooled
 from coalora_lib.records import read_record
 from coalora_lib.tasks.embedded import review_phrases
+from coalora_lib.training import evaluate
 from tests.conftest import SMALL_PROFILE
 
 PHRASES = [text for text, _ in review_phrases(400, 0)]
@@ -110,6 +112,28 @@ def test_what_is_closed_form_brings_embeddings_nearer(setup):
     quantized, mean, second, ordered = losses(setup, *names)
     assert quantized > mean > second
     assert mean > ordered
+
+
+def test_bits_by_sensitivity_weigh_the_errors_of_each_layer(setup):
+    """By the slopes of the loss; one of them is measured here by another route."""
+    weighted = setup.by_sensitivity()
+    weights = weighted.errors / setup.errors
+    torch.testing.assert_close(weights.amin(1), weights.amax(1))
+    assert weighted.allocated(3.0) != setup.allocated(3.0)
+    model = setup.new_model(
+        rank=1, adjuster="none", bias_correction=True, mean_inputs=setup.mean_inputs
+    )
+    space, bits = setup.space, setup.space.bits_table()
+    finest = [space.choices[row] for row in setup.errors.argmin(1)]
+    layer, rises, errors = 3, [], []
+    for more in (0.3, 1.3, 2.3):
+        row = int(setup.errors[layer].masked_fill(bits > bits.min() + more, torch.inf).argmin())
+        coarse = [*finest[:layer], space.choices[row], *finest[layer + 1 :]]
+        found = [evaluate(model, setup.scoring, each).loss for each in (coarse, finest)]
+        rises.append(max(0.0, found[0] - found[1]))
+        errors.append(float(setup.errors[layer, row]))
+    slope = sum(map(operator.mul, rises, errors)) / sum(error**2 for error in errors)
+    assert float(weights[layer, 0]) == pytest.approx(slope, rel=1e-3)
 
 
 def test_fits_in_order_are_what_their_labels_say(run):

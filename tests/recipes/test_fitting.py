@@ -142,6 +142,26 @@ def test_polish_brings_it_nearer(kind, tiny_folders, tmp_path):
     assert polished.before == fitted.before
 
 
+def test_bits_go_where_an_error_does_harm(tiny_folders, tmp_path):
+    """A layer whose output is multiplied by zero gets the fewest bits, and what is saved goes to
+    the others; by the error of weights it is like any other."""
+    base = AutoModel.from_pretrained(tiny_folders["bert"])
+    silent = "encoder.layer.0.output.dense"
+    idle = "encoder.layer.0.intermediate.dense"
+    base.get_submodule(silent).weight.data.zero_()
+    base.save_pretrained(tmp_path / "silent")
+    AutoTokenizer.from_pretrained(tiny_folders["bert"]).save_pretrained(tmp_path / "silent")
+    bits, distances = {}, {}
+    for allocation in ("error", "sensitivity"):
+        out, asked = tmp_path / allocation, {"allocation": allocation, **SMALL}
+        made = adapt_to_texts(tmp_path / "silent", TEXTS, out, Device(bits=3.0), None, **asked)
+        bits[allocation] = {n: choice.weight_bits for n, choice in made.adapted.layers.items()}
+        distances[allocation] = made.before
+        assert made.adapted.bits <= 3.0
+    assert bits["sensitivity"][idle] == min(bits["sensitivity"].values()) < bits["error"][idle]
+    assert distances["sensitivity"] < distances["error"]
+
+
 def test_texts_are_lines_or_a_column(tmp_path):
     lines = tmp_path / "texts.txt"
     lines.write_bytes("one\r\n\r\n  \r\ntwo, three\r\nzwölf".encode())
@@ -173,6 +193,7 @@ def test_the_draw_is_the_seeds_and_holds_others_out():
         ({"space": "float"}, "space='float' is not known; allowed: nf, int"),
         ({"dtype": "int8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float64'"),
         ({"weights": "all"}, "weights='all' is not known"),
+        ({"allocation": "loss"}, "allocation"),
         ({"texts": ["one", "one"]}, "1 text is too few"),
         ({"texts": "texts.txt"}, r"texts\.txt: no such file"),
         ({"device": Device(bits=1.0)}, "not feasible"),
