@@ -2,6 +2,7 @@
 
 from coalora_lib.adapter.adjusters import Adjuster, Adjustment, FactorBank, Factors, HyperNetwork
 from coalora_lib.adapter.encoding import ConfigurationEncoder, describe_layers
+from coalora_lib.adapter.frozen import PackedLinear, load_frozen, save_frozen
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.model import CoaLora
 from coalora_lib.adapter.ordered import OrderedFit
@@ -20,7 +21,10 @@ __all__ = [
     "Factors",
     "HyperNetwork",
     "OrderedFit",
+    "PackedLinear",
     "Report",
     "adaptable_layers",
     "describe_layers",
+    "load_frozen",
+    "save_frozen",
 ]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coalora_lib.adapter.adjusters import Factors
 from coalora_lib.adapter.export import write_adapter
+from coalora_lib.adapter.frozen import frozen
 from coalora_lib.adapter.gguf import FILES, MARKER, checked_file, size_limit, write_gguf
 from coalora_lib.adapter.interface import TransformersInterface
 from coalora_lib.adapter.merging import merged
@@ -132,6 +133,27 @@ class Exports(TransformersInterface):
         resolved = self._resolve_or_current(configuration)
         factors = self.adapted_factors(resolved)
         return merged(self.get_base_model(), self.layers, factors, resolved, self)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def freeze(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
+        """A plain model of its own memory that stays small: packed weights, LoRA beside them.
+
+        It computes what this model does under the configuration, and takes what the packed weights,
+        the adapter and the parts that are not adapted take. A layer's weight is restored while it
+        computes. :func:`~coalora_lib.adapter.save_frozen` writes it, and
+        :func:`~coalora_lib.adapter.load_frozen` reads it; this model is left as it is.
+
+        Args:
+            configuration: as for :meth:`set_configuration`; the current one by default.
+
+        Raises:
+            ValueError: no configuration is given or set, or it does not fit.
+            TypeError: the space's quantized weights are no dataclasses.
+        """
+        resolved = self._resolve_or_current(configuration)
+        factors = self.adapted_factors(resolved)
+        return frozen(self.get_base_model(), self.layers, factors, resolved, self)
 
     def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
         configuration = self.configuration if configuration is None else configuration

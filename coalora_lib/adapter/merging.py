@@ -6,7 +6,7 @@
 The weights are de-quantized: the model computes what the quantized one does, without its size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -54,7 +54,24 @@ def merged(
         for name, layer in layers.quantized.items()
         if layer.bias is None and replaced[name].bias is not None
     ]
-    config = _config_with_biases(base, needed)
+    plain = copied(base, replaced, _config_with_biases(base, needed), owner)
+    if needed:
+        _add_biases(plain)
+    return plain.requires_grad_(True)
+
+
+def copied(
+    base: PreTrainedModel, replaced: Mapping[str, nn.Module], config: Any, owner: nn.Module
+) -> PreTrainedModel:
+    """A plain copy of a model with other layers, and with the parts that were trained in full.
+
+    Args:
+        base: the transformers model with the LoRA layers in it; left as it is.
+        replaced: by name, what stands for a layer and its LoRA.
+        config: of the copy.
+        owner: whose method is among the model's hooks; neither it nor the hook is copied.
+    """
+    replaced = dict(replaced)
     for name, module in base.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             replaced[name] = _trained(module)
@@ -71,10 +88,8 @@ def merged(
     for number in [n for n, hook in hooks.items() if getattr(hook, "__self__", None) is nobody]:
         del hooks[number]
     del plain.peft_config  # PEFT leaves it on the model
-    if needed:
-        _add_biases(plain)
     _untie(plain)
-    return plain.requires_grad_(True)
+    return plain
 
 
 def _plain_linear(

@@ -1,7 +1,7 @@
 """Quantized tensors on disk: one safetensors file, read on any machine."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,9 +86,21 @@ def load_quantized(
 
 
 def _assemble(name: str, about: Stored, stored: Mapping[str, torch.Tensor]) -> QuantizedTensor:
-    """One tensor from its parts, each checked against what its choice makes of the shape."""
-    choice = BlockwiseChoice(**about.choice)
-    shape, dtype = torch.Size(about.shape), getattr(torch, about.dtype)
+    """One tensor from its parts, whose names begin with its own."""
+    start = f"{name}."
+    parts = {n.removeprefix(start): part for n, part in stored.items() if n.startswith(start)}
+    choice, shape = BlockwiseChoice(**about.choice), torch.Size(about.shape)
+    return assemble(parts, choice, shape, getattr(torch, about.dtype))
+
+
+def assemble(
+    stored: Mapping[str, torch.Tensor],
+    choice: BlockwiseChoice,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> QuantizedTensor:
+    """A quantized tensor from its parts; ValueError if one has not what the choice says."""
+    shape = torch.Size(shape)
     scales = SCALE_DTYPES[choice.scale_dtype]
     codes, scale_codes, groups = choice.stored_elements(shape.numel())
     expected = {
@@ -99,7 +111,7 @@ def _assemble(name: str, about: Stored, stored: Mapping[str, torch.Tensor]) -> Q
     }
     parts = {}
     for part, wanted in expected.items():
-        tensor = stored.get(f"{name}.{part}")
+        tensor = stored.get(part)
         found = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
         if tensor is None or found != wanted:
             raise ValueError(f"{part} is {found}, expected {wanted}")

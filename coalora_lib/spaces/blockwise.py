@@ -1,6 +1,6 @@
 """The paper's 432 block-wise choices: as NormalFloat, and the same with integer codes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
 from coalora_lib.quantization.choices import FIELDS, BlockwiseChoice
 from coalora_lib.quantization.errors import error_parts
+from coalora_lib.quantization.storage import assemble
 from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters, register_space
 
 
@@ -35,6 +36,16 @@ class BlockwiseSpace(ConfigurationSpace):
     def quantize(self, weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
         """Packed codes with double-quantized scales."""
         return quantize(weight, choice)
+
+    def assemble(
+        self,
+        stored: Mapping[str, Tensor],
+        choice: BlockwiseChoice,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> QuantizedTensor:
+        """See :meth:`.ConfigurationSpace.assemble`."""
+        return assemble(stored, choice, shape, dtype)
 
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """All 432 errors in a few passes over the weight."""

@@ -4,7 +4,7 @@ libgguf quantizes weights byte for byte as llama.cpp does, and de-quantizes them
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -151,6 +151,17 @@ class GgufSpace(ConfigurationSpace):
     def quantize(self, weight: Tensor, choice: Any) -> GgufWeight:
         """As llama.cpp quantizes to the type; see :func:`stored` for errors."""
         return stored(weight, choice.type)
+
+    def assemble(
+        self, stored: Mapping[str, Tensor], choice: Any, shape: Sequence[int], dtype: torch.dtype
+    ) -> GgufWeight:
+        """See :meth:`.ConfigurationSpace.assemble`."""
+        data, (rows, columns) = stored.get("data"), shape
+        expected = torch.uint8, (rows, stored_bytes(choice.type, columns))
+        found = None if data is None else (data.dtype, tuple(data.shape))
+        if data is None or found != expected:
+            raise ValueError(f"data is {found}, expected {expected}")
+        return GgufWeight(choice.type, data, tuple(shape), dtype, data.device)
 
     def error_parts(
         self,

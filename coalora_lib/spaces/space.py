@@ -57,6 +57,17 @@ class ConfigurationSpace(ABC):
     def quantize(self, weight: Tensor, choice: Choice) -> QuantizedWeight:
         """Quantize a weight of any allowed shape."""
 
+    def assemble(
+        self, stored: Mapping[str, Tensor], choice: Choice, shape: Sequence[int], dtype: torch.dtype
+    ) -> QuantizedWeight:
+        """What :meth:`quantize` returned, from its stored tensors by name.
+
+        Raises:
+            ValueError: a tensor is missing, or has another size or dtype than the choice says; or
+                weights of this space cannot be read, which is so unless a subclass says how.
+        """
+        raise ValueError(f"space {self.name!r} does not say how its weights are read from a file")
+
     def allowed(self, choice: Choice, shape: Shape) -> bool:
         """Whether a weight of this shape can be quantized so."""
         return True
