@@ -45,6 +45,12 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0)] = 1e-3,
     max_length: Annotated[int, typer.Option(help="In tokens; longer texts are cut.", min=2)] = 128,
     searches: Annotated[int, typer.Option(help="Between stretches of training.", min=0)] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Dask scheduler, whose workers score what searches propose."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +82,14 @@ def train(
         searches=searches,
         seed=seed,
     )
-    run = train_run(out, settings)
+    if scheduler is None:
+        run = train_run(out, settings)
+    else:
+        from coalora_lib.batch import cluster
+        from coalora_lib.batch.scoring import WorkerScorer
+
+        with cluster.connected(scheduler) as client:
+            run = train_run(out, settings, WorkerScorer(client))
     if run.described.outcome is None:  # another process of the same run writes it
         return
     outcome = run.outcome

@@ -30,6 +30,7 @@ from coalora_lib.search import SearchPlan
 from coalora_lib.spaces import Configuration, get_space, random_at_bits
 from coalora_lib.tasks.models import Pretrained, load_pretrained
 from coalora_lib.training import History, TrainingPlan, mean_inputs, train
+from coalora_lib.training.alternation import Scorer
 from coalora_lib.training.evaluation import evaluate_each
 
 #: Examples that mean inputs are measured on, and that a search scores on, at most.
@@ -42,10 +43,11 @@ CHECKPOINT_EVERY = 50
 SEARCH: dict[str, Any] = {"restarts": 5, "max_steps": 30, "proposals": 20}
 
 
-def train_run(path: str | Path, settings: Settings) -> RunFolder:
+def train_run(path: str | Path, settings: Settings, scorer: Scorer | None = None) -> RunFolder:
     """Train, or go on with, the run that a folder is for; a finished one is left as it is.
 
-    All processes of ``accelerate launch`` call it together.
+    All processes of ``accelerate launch`` call it together. ``scorer`` is as of
+    :func:`coalora_lib.training.train`.
 
     Raises:
         ValueError, OSError: settings, data and model do not fit, or the folder is another run's.
@@ -66,7 +68,7 @@ def train_run(path: str | Path, settings: Settings) -> RunFolder:
     attached, configurations = _attach(model, settings, examples)
     if PartialState().is_main_process:
         run.write()  # only now: what was asked for can be done
-    history = _train(run, attached, examples, configurations)
+    history = _train(run, attached, examples, configurations, scorer)
     budgets = spread(*settings.budgets, MEASURED_BUDGETS)
     metrics = measured(attached, others, budgets, kind)
     if not PartialState().is_main_process:
@@ -188,7 +190,11 @@ def _attach(
 
 
 def _train(
-    run: RunFolder, model: CoaLora, examples: Examples, configurations: Sequence[Configuration]
+    run: RunFolder,
+    model: CoaLora,
+    examples: Examples,
+    configurations: Sequence[Configuration],
+    scorer: Scorer | None,
 ) -> History:
     """With checkpoints in the run's folder, from the newest of which it goes on."""
     settings = run.settings
@@ -221,4 +227,5 @@ def _train(
         scoring=scoring,
         checkpoints=run.path / CHECKPOINTS,
         checkpoint_every=CHECKPOINT_EVERY,
+        scorer=scorer,
     )

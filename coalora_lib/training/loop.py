@@ -16,7 +16,7 @@ from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.adapter.saving import load_parameters, trained_parameters
 from coalora_lib.kinds import Examples, Loss, TaskKind, objective_of
 from coalora_lib.search import Round, SearchPlan
-from coalora_lib.training.alternation import search_model
+from coalora_lib.training.alternation import Scorer, search_model
 from coalora_lib.training.batches import ShuffledBatches
 from coalora_lib.training.capture import PADDING, CapturedPass, ready_for_capture
 from coalora_lib.training.checkpoint import CheckpointFolder, State
@@ -47,6 +47,7 @@ def train(
     loss: Loss | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: int = 200,
+    scorer: Scorer | None = None,
 ) -> History:
     """Train a model, over a set of configurations if it is a :class:`CoaLora`.
 
@@ -70,6 +71,8 @@ def train(
         checkpoints: folder to write checkpoints into every so many steps, and to go on from if it
             holds some of the same run: a run that was killed ends with the weights of one that was
             not, bit for bit on a CPU.
+        scorer: measures a search's losses in this process's place, see
+            :class:`coalora_lib.batch.scoring.WorkerScorer`.
 
     Raises:
         ValueError, TypeError: the set is empty or none, what is given does not fit together, or the
@@ -79,7 +82,8 @@ def train(
             weights are those before the step.
     """
     objective = objective_of(transformers_model(model), kind, loss)
-    trainer = Trainer(model, examples, configurations, plan, search, scoring, teacher, objective)
+    given = model, examples, configurations, plan, search, scoring, teacher, objective, scorer
+    trainer = Trainer(*given)
     return trainer.run(checkpoints, checkpoint_every)
 
 
@@ -96,10 +100,11 @@ class Trainer:
         scoring: Examples | None = None,
         teacher: nn.Module | None = None,
         objective: TaskKind | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         self.accelerator = new_accelerator()
         self.objective = objective or objective_of(transformers_model(model))
-        self.plan, self.search, self.scoring = plan, search, scoring
+        self.plan, self.search, self.scoring, self.scorer = plan, search, scoring, scorer
         if search is not None and (configurations is None or not scoring):
             raise ValueError("a search needs a set of configurations and examples to score on")
         if plan.batch_size % self.accelerator.num_processes:
@@ -303,7 +308,9 @@ class Trainer:
         seed = self.plan.seed + len(self.rounds)
         found = on_main_process(
             self.accelerator,
-            lambda: search_model(self.model, current, plan, scoring, seed, self.objective),
+            lambda: search_model(
+                self.model, current, plan, scoring, seed, self.objective, self.scorer
+            ),
         )
         self.rounds.append(found)
         self.set.replace(found.configurations[found.kept])

@@ -1,0 +1,76 @@
+"""Searches whose configurations are scored on workers: the same losses, the same run."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from coalora_lib.adapter import CoaLora
+from coalora_lib.batch import cluster
+from coalora_lib.batch.scoring import WorkerScorer
+from coalora_lib.search import SearchPlan
+from coalora_lib.spaces import random_configuration
+from coalora_lib.training import TrainingPlan, train
+from coalora_lib.training.alternation import losses
+from tests.conftest import tiny_bert
+
+SEARCH = SearchPlan(rounds=2, restarts=2, max_steps=2, proposals=3)
+PLAN = TrainingPlan(steps=4, batch_size=8, seed=0)
+
+
+def some_configurations(model, count):
+    generator = torch.Generator().manual_seed(0)
+    return [random_configuration(model.shapes, generator, model.space) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_losses_are_those_of_one_process(count, client, model, examples):
+    scorer, asked = WorkerScorer(client), some_configurations(model, count)
+    for _ in range(2):  # the second time other parameters, of a model that is there
+        found = scorer(model, asked, examples)
+        assert list(found) == pytest.approx(list(losses(model, asked, examples)), rel=1e-9)
+        for factors in model.layers.factors():
+            torch.nn.init.normal_(factors.l1.data, std=0.3)
+
+
+def test_a_run_is_the_same(client, examples):
+    runs = []
+    for scorer in (None, WorkerScorer(client)):
+        model = CoaLora.attach(tiny_bert(), rank=4, alpha=8)
+        first = some_configurations(model, 4)
+        given = {"search": SEARCH, "scoring": examples[:16], "scorer": scorer}
+        history = train(model, examples, first, replace(PLAN), **given)
+        runs.append((model, history))
+    (plain, one), (other, two) = runs
+    assert one.losses == pytest.approx(two.losses, rel=1e-9)
+    for mine, theirs in zip(one.rounds, two.rounds, strict=True):
+        assert torch.equal(mine.configurations, theirs.configurations)
+        torch.testing.assert_close(mine.losses, theirs.losses)
+        assert mine.proposed == 3
+    for (name, a), (_, b) in zip(plain.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_without_workers_it_is_done_here(model, examples, monkeypatch):
+    with cluster.local(1) as client:
+        scorer, asked = WorkerScorer(client), some_configurations(model, 3)
+        expected = list(losses(copy.deepcopy(model), asked, examples))
+        monkeypatch.setattr(client, "nthreads", dict)
+        assert list(scorer(model, asked, examples)) == pytest.approx(expected)
+        monkeypatch.undo()
+
+        def lost(*_, **__):
+            raise OSError("the scheduler is gone")
+
+        monkeypatch.setattr(client, "submit", lost)
+        with pytest.warns(UserWarning, match="workers were lost, so this process scores"):
+            found = list(scorer(model, asked, examples))
+        assert found == pytest.approx(expected)
+
+
+def test_a_worker_of_other_packages_is_refused(client, monkeypatch):
+    other = {"code": "another"}
+    monkeypatch.setattr("coalora_lib.batch.scoring.facts", lambda _: other)
+    with pytest.raises(ValueError, match="is not like this process: code is"):
+        WorkerScorer(client)
