@@ -175,6 +175,13 @@ def test_menus_set_a_choice_and_its_front_is_named(page):
     assert traces[-1]["x"] == [pytest.approx(bits, abs=1e-4)]
 
 
+def test_the_pointer_is_told_what_a_choice_is(page):
+    # The layer that plotly lays over the points takes the pointer.
+    page.locator("#fig-choices .scatterlayer .point").first.hover(force=True)
+    said = page.locator("#fig-choices .hovertext").first.text_content()
+    assert re.search(r"\d, \d, \w+, \d+, \d+.* bits, error 0\.\d+", said), said
+
+
 def test_without_scripts_the_pictures_stand(browser):
     if not (SITE / PAGE).is_file():
         pytest.skip("the pages are not rendered; `make pages` does")
