@@ -1,6 +1,8 @@
 // All pages of the book as one, made ready for print: a cover, contents with the numbers of pages,
-// headings on the levels that they have in the book, links within it. printing.py calls prepare and,
-// once the pages are known, number.
+// headings on the levels that they have in the book, links within it. printing.py calls prepare
+// and, once the pages are known, number.
+
+const HEADINGS = ".body :is(span[id^='document-'], h1, h2, h3, h4, h5)";
 
 function made(tag, attributes = {}, ...children) {
   const element = Object.assign(document.createElement(tag), attributes);
@@ -13,7 +15,7 @@ function made(tag, attributes = {}, ...children) {
 function level() {
   const found = [];
   let [first, within] = [true, 0];
-  for (const each of document.querySelectorAll(".body :is(span[id^='document-'], h1, h2, h3, h4, h5)")) {
+  for (const each of document.querySelectorAll(HEADINGS)) {
     if (each.tagName === "SPAN") {
       [first, within] = [true, 1];
       continue;
@@ -32,7 +34,8 @@ function level() {
 function entry(heading) {
   const kind = heading.matches(".chapter") ? "contents-chapter" : "contents-section";
   const link = made("a", { href: `#${heading.id}` }, heading.textContent);
-  return made("p", { className: kind }, link, made("span", { className: "leader" }), made("span", { className: "number" }, "000"));
+  const leader = made("span", { className: "leader" });
+  return made("p", { className: kind }, link, leader, made("span", { className: "number" }, "000"));
 }
 
 // The cover's words, and the name of the first page, which all others stand within.
@@ -40,8 +43,9 @@ function prepare({ title, author, version, first }) {
   const headings = level();
   const listed = headings.filter((each) => each.matches("h1, h2"));
   const cover = made("section", { className: "cover" }, made("p", { className: "title" }, title));
+  const note = "Code that the pages fold away is in the notebooks.";
   cover.append(made("p", {}, author), made("p", {}, `Version ${version}`));
-  cover.append(made("p", { className: "note" }, "Code that the pages fold away is in the notebooks."));
+  cover.append(made("p", { className: "note" }, note));
   const contents = made("nav", { className: "contents" }, made("h1", {}, "Contents"));
   contents.append(...listed.map(entry));
   const body = document.querySelector(".body");

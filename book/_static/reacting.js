@@ -58,7 +58,8 @@ function control({ label, values, start, slider }, id) {
 function table(head) {
   const cells = head.map((text) => made("th", { scope: "col" }, text));
   const body = made("tbody");
-  const whole = made("table", { className: "table" }, made("thead", {}, made("tr", {}, ...cells)), body);
+  const top = made("thead", {}, made("tr", {}, ...cells));
+  const whole = made("table", { className: "table" }, top, body);
   const fill = (rows) =>
     body.replaceChildren(
       ...rows.map(([first, ...others]) => {
@@ -88,7 +89,7 @@ function react(figure, { plots, controls, head, states }) {
     const number = built.reduce((sum, [, at], i) => sum * controls[i].values.length + at(), 0);
     const state = states[number];
     const data = plots.map((plot) => plot.data.map((trace) => ({ ...trace })));
-    for (const [plot, trace, attributes] of state.traces) Object.assign(data[plot][trace], attributes);
+    for (const [plot, trace, changed] of state.traces) Object.assign(data[plot][trace], changed);
     drawings.forEach((drawing, i) => {
       const layout = themed(plots[i].layout, data[i].length > 1);
       Plotly.react(drawing, data[i], layout, CONFIG);
