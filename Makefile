@@ -15,10 +15,11 @@ INSTALLED := $(VENV)/.installed
 # What keeps the list of packages, apart from them: uv and pip-audit.
 TOOLS := _build/tools
 
-.PHONY: help book lab test lint pages outputs experiments benchmarks fuzz lock audit clean
+.PHONY: help book pdf lab test lint pages outputs experiments benchmarks fuzz lock audit clean
 
 help:
 	@echo "make book      run every chapter, render the book  [PROFILE=quick|standard|paper] [DATASET=embedded|sst2|...] [SEED=0] [JOBS=2]"
+	@echo "make pdf       print the committed chapters to _build/book.pdf; needs Chromium"
 	@echo "make lab       open the chapters in JupyterLab"
 	@echo "make test      lint, strict build of the book, unit tests, pages in a browser, notebook outputs  [JOBS=2: test processes]"
 	@echo "make lint      style, imports between the layers, types"
@@ -32,6 +33,9 @@ help:
 
 book: $(INSTALLED)
 	$(BIN)/coalora book --profile $(PROFILE) --dataset $(DATASET) --seed $(SEED) --jobs $(JOBS)
+
+pdf: $(INSTALLED)
+	$(BIN)/coalora pdf
 
 # A chapter that is saved there is written into its .md too, by jupytext.
 lab: $(INSTALLED)

@@ -239,6 +239,20 @@ def take_over(executed: Path, source: Path) -> None:
         nbformat.write(notebook, file)
 
 
+def build(source: Path, into: Path, builder: str, *flags: str) -> Path:
+    """Let jupyter-book build copied sources from clean; the folder with what a builder made.
+
+    Raises:
+        RuntimeError: the build failed.
+    """
+    shutil.rmtree(into, ignore_errors=True)
+    program = Path(sys.executable).with_name("jupyter-book")
+    words = (program, "build", source, "--builder", builder, "--path-output", into, *flags)
+    if status := subprocess.run(list(map(str, words)), check=False).returncode:
+        raise RuntimeError(f"jupyter-book ended with status {status}")
+    return into / "_build" / builder
+
+
 def render(source: Path, page: Path, strict: bool) -> Path:
     """Build the HTML from clean into the folder ``page``; its first page.
 
@@ -246,14 +260,13 @@ def render(source: Path, page: Path, strict: bool) -> Path:
         RuntimeError: the build failed, with ``strict`` at a warning of Sphinx; the former page is
             as it was.
     """
+    flags = ("-W", "--keep-going") if strict else ("--quiet",)
     made = page.with_name(f"{page.name}-new")
-    shutil.rmtree(made, ignore_errors=True)
-    program = Path(sys.executable).with_name("jupyter-book")
-    command = [str(path) for path in (program, "build", source, "--path-output", made)]
-    flags = ["-W", "--keep-going"] if strict else ["--quiet"]
-    if status := subprocess.run([*command, *flags], check=False).returncode:
-        raise RuntimeError(f"jupyter-book ended with status {status}; {page} is as it was")
+    try:
+        built = build(source, made, "html", *flags)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; {page} is as it was") from None
     with atomic_folder(page, "index.html", None) as folder:
-        shutil.copytree(made / "_build" / "html", folder, dirs_exist_ok=True)
+        shutil.copytree(built, folder, dirs_exist_ok=True)
     shutil.rmtree(made)
     return page / "index.html"

@@ -1,4 +1,4 @@
-"""A Sphinx extension: equations without a network, roles that browsers know, a small site."""
+"""A Sphinx extension: scripts without a network, roles that browsers know, a small site."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+from coalora_lib.book.reacting import MARK
+
 #: What a page has, and what it should have. ``doc-biblioentry`` is no longer a role, so that a list
 #: of references had no items. All toggles had one name, and not the one that they show.
 MENDED = {'role="doc-biblioentry"': 'role="listitem"', ' aria-label="Toggle hidden content"': ""}
 #: A signature over several lines, which Sphinx writes as a list of definitions without terms.
 SIGNATURE = re.compile(r"<dl>\n((?:<dd><em class=\"sig-param\">.*?</dd>\n)+)</dl>", re.DOTALL)
+#: What draws the figures that react; it weighs 5 MB, so only pages that have one load it.
+PLOTLY = "plotly.min.js"
 #: What extensions copy into ``_static`` and no page loads: patterns below it.
 UNUSED = ("vendor", "locales", "**/*.map", "*webpack-macros.html")
 
@@ -32,6 +36,9 @@ def _mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctre
         body = body.replace(written, meant)
     body = SIGNATURE.sub(_as_lines, body)
     context["body"] = body
+    if app.builder.name == "html" and f'class="{MARK}"' in body:  # printed pages keep the pictures
+        for script in (PLOTLY, f"{MARK}.js"):
+            app.add_js_file(script, loading_method="defer")
 
 
 def _as_lines(signature: re.Match[str]) -> str:
@@ -40,7 +47,7 @@ def _as_lines(signature: re.Match[str]) -> str:
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:
-    """Copy the one file of MathJax that pages load, and remove what none does."""
+    """Copy the files of MathJax and plotly that pages load, and remove what none does."""
     if error is not None or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
@@ -48,6 +55,9 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
     script.parent.mkdir(exist_ok=True)
     packaged = files("sphinx-mathjax-offline") / "static" / app.config.mathjax_path
     script.write_bytes(packaged.read_bytes())
+    if app.builder.name == "html":
+        drawing = files("plotly") / "package_data" / PLOTLY
+        (static / PLOTLY).write_bytes(drawing.read_bytes())
     for pattern in UNUSED:
         for path in list(static.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coalora_lib.cli import batches, models
-from coalora_lib.cli.chapters import book, new, outputs, render
+from coalora_lib.cli.chapters import book, new, outputs, pdf, render
 from coalora_lib.cli.errors import TRACEBACK, TRACEBACK_VARIABLE, Commands
 from coalora_lib.cli.runs import experiments, landscape, options, reproduce, scale, search_ablation
 
@@ -44,6 +44,7 @@ _COMMANDS = (
     ("The book", book, f"{_RUN} book {_SIZE}"),
     ("The book", outputs, "coalora outputs 04 && git diff book/"),
     ("The book", render, "coalora render --strict"),
+    ("The book", pdf, "coalora pdf --out book.pdf"),
     ("The book", new, "coalora new 10_pruning --title 'Pruning heads'"),
     ("Batches", batches.batch, "coalora batch grid.yaml --processes 2 --results runs"),
     ("Batches", batches.results, "coalora results runs --where rank=4 --by method,budget"),

@@ -80,6 +80,24 @@ def render(strict: bool = False, root: Root = Path()) -> None:
     _render(source, root / BUILD / "html", strict)
 
 
+def pdf(
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default _build/book.pdf.", dir_okay=False)
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Print the committed notebooks, as they are, to one PDF; needs Chromium.
+
+    The pages on the library and the command line are left out.
+    """
+    from coalora_lib.book.printing import print_book
+
+    _warn_of_old_text(root)
+    file = root / BUILD / "book.pdf" if out is None else out
+    file.parent.mkdir(parents=True, exist_ok=True)
+    typer.echo(f"The book: {file.resolve()}, {print_book(root, file)} pages")
+
+
 def new(
     name: Annotated[str, typer.Argument(help="Number and name of the chapter, as 10_pruning.")],
     title: Annotated[

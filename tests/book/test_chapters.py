@@ -10,6 +10,7 @@ import yaml
 
 from coalora_lib.book.execution import chapters
 from coalora_lib.book.pairs import STAMP, digest
+from coalora_lib.book.reacting import MARK
 from coalora_lib.experiments.profiles import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +34,17 @@ def code_cells(chapter):
 
 
 def texts(cell):
-    """What a cell's outputs say in words and numbers; pictures and their stand-ins left out."""
+    """What a cell's outputs say in words and numbers; pictures and their stand-ins left out.
+
+    Also what a figure that reacts holds: a browser compares it in tests/pages.
+    """
     for output in cell.outputs:
         if output.output_type == "stream":
             yield output.text
         else:
             for kind, text in output.get("data", {}).items():
-                if kind != "image/png" and not str(text).startswith("<Figure"):
+                drawn = kind == "image/png" or f'class="{MARK}"' in text
+                if not drawn and not str(text).startswith("<Figure"):
                     yield str(text)
 
 

@@ -21,9 +21,8 @@ def pages(tmp_path_factory):
     """The text of each page by its package."""
     folder = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("results"))
-    app = SimpleNamespace(
-        srcdir=folder, config=Config(napoleon_use_ivar=True), emit=lambda *_: None
-    )
+    config = Config(napoleon_use_ivar=True, library_pages=True)
+    app = SimpleNamespace(srcdir=folder, config=config, emit=lambda *_: None)
     write_pages(app)
     return {file.stem: file.read_text() for file in folder.rglob("coalora_lib*.rst")}
 

@@ -4,17 +4,26 @@ As a program it says whether the pages are left out of the tests; ``make test`` 
 """
 
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from coalora_lib.book.browser import find_browser
+
 #: Where ``make pages`` renders the book.
 SITE = Path(__file__).parents[2] / "_build" / "html"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+CHROMIUM = find_browser()
 #: ``COALORA_BROWSER=required``: a missing browser is a failure, as in continuous integration.
 REQUIRED = os.environ.get("COALORA_BROWSER") == "required"
 LEFT_OUT = "The pages were not tried in a browser: no Chromium was found (apt install chromium)."
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+
+
+def need_browser():
+    """Leave the test out where there is no browser, or fail where one is required."""
+    import pytest  # here, so that the program needs no test packages
+
+    if CHROMIUM is None:
+        (pytest.fail if REQUIRED else pytest.skip)(LEFT_OUT)
 
 
 def pages():

@@ -2,13 +2,12 @@
 
 import pytest
 
-from tests.pages.browser import CHROMIUM, LEFT_OUT, REQUIRED
+from tests.pages.browser import CHROMIUM, need_browser
 
 
 @pytest.fixture(scope="session")
 def browser():
-    if CHROMIUM is None:
-        (pytest.fail if REQUIRED else pytest.skip)(LEFT_OUT)
+    need_browser()
     from playwright.sync_api import sync_playwright  # here, so that nothing else needs its driver
 
     with sync_playwright() as playwright:

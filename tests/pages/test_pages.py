@@ -38,11 +38,12 @@ def test_a_page(browser, page):
     assert not wrong + faults, "\n".join(wrong + faults)
 
 
-#: A chapter with toggles, wide tables and equations.
-WITH_CONTROLS = [page for page in pages() if page.startswith("book/02")]
+#: A chapter with toggles, wide tables and equations, and the page with sliders and menus.
+WITH_CONTROLS = [page for page in pages() if page.startswith(("book/02", "book/adapt"))]
 #: The button that leads back to the top comes and goes with the scrolling.
 CONTROLS = """() => {
-  const controls = document.querySelectorAll("a[href], button, input, summary, [tabindex='0']");
+  const controls = document.querySelectorAll(
+    "a[href], button, input, select, summary, [tabindex='0']");
   return [...controls].filter((each) =>
     each.checkVisibility({ visibilityProperty: true }) && each.id !== "pst-back-to-top");
 }"""

@@ -19,7 +19,7 @@ def add_titles(app: Sphinx, doctree: nodes.document, page: str) -> None:
     if links:
         meanings = dict(_meanings(app))
         for link in links:
-            link["reftitle"] = meanings[link["refuri"].partition("#")[2]]
+            link["reftitle"] = meanings[link["refuri"].rpartition("#")[2]]
 
 
 def _meanings(app: Sphinx):

@@ -25,11 +25,14 @@ _NAMED = re.compile(r"(coalora_lib(?:\.\w+)*)(?: import (\w+))?")
 def setup(app: Sphinx) -> None:
     """Write the pages before Sphinx looks for its sources."""
     app.setup_extension("sphinx.ext.napoleon")
+    app.add_config_value("library_pages", True, "env", [bool])
     app.connect("builder-inited", write_pages)
 
 
 def write_pages(app: Sphinx) -> None:
-    """One file of reStructuredText a package."""
+    """One file of reStructuredText a package, unless ``library_pages`` is False."""
+    if not app.config.library_pages:
+        return
     named = _named(Path(app.srcdir))
     folder = Path(app.srcdir) / PAGES
     folder.mkdir(parents=True, exist_ok=True)
