@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.batch import cluster
 from coalora_lib.batch.scoring import WorkerScorer
+from coalora_lib.cli import app
 from coalora_lib.search import SearchPlan
 from coalora_lib.spaces import random_configuration
+from coalora_lib.tasks.embedded import review_phrases
 from coalora_lib.training import TrainingPlan, train
 from coalora_lib.training.alternation import losses
 from tests.conftest import tiny_bert
@@ -67,6 +70,30 @@ def test_without_workers_it_is_done_here(model, examples, monkeypatch):
         with pytest.warns(UserWarning, match="workers were lost, so this process scores"):
             found = list(scorer(model, asked, examples))
         assert found == pytest.approx(expected)
+
+
+def test_train_takes_the_address_of_a_scheduler(client, small_run, tmp_path, monkeypatch):
+    rows = [f"{text}\t{label}" for text, label in review_phrases(60, 0)]
+    (tmp_path / "data.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    asked = []
+    score = WorkerScorer.__call__
+
+    def noted(self, model, configurations, *given):
+        asked.append(len(configurations))
+        return score(self, model, configurations, *given)
+
+    monkeypatch.setattr(WorkerScorer, "__call__", noted)
+    small = {"restarts": 1, "max_steps": 2, "proposals": 2}
+    monkeypatch.setattr("coalora_lib.recipes.training.SEARCH", small)
+    command = [
+        "train", "--data", str(tmp_path / "data.tsv"), "--label", "label", "--rank", "2",
+        "--model", small_run.profile.model, "--out", str(tmp_path / "run"), "--epochs", "1",
+        "--configurations", "4", "--searches", "1", "--scheduler", client.scheduler.address,
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert asked[0] == 4  # the set, and then what was proposed
+    assert len(asked) > 1
 
 
 def test_a_worker_of_other_packages_is_refused(client, monkeypatch):
