@@ -18,6 +18,11 @@ CHAPTERS = chapters(ROOT)
 CHECKED = "nbval-check-output"
 #: Fewest cells a chapter whose outputs nbval compares.
 FEWEST_CHECKED = 5
+FEWEST_EXERCISES = 4
+#: A code cell of a chapter's .md, from its head to its end.
+CELL = re.compile(r"^```\{code-cell\}.*?^```$", re.MULTILINE | re.DOTALL)
+#: What the bar of a solution says.
+SHOW = "code_prompt_show: Show the solution"
 LONGEST_CELL = 25
 #: Characters of a line of code.
 WIDEST = 79
@@ -159,14 +164,35 @@ def test_cells_are_short_and_have_no_branches_on_the_profile(chapter):
 
 
 @each_chapter
-def test_a_chapter_has_captioned_figures_exercises_and_provenance(chapter):
+def test_a_chapter_has_captioned_figures_and_provenance(chapter):
     text = (ROOT / chapter).with_suffix(".md").read_text()
     assert "caption: |" in text, (
         "no figure has a caption: give a cell mystnb: figure: caption, as other chapters do"
     )
-    solutions = len(re.findall(r"(```|:::)\{dropdown\} Solution", text))
-    assert solutions >= 2, (
-        f"{solutions} solutions, at least two must be: each exercise is followed by "
-        ":::{dropdown} Solution"
-    )
     assert "print(provenance(run" in text, "the last cell must print(provenance(run))"
+
+
+@each_chapter
+def test_exercises_have_solutions_that_run(chapter):
+    text = (ROOT / chapter).with_suffix(".md").read_text().partition("\n## Exercises\n")[2]
+    text = re.split(r"^## ", text, flags=re.MULTILINE)[0]
+    _, *exercises = re.split(r"^\*\*\d+\.\*\* ", text, flags=re.MULTILINE)
+    rule = (
+        f"at least {FEWEST_EXERCISES} exercises stand below ## Exercises, each as **1.** Predict: "
+        "(or Change:, or Explain:), with a solution that is executed and compared; "
+        "book/templates/chapter.md has the form"
+    )
+    assert len(exercises) >= FEWEST_EXERCISES, f"{len(exercises)} exercises: {rule}"
+    for number, exercise in enumerate(exercises, 1):
+        assert exercise.startswith(("Predict:", "Change:", "Explain:")), f"{number}: {rule}"
+        cells = [cell for cell in CELL.findall(exercise) if "hide-cell" in cell]
+        assert all(CHECKED in cell and SHOW in cell for cell in cells), (
+            f"{number}: a cell of a solution is tagged [hide-cell, {CHECKED}], and its mystnb has "
+            f"{SHOW}: {rule}"
+        )
+        assert any("assert" in cell for cell in cells), (
+            f"{number}: no cell of its solution has an assert that holds what it says: {rule}"
+        )
+        assert ":::{dropdown} Solution in words" in exercise, (
+            f"{number}: the reason is missing, in a :::{{dropdown}} Solution in words: {rule}"
+        )
