@@ -50,7 +50,7 @@ test: $(INSTALLED)
 	$(MAKE) --no-print-directory -j2 $(SYNC) lint pages
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests --benchmark-skip
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
-	  --nbval-lax --nbval-cell-timeout 600 $(shell ls -r book/*.ipynb)
+	  --nbval-lax --nbval-cell-timeout 1800 $(shell ls -r book/*.ipynb)
 	@$(BIN)/python -m tests.pages.browser
 
 # The output of a target in one piece, where this make can (4.0 and newer).
