@@ -84,7 +84,7 @@ def write_adapter(
     for (name, layer), under, each in zip(
         layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
-        tensors = peft_tensors(layer, under, each, scaling)
+        tensors = _peft_tensors(layer, under, each, scaling)
         ranks[name] = len(tensors["lora_A.weight"])
         state |= {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
     _set_ranks(settings, ranks, scaling)
@@ -135,7 +135,29 @@ def _alpha(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def peft_tensors(
+def folded(
+    layers: AdaptedLayers, configuration: Sequence[Choice], factors: Sequence[Factors]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """What each layer adds to its quantized weight, as B A without a scaling; and its bias.
+
+    B, (out, k), and A, (k, in), are of the LoRA and the frozen term together; biases, (out,), of
+    those layers that have one, hold the correction of the mean output and L1 v.
+    """
+    terms, biases = {}, {}
+    states = layers.states(configuration)
+    for (name, layer), state, each in zip(layers.quantized.items(), states, factors, strict=True):
+        tensors = _peft_tensors(layer, state, each, layers.scaling)
+        terms[name] = layers.scaling * tensors["lora_B.weight"], tensors["lora_A.weight"]
+        added = tensors.get("lora_B.bias")
+        parts = [] if layer.bias is None else [layer.bias]
+        if added is not None and added.any():  # a bias of zeros needs no place
+            parts.append(layers.scaling * added)
+        if parts:
+            biases[name] = torch.stack(parts).sum(0)
+    return terms, biases
+
+
+def _peft_tensors(
     layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
 ) -> dict[str, Tensor]:
     """PEFT's tensors of a layer by the last part of their names; ``scaling`` is alpha / r."""

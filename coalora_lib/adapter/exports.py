@@ -59,8 +59,7 @@ class Exports(TransformersInterface):
             ValueError: no configuration is given or set, or it or ``weights`` does not fit.
             FileExistsError: the folder holds something else.
         """
-        resolved = self._resolve_or_current(configuration)
-        factors = self.adapted_factors(resolved)
+        resolved, factors = self._resolved(configuration)
         return write_adapter(self.model, self.layers, factors, resolved, folder, weights)
 
     @torch.no_grad()
@@ -90,8 +89,7 @@ class Exports(TransformersInterface):
             ModuleNotFoundError: gguf or libgguf is not installed.
         """
         self.check_gguf(folder, tokenizer, **options)
-        resolved = self._resolve_or_current(configuration)
-        factors = self.adapted_factors(resolved)
+        resolved, factors = self._resolved(configuration)
         chosen = Options(**options)
         return write_gguf(self.model, self.layers, factors, resolved, folder, tokenizer, chosen)
 
@@ -130,8 +128,7 @@ class Exports(TransformersInterface):
             ValueError: no configuration is given or set, or it does not fit; or a layer needs a
                 bias, for a correction or a shift, and models of this class cannot have one there.
         """
-        resolved = self._resolve_or_current(configuration)
-        factors = self.adapted_factors(resolved)
+        resolved, factors = self._resolved(configuration)
         return merged(self.get_base_model(), self.layers, factors, resolved, self)
 
     @torch.inference_mode(False)
@@ -151,12 +148,15 @@ class Exports(TransformersInterface):
             ValueError: no configuration is given or set, or it does not fit.
             TypeError: the space's quantized weights are no dataclasses.
         """
-        resolved = self._resolve_or_current(configuration)
-        factors = self.adapted_factors(resolved)
+        resolved, factors = self._resolved(configuration)
         return frozen(self.get_base_model(), self.layers, factors, resolved, self)
 
-    def _resolve_or_current(self, configuration: ConfigurationLike | None) -> list[Choice]:
+    def _resolved(
+        self, configuration: ConfigurationLike | None
+    ) -> tuple[list[Choice], list[Factors]]:
+        """The choice and the LoRA factors of every layer; of the current one by default."""
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
             raise ValueError("no configuration is set or given: there is nothing to export")
-        return self.resolve(configuration)
+        resolved = self.resolve(configuration)
+        return resolved, self.adapted_factors(resolved)

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.export import folded, without_idle
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.merging import copied
-from coalora_lib.adapter.quantized import Corrected, LayerState, QuantizedLinear
 from coalora_lib.files import atomic_folder, seal, unseal
 from coalora_lib.spaces import Choice, QuantizedWeight, get_space
 from coalora_lib.validation import describe, flat
@@ -129,44 +129,30 @@ def frozen(
     Raises:
         TypeError: the space's quantized weights are no dataclasses.
     """
-    states = layers.states(configuration)
-    packed: dict[str, nn.Module] = {
-        name: _packed_linear(layer, state, each, layers.scaling)
-        for (name, layer), state, each in zip(
-            layers.quantized.items(), states, factors, strict=True
+    stored = layers.packed(configuration)
+    terms, biases = folded(layers, configuration, without_idle(factors, stored))
+    packed: dict[str, nn.Module] = {}
+    for (name, layer), choice in zip(layers.quantized.items(), configuration, strict=True):
+        dtype, quantized = layer.pretrained.dtype, stored[name].quantized
+        left, right = (part.to(dtype) for part in terms[name])
+        idle, bias = not left.any(), biases.get(name)
+        packed[name] = PackedLinear(
+            _copied(quantized),
+            layer.space.name,
+            layer.space.index(choice),
+            layer.transposed,
+            None if idle else left,
+            None if idle else right.clone(),
+            None if bias is None else bias.to(dtype, copy=True),
         )
-    }
     plain = copied(base, packed, deepcopy(base.config), owner)
     return plain.eval().requires_grad_(False)
 
 
-def _packed_linear(
-    layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
-) -> PackedLinear:
-    """The layer under a choice; factors and bias in the model's dtype, summed in float32."""
-    dtype, packed = layer.pretrained.dtype, layer.packed(state)
-    wide = torch.promote_types(dtype, torch.float32)
-    l1, l2 = factors.l1.to(wide) * scaling, factors.l2.to(wide)
-    shift = None if factors.shift is None else l1 @ factors.shift.to(wide)
-    pairs = [(l1, l2)] if l1.any() else []
-    if packed.left is not None and packed.right is not None:
-        left, right = packed.left.to(wide), packed.right.to(wide)
-        pairs.append((right.T, left.T) if layer.transposed else (left, right))
-    sides: list[Tensor | None] = [None, None]
-    if pairs:
-        sides = [torch.cat([a for a, _ in pairs], 1).to(dtype)]
-        sides.append(torch.cat([b for _, b in pairs]).to(dtype))
-    parts = (layer.bias, layer.correction_of(state), shift)
-    biases = [part.to(wide) for part in parts if part is not None]
-    return PackedLinear(
-        packed.quantized,
-        layer.space.name,
-        layer.space.index(state.choice if isinstance(state, Corrected) else state),
-        layer.transposed,
-        sides[0],
-        sides[1],
-        torch.stack(biases).sum(0).to(dtype) if biases else None,
-    )
+def _copied(quantized: QuantizedWeight) -> QuantizedWeight:
+    """In memory of its own: the model's cache holds the other."""
+    _check(quantized)
+    return replace(quantized, **{n: t.clone() for n, t in quantized.tensors()})  # type: ignore[type-var]
 
 
 class _Layer(BaseModel):
@@ -249,7 +235,7 @@ def load_frozen(folder: str | Path, device: torch.device | str = "cpu") -> PreTr
         about = _Description(**unseal((folder / MARKER).read_text()))
     except ValidationError as error:
         raise ValueError(f"{folder / MARKER} cannot be read: {describe(error)}") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{folder / MARKER} cannot be read: {flat(error):.300}") from None
     try:
         with safe_open(folder / TENSORS, "pt", device=str(device)) as file:

@@ -16,10 +16,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from coalora_lib.adapter.adjusters import Factors
-from coalora_lib.adapter.export import peft_tensors, without_idle
+from coalora_lib.adapter.export import folded, without_idle
 from coalora_lib.adapter.heads import plain_name
 from coalora_lib.adapter.layers import AdaptedLayers
-from coalora_lib.adapter.quantized import LayerState
 from coalora_lib.allocation import Limit
 from coalora_lib.files import atomic_folder, seal
 from coalora_lib.gguf import BaseFile, Options, architecture_of, card, padded, write_adapter_file
@@ -88,7 +87,7 @@ def write_gguf(
         for name, each in stored.items()
         if isinstance(each.quantized, GgufWeight)  # all of them, as their space was checked
     }
-    terms, biases = _adapter(layers, layers.states(configuration), without_idle(factors, stored))
+    terms, biases = folded(layers, configuration, without_idle(factors, stored))
     file = checked_file(model, layers, tokenizer, options, biases)
     space = next(iter(layers.quantized.values())).space
     rows = dict(zip(layers.quantized, space.to_rows(configuration), strict=True))
@@ -104,23 +103,6 @@ def write_gguf(
         text = card(base.name_or_path, file.architecture.name, options.pooling, bits, types, sizes)
         (partial / CARD).write_text(text)
     return Path(folder)
-
-
-def _adapter(
-    layers: AdaptedLayers, states: Sequence[LayerState], factors: Sequence[Factors]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """lora_b and lora_a of each layer, and the biases of those that have one."""
-    terms, biases = {}, {}
-    for (name, layer), state, each in zip(layers.quantized.items(), states, factors, strict=True):
-        tensors = peft_tensors(layer, state, each, layers.scaling)
-        terms[name] = layers.scaling * tensors["lora_B.weight"], tensors["lora_A.weight"]
-        added = tensors.get("lora_B.bias")
-        parts = [] if layer.bias is None else [layer.bias]
-        if added is not None and added.any():  # a bias of zeros needs no place in the file
-            parts.append(layers.scaling * added)
-        if parts:
-            biases[name] = torch.stack(parts).sum(0)
-    return terms, biases
 
 
 def _plain_state(base: PreTrainedModel) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from coalora_lib.spaces import Choice, Configuration, ConfigurationSpace, Shape, get_space
 
@@ -54,9 +53,7 @@ def layer_sensitivities(
             for probe in found[:-1]:
                 yield [*finest[:layer], space.choices[probe], *finest[layer + 1 :]]
 
-    total = 1 + len(rows) * len(PROBES)
-    counted = tqdm(losses(asked()), "sensitivities", total, disable=None, leave=False)
-    found = torch.tensor(list(counted), dtype=torch.float64)
+    found = torch.tensor(list(losses(asked())), dtype=torch.float64)
     rises = (found[1:] - found[0]).clamp(min=0).view(len(rows), -1)
     probed = torch.stack([errors[i, row[:-1]] for i, row in enumerate(rows)]).double()
     slopes = (rises * probed).sum(1) / probed.square().sum(1).clamp(min=torch.finfo().tiny)

@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class WorkerScorer:
         parts = [configurations[number::workers] for number in range(workers)]
         try:
             found = self._on_workers(model, [part for part in parts if part], scoring, kind)
-        except (KilledWorker, OSError) as error:
+        except (KilledWorker, CancelledError, OSError) as error:
             warnings.warn(f"workers were lost, so this process scores: {error}", stacklevel=2)
             self._held = None
             return losses(model, configurations, scoring, kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -41,8 +41,9 @@ from coalora_lib.training import (
     mean_inputs,
     with_aims,
 )
+from coalora_lib.training.alternation import losses
 from coalora_lib.training.batches import collate
-from coalora_lib.training.evaluation import evaluate_each, pad_token_of
+from coalora_lib.training.evaluation import pad_token_of
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
@@ -144,11 +145,9 @@ class Setup:
         model = self.new_model(mean_inputs=self.mean_inputs, **settings)
         seen = self.scoring[:SENSITIVITY_EXAMPLES]
 
-        def losses(configurations: Iterable[Configuration]) -> Iterator[float]:
-            for each in evaluate_each(model, seen, configurations, SENSITIVITY_EXAMPLES):
-                yield each.loss
-
-        weights = layer_sensitivities(self.errors, self.shapes, losses, self.space)
+        weights = layer_sensitivities(
+            self.errors, self.shapes, lambda asked: losses(model, asked, seen), self.space
+        )
         return replace(self, errors=self.errors * weights[:, None].to(self.errors), _allocated={})
 
     def allocated(self, budget: float) -> Configuration:

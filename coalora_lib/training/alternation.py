@@ -71,7 +71,7 @@ def score(
 
 def losses(
     model: CoaLora,
-    configurations: Sequence[Configuration],
+    configurations: Iterable[Configuration],
     scoring: Examples,
     kind: TaskKind | None = None,
 ) -> Iterable[float]:

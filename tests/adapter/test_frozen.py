@@ -68,6 +68,18 @@ def test_every_space_that_can_be_read_is(space, tmp_path):
     torch.testing.assert_close(logits(read), logits(frozen), atol=0, rtol=0)
 
 
+def test_its_memory_is_its_own():
+    """Nothing that is written into it reaches the model that it was made of, or its cache."""
+    model = adapted("bert", "residual")
+    wanted, frozen = logits(model), model.freeze()
+    with torch.no_grad():
+        for tensor in (*frozen.parameters(), *frozen.buffers()):
+            tensor.zero_()
+    torch.testing.assert_close(logits(model), wanted, atol=0, rtol=0)
+    again = model.freeze()
+    torch.testing.assert_close(logits(again), wanted, atol=2e-5, rtol=1e-4)
+
+
 def test_another_configuration_and_what_was_fitted_for_it():
     model = adapted("bert", "plain", heads=())
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}

@@ -1,6 +1,7 @@
 """Searches whose configurations are scored on workers: the same losses, the same run."""
 
 import copy
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import pytest
@@ -55,7 +56,8 @@ def test_a_run_is_the_same(client, examples):
         torch.testing.assert_close(a, b, msg=name)
 
 
-def test_without_workers_it_is_done_here(model, examples, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, CancelledError], ids=["scheduler gone", "cancelled"])
+def test_without_workers_it_is_done_here(error, model, examples, monkeypatch):
     with cluster.local(1) as client:
         scorer, asked = WorkerScorer(client), some_configurations(model, 3)
         expected = list(losses(copy.deepcopy(model), asked, examples))
@@ -64,7 +66,7 @@ def test_without_workers_it_is_done_here(model, examples, monkeypatch):
         monkeypatch.undo()
 
         def lost(*_, **__):
-            raise OSError("the scheduler is gone")
+            raise error("the scheduler is gone")
 
         monkeypatch.setattr(client, "submit", lost)
         with pytest.warns(UserWarning, match="workers were lost, so this process scores"):

@@ -1,24 +1,27 @@
 """GGUF's types go all the way: bytes as llama.cpp's, allocation, training, search, files."""
 
-from itertools import product
-
 import gguf
 import libgguf
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from coalora_lib.adapter import CoaLora
-from coalora_lib.allocation import Constraints, allocate, error_table
-from coalora_lib.search import STRATEGIES, SearchPlan
+from coalora_lib.allocation import Constraints, allocate
+from coalora_lib.search import STRATEGIES
 from coalora_lib.spaces import GGUF, mean_bits_cost, random_at_bits, random_configuration
 from coalora_lib.spaces.gguf import BLOCKS, TYPES, stored
-from coalora_lib.training import TrainingPlan, evaluate, train
-from tests.adapter.test_export import logits
+from coalora_lib.training import TrainingPlan
 from tests.conftest import NO_DROPOUT, SIZES
+from tests.spaces.whole import (
+    attached,
+    check_allocation,
+    check_errors,
+    check_files,
+    check_layers,
+    check_training,
+    everywhere_allowed,
+)
 
 #: Rows of 64 take blocks of 32, of 256 all types, of 40 only F16.
 SHAPES = [(8, 64), (4, 256), (6, 40)]
@@ -39,10 +42,6 @@ def outlying(*shape):
     made = torch.randn(shape)
     made.flatten()[::37] *= 8
     return made
-
-
-def everywhere_allowed(configuration, shapes):
-    return all(GGUF.allowed(c, s) for c, s in zip(configuration, shapes, strict=True))
 
 
 def test_sizes_are_those_of_gguf():
@@ -110,25 +109,9 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 
 def test_errors_and_allocation_are_exact_and_mind_what_is_allowed():
     weights = {str(i): outlying(*shape) for i, shape in enumerate(SHAPES)}
-    errors = error_table(weights, "gguf")
-    for row, weight in enumerate(weights.values()):
-        for column, choice in enumerate(GGUF.choices):
-            left = weight
-            if GGUF.allowed(choice, weight.shape):
-                left = weight - GGUF.quantize(weight, choice).dequantize()
-            assert errors[row, column] == pytest.approx(left.double().square().sum().item())
+    errors = check_errors(GGUF, weights)
     sizes = [weight.numel() for weight in weights.values()]
-    for budget in (6.5, 8.0, 10.0):
-        found = allocate(errors, SHAPES, budget, "gguf")
-        feasible = [
-            each
-            for each in product(GGUF.choices, repeat=3)
-            if everywhere_allowed(each, SHAPES) and GGUF.mean_bits(each, SHAPES) <= budget
-        ]
-        best = min(sum(errors[i, GGUF.index(c)].item() for i, c in enumerate(e)) for e in feasible)
-        assert found.error == pytest.approx(best)
-        assert found.bits <= budget
-        assert everywhere_allowed(found.configs, SHAPES)
+    check_allocation(GGUF, errors, SHAPES, (6.5, 8.0, 10.0))
     most = sum(sizes)
     found = allocate(errors, SHAPES, space="gguf", max_bytes=most, allowed={"type": TYPES[6:]})
     assert found.nbytes <= most
@@ -154,26 +137,18 @@ def test_random_configurations_are_allowed():
         random_configuration(shapes, generator, "gguf"),
         random_at_bits(shapes, 5.2, generator, "gguf"),
     ):
-        assert everywhere_allowed(drawn, shapes)
+        assert everywhere_allowed(GGUF, drawn, shapes)
         assert len({choice.type for choice in drawn}) > 8
     cost = mean_bits_cost("gguf", shapes)
     assert cost(GGUF.to_flat([drawn])).item() == pytest.approx(GGUF.mean_bits(drawn, shapes))
 
 
-def attached(**options):
-    return CoaLora.attach(base(), rank=4, alpha=8, space="gguf", **options)
-
-
 def test_a_model_takes_budgets_constraints_and_names_what_is_not_allowed():
-    model = attached()
+    model = attached(GGUF, base())
     model.set_configuration(5.0)
     assert model.bits <= 5.0
-    assert everywhere_allowed(model.configuration, model.shapes)
-    for (name, layer), choice in zip(
-        model.layers.quantized.items(), model.configuration, strict=True
-    ):
-        expected = GGUF.quantize(base().get_submodule(name).weight, choice)
-        assert torch.equal(layer.weight, expected.dequantize()), name
+    assert everywhere_allowed(GGUF, model.configuration, model.shapes)
+    check_layers(model, base())
     model.set_configuration(Constraints(allowed={"type": ("Q8_0",)}))
     assert {choice.type for choice in model.configuration} == {"Q8_0"}
     with pytest.raises(ValueError, match=r"query: .*type='Q6_K'.* is not allowed for the shape"):
@@ -182,45 +157,9 @@ def test_a_model_takes_budgets_constraints_and_names_what_is_not_allowed():
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "local search"])
 def test_training_with_the_search_between_and_a_checkpoint(examples, tmp_path, strategy):
-    search = SearchPlan(rounds=2, restarts=2, max_steps=3, proposals=4, strategy=strategy)
-    ended = []
-    for _ in range(2):  # the second run finds the first one's last checkpoint
-        model = attached(error_features=True, output_bias=True)
-        generator = torch.Generator().manual_seed(0)
-        first = [random_configuration(model.shapes, generator, "gguf") for _ in range(4)]
-        history = train(
-            model,
-            examples,
-            [4.8, 6.0, *first],
-            PLAN,
-            search=search,
-            scoring=examples[:8],
-            checkpoints=tmp_path,
-        )
-        proposed = history.rounds[0].configurations[-history.rounds[0].proposed :]
-        for row in proposed:
-            assert everywhere_allowed(GGUF.from_indices(row), model.shapes)
-        ended.append(evaluate(model, examples, 5.0).loss)
-    assert ended[0] == ended[1]
+    check_training(GGUF, base, (4.8, 6.0), PLAN, examples, tmp_path, strategy)
 
 
 @pytest.mark.parametrize("options", [{}, {"start": "residual", "frozen_rank": 3}], ids=str)
 def test_it_is_saved_read_back_and_exported(tmp_path, options):
-    model = attached(**options)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_A" not in name:
-            nn.init.normal_(parameter, std=0.1)
-    model.training_set = [model.resolve(4.8), model.resolve(6.0)]
-    model.set_configuration(5.0)
-    expected = logits(model)
-    model.save_pretrained(tmp_path / "saved")
-    again = CoaLora.from_pretrained(tmp_path / "saved", base())
-    assert again.space is GGUF
-    assert again.training_set == model.training_set
-    assert torch.equal(logits(again), expected)
-    model.export_peft_adapter(tmp_path / "adapter", weights="base_model")
-    plain = BertForSequenceClassification.from_pretrained(tmp_path / "adapter" / "base_model")
-    peft = PeftModel.from_pretrained(plain, tmp_path / "adapter")
-    torch.testing.assert_close(logits(peft), expected, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="GgufWeight, for which there is no packed file"):
-        model.export_peft_adapter(tmp_path / "packed", weights="packed")
+    check_files(GGUF, base, (4.8, 6.0), options, tmp_path, "GgufWeight")
