@@ -113,7 +113,7 @@ def search_ablation(
     An arm whose record is in the folder is not trained again.
     """
     from coalora_lib.experiments import PROFILES, Run
-    from coalora_lib.experiments.methods import sized_for_search
+    from coalora_lib.experiments.protocols import sized_for_search
     from coalora_lib.experiments.runner import all_jobs
 
     named = arm or [slug for slug in arms() if slug != SLOW_ARM]

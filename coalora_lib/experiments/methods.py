@@ -1,23 +1,10 @@
-"""The four experiments on models, and their methods: a model, what it trains on, settings changed.
-
-Each experiment has a **protocol**, whose name its records carry: what was run and how, as far as it
-decides the numbers; only records of one protocol stand in one table. Raise the number at its end,
-by hand, when the results of a new run are no longer comparable with those of stored ones: another
-loss, another optimizer, other arbitrary configurations, a repaired fault in what trains or in what
-is evaluated. Leave it when results are the same up to rounding: renamed code, a faster path,
-another device, newer versions of packages.
-
-Under ``book/results``: "comparison-1" are the earlier runs of chapter 6, before the residual start
-and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
-"""
+"""The methods of the experiments: a model, what it trains on, settings changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-import torch
 
 from coalora_lib.experiments.makers import (
     Fitter,
@@ -31,93 +18,23 @@ from coalora_lib.experiments.makers import (
     unquantized_lora,
 )
 from coalora_lib.experiments.profiles import Profile
-from coalora_lib.experiments.setup import ARBITRARY_SEED, Setup
-from coalora_lib.spaces import Configuration, random_configuration
+from coalora_lib.experiments.protocols import (
+    COMPARISON,
+    DEPLOYMENT,
+    OPTIONS,
+    RECOVERY,
+    SEARCH,
+    Experiment,
+    Target,
+    everywhere,
+)
+from coalora_lib.experiments.setup import Setup
+from coalora_lib.spaces import Configuration
 
-Group = Literal["main", "ablation", "fitted", "option", "search", "recovery"]
-#: A configuration to evaluate on, and the budget that it is allocated at, None if arbitrary.
-Target = tuple[float | None, Configuration]
+Group = Literal["main", "ablation", "fitted", "option", "search", "recovery", "deployment"]
 
-#: Arbitrary configurations that the adapter's options are evaluated on.
-UNIFORM_DRAWS = 8
-#: Bits of the allocated configurations that searches are evaluated on; no profile trains on them.
-UNSEEN_BUDGETS = (2.3, 2.4, 2.6, 2.8, 3.0, 3.3, 3.6, 4.0, 4.5)
 #: Bits of the arbitrary configurations that have runs of their own.
 ALONE_BITS = (2.1, 2.9, 3.7, 4.2)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What the runs over a set of one experiment share.
-
-    Attributes:
-        first_set: what they train on until a search changes it.
-        targets: what they are evaluated on.
-        twins: they are also evaluated on the first set's configurations and unseen ones like them.
-        unmet: a target that a run has trained on or scored is left out.
-        kinds: of task that they are for.
-    """
-
-    protocol: str
-    first_set: Callable[[Setup], list[Configuration]]
-    targets: Callable[[Setup], list[Target]]
-    twins: bool = False
-    unmet: bool = False
-    kinds: Sequence[str] = ("single-label", "causal-lm")
-
-
-def _targets(
-    setup: Setup, budgets: Sequence[float], arbitrary: Sequence[Configuration]
-) -> list[Target]:
-    allocated: list[Target] = [(budget, setup.allocated(budget)) for budget in budgets]
-    return allocated + [(None, configuration) for configuration in arbitrary]
-
-
-def _uniform(setup: Setup) -> list[Configuration]:
-    """Each layer's choice drawn uniformly: mean bits near the middle of the range."""
-    generator = torch.Generator().manual_seed(ARBITRARY_SEED + setup.run.seed)
-    drawn = range(UNIFORM_DRAWS)
-    return [random_configuration(setup.shapes, generator, setup.space) for _ in drawn]
-
-
-#: The methods and the ablations of chapter 6.
-COMPARISON = Experiment(
-    "comparison-2",
-    Setup.training_set,
-    lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
-    twins=True,
-)
-#: The adapter's options, chapter 3.
-OPTIONS = Experiment(
-    "options-2",
-    Setup.training_set,
-    lambda setup: _targets(setup, setup.run.profile.budgets, _uniform(setup)),
-)
-#: Ways to extend the training set, chapter 4. It starts with allocated configurations alone.
-SEARCH = Experiment(
-    "search-2",
-    lambda setup: [setup.allocated(budget) for budget in setup.run.profile.training_budgets],
-    lambda setup: _targets(setup, UNSEEN_BUDGETS, setup.arbitrary()),
-    unmet=True,
-)
-#: Ways to give a quantized model its embeddings back.
-RECOVERY = Experiment(
-    "recovery-1",
-    Setup.training_set,
-    lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
-    kinds=("embedding",),
-)
-
-
-def sized_for_search(profile: Profile, epochs: float) -> Profile:
-    """A profile as :data:`SEARCH` runs it: searches between quarters of the training."""
-    return replace(
-        profile,
-        epochs=epochs,
-        # What a search scores on decides its time; 512 are the standard profile's.
-        scoring_examples=min(profile.scoring_examples, 512),
-        search=replace(profile.search, rounds=4),
-    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +60,7 @@ class Method:
             evaluated. What a search proposes is not fitted.
         refitter: the same from the trained model, for whatever is evaluated.
         sensitive: bits are allocated by :meth:`Setup.by_sensitivity`.
+        uniform: a GGUF type; a run over the set trains on it for all layers instead.
     """
 
     label: str
@@ -158,19 +76,32 @@ class Method:
     fitter: Fitter | None = None
     refitter: Fitter | None = None
     sensitive: bool = False
+    uniform: str | None = None
     group: Group = "main"
 
     @property
     def slug(self) -> str:
         """Its name in files and commands: the label in small letters with dashes."""
-        prefix = {"option": "options-", "search": "search-", "recovery": "recovery-"}
-        return prefix.get(self.group, "") + self.label.lower().replace(", ", "-").replace(" ", "-")
+        prefix = {"option": "options"}.get(self.group, self.group) + "-"
+        apart = self.group in ("option", "search", "recovery", "deployment")
+        return prefix * apart + self.label.lower().replace(", ", "-").replace(" ", "-")
 
     @property
     def experiment(self) -> Experiment:
         """What its runs train on at first and are evaluated on."""
-        experiments = {"option": OPTIONS, "search": SEARCH, "recovery": RECOVERY}
+        experiments = {
+            "option": OPTIONS,
+            "search": SEARCH,
+            "recovery": RECOVERY,
+            "deployment": DEPLOYMENT,
+        }
         return experiments.get(self.group, COMPARISON)
+
+    def first_set(self, setup: Setup) -> list[Configuration]:
+        """What a run over the set trains on until a search changes it."""
+        if self.uniform is not None:
+            return [everywhere(setup, self.uniform)]
+        return self.experiment.first_set(setup)
 
     def budgets(self, profile: Profile) -> Sequence[float | None]:
         """Of its runs; a run over a set has none."""
@@ -322,6 +253,26 @@ _ALL += tuple(
     replace(each, label=f"{each.label}, by sensitivity", sensitive=True)
     for each in _ALL
     if each.group == "recovery" and each.label in _ALSO_SENSITIVE
+)
+_DEPLOYED = (
+    "quantized",
+    "bias correction",
+    "in order",
+    "in order, polished",
+    "Shared-LoRA",
+    "CoA-LoRA",
+    "calibrated, CoA-LoRA",
+    "in order, CoA-LoRA",
+)
+_ALL += tuple(
+    replace(each, group="deployment", space="gguf")
+    for each in _ALL
+    if each.group == "recovery" and each.label in _DEPLOYED
+)
+_ALL += (
+    Method(
+        "Q4_0 alone", coa_lora, adapter=_PLAIN, uniform="Q4_0", space="gguf", group="deployment"
+    ),
 )
 #: Every method by its slug, in the order of tables.
 METHODS = {method.slug: method for method in _ALL}

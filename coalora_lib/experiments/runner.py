@@ -156,7 +156,7 @@ def _train(
         # A model that does not know of configurations has its own built in.
         first = [one] if one is not None and isinstance(model, CoaLora) else None
         if method.trains_on == "set":
-            first = method.experiment.first_set(setup)
+            first = method.first_set(setup)
         teacher = TEACHER.make(setup, job.rank, None) if plan.teacher == "model" else None
     for configuration in first or ():
         prepare(configuration)
@@ -306,7 +306,7 @@ def targets_of(record: Record, setup: Setup) -> Sequence[tuple[float | None, Con
     targets = method.experiment.targets(setup)
     if not method.experiment.unmet:
         return targets
-    first = _as_text(setup, method.experiment.first_set(setup))
+    first = _as_text(setup, method.first_set(setup))
     return _unmet(record, setup, targets, first)
 
 

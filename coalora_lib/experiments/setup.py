@@ -177,9 +177,9 @@ class Setup:
         """The texts of fits, all at once: the first training examples."""
         return collate(self.train[:FITTED_EXAMPLES], pad_token_of(model))
 
-    def training_set(self) -> list[Configuration]:
-        """Allocated at the profile's budgets, and random ones from end to end of them."""
-        budgets = self.run.profile.training_budgets
+    def training_set(self, budgets: Sequence[float] | None = None) -> list[Configuration]:
+        """Allocated at budgets, the profile's by default, and random ones from end to end."""
+        budgets = budgets or self.run.profile.training_budgets
         return [self.allocated(budget) for budget in budgets] + self._random_beside(budgets)
 
     def twins(self) -> list[tuple[Configuration, Configuration]]:

@@ -10,15 +10,15 @@ from typer.testing import CliRunner
 
 from coalora_lib.batch.grid import Grid
 from coalora_lib.cli import app
-from coalora_lib.experiments import PROFILES, Run, prepare
+from coalora_lib.experiments import PROFILES, Run, prepare, protocols
 from coalora_lib.experiments.makers import in_order
 from coalora_lib.experiments.methods import (
     ALONE_BITS,
     METHODS,
-    RECOVERY,
     compared_for,
     methods_of,
 )
+from coalora_lib.experiments.protocols import DEPLOYMENT, RECOVERY
 from coalora_lib.experiments.runner import all_jobs, job_for, make_record, run_job, run_of
 from coalora_lib.experiments.similarity import ScoredPairs
 from coalora_lib.kinds.embedding import mean_pooled
@@ -253,3 +253,25 @@ def test_the_profile_takes_1500_steps_of_128():
     assert profile.epochs * (profile.train_examples // profile.batch_size) == 1500
     assert (profile.rank, profile.batch_size, profile.learning_rate) == (8, 128, 1e-3)
     assert len(profile.training_budgets) == profile.random_configurations == 25
+
+
+def test_a_deployment_trains_and_is_evaluated_on_gguf_types(setup, tmp_path, monkeypatch):
+    """As a recovery, in another space: allocated ones, then one type for all layers."""
+    budgets = (4.6, 8.0)  # the tiny model's rows take no type of fewer than 4.25 bits
+    monkeypatch.setattr(protocols, "GGUF_BUDGETS", budgets)
+    monkeypatch.setattr(protocols, "GGUF_TRAINING_BUDGETS", budgets)
+    for method in ("deployment-bias-correction", "deployment-shared-lora", "deployment-q4_0-alone"):
+        (job,) = all_jobs(setup.run.profile, [4], [0], [method])
+        record = read_record(run_job(setup, job, tmp_path))
+        assert (record.protocol, job.space) == (DEPLOYMENT.protocol, "gguf")
+        assert [each.budget for each in record.results] == [*budgets, None, None]
+        assert [each.bits for each in record.results[2:]] == [4.5, 8.5]
+        assert all(each.bits <= each.budget for each in record.results[:2])
+
+
+def test_a_uniform_method_trains_on_one_type(setup):
+    (trained,) = METHODS["deployment-q4_0-alone"].first_set(setup)
+    assert {choice.type for choice in trained} == {"Q4_0"}
+    assert len(trained) == len(setup.weights)
+    several = METHODS["deployment-shared-lora"].first_set(setup.with_space("gguf"))
+    assert len({tuple(each) for each in several}) > 1

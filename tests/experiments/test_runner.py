@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from coalora_lib.experiments.methods import (
-    METHODS,
-    UNIFORM_DRAWS,
-    UNSEEN_BUDGETS,
-    ablations_of,
-    methods_of,
-)
+from coalora_lib.experiments.methods import METHODS, ablations_of, methods_of
+from coalora_lib.experiments.protocols import UNIFORM_DRAWS, UNSEEN_BUDGETS
 from coalora_lib.experiments.runner import (
     all_jobs,
     job_for,

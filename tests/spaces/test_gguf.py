@@ -143,6 +143,18 @@ def test_random_configurations_are_allowed():
     assert cost(GGUF.to_flat([drawn])).item() == pytest.approx(GGUF.mean_bits(drawn, shapes))
 
 
+def test_random_configurations_may_lie_below_what_some_layers_can_have():
+    """The mean is over all weights: rows of 384 take 4.25 bits at least, longer ones make up."""
+    shapes = [(384, 384)] * 40 + [(384, 1536)] * 40
+    generator = torch.Generator().manual_seed(0)
+    found = [
+        GGUF.mean_bits(random_at_bits(shapes, 3.6, generator, "gguf"), shapes) for _ in range(20)
+    ]
+    assert sum(found) / len(found) == pytest.approx(3.6, abs=0.1)
+    with pytest.raises(ValueError, match=r"bits=2\.9 must lie between the least, 2\.9500, and"):
+        random_at_bits(shapes, 2.9, generator, "gguf")
+
+
 def test_a_model_takes_budgets_constraints_and_names_what_is_not_allowed():
     model = attached(GGUF, base())
     model.set_configuration(5.0)
