@@ -80,11 +80,12 @@ def replaceable(path: str | Path, marker: str, others: Collection[str] | None = 
     path = _nameable(path).absolute()
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not (path / marker).is_file():
-        raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
+        raise FileExistsError(f"{path} exists and has no {marker}, so nothing was changed")
     foreign = set() if others is None or not occupied else {each.name for each in path.iterdir()}
     if foreign := foreign - {marker, *(others or ())}:
         raise FileExistsError(
-            f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
+            f"{path} also holds {min(foreign)}, which this program did not write, "
+            "so nothing was changed"
         )
     return path
 
@@ -162,7 +163,9 @@ def unseal(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not whole:
-        raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")
+        raise ValueError(
+            "it was changed or is not of this kind: its sha256 does not fit its content"
+        )
     return content
 
 

@@ -40,7 +40,8 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     kind = type(model).__name__
     if any(isinstance(m, BaseTunerLayer | PeftModel) for m in model.modules()):
         raise ValueError(
-            f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
+            f"the {kind} already has an adapter; load it again without one, or merge "
+            "that adapter first"
         )
     if not isinstance(model, PreTrainedModel):
         inner = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
@@ -48,7 +49,8 @@ def refuse_unfit(model: PreTrainedModel) -> None:
         raise TypeError(f"the base model must be a transformers PreTrainedModel, not {kind}{hint}")
     if (method := _quantized_by(model)) is not None:
         raise ValueError(
-            f"the {kind} is quantized by {method} already; load it unquantized: configurations "
+            f"the {kind} is quantized by {method} already; load it without "
+            "quantization: configurations "
             "are made from the pre-trained weights"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -157,6 +157,6 @@ class Exports(TransformersInterface):
         """The choice and the LoRA factors of every layer; of the current one by default."""
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
-            raise ValueError("no configuration is set or given: there is nothing to export")
+            raise ValueError("no configuration is set or given, so nothing can be exported")
         resolved = self.resolve(configuration)
         return resolved, self.adapted_factors(resolved)

@@ -112,7 +112,7 @@ class PackedLinear(nn.Module):
 def _check(quantized: QuantizedWeight) -> None:
     """Refuse what :func:`dataclasses.replace` does not take: TypeError."""
     if not is_dataclass(quantized):
-        raise TypeError(f"a {type(quantized).__name__} is no dataclass: it cannot be packed")
+        raise TypeError(f"a {type(quantized).__name__} is not a dataclass, so it cannot be packed")
 
 
 @torch.no_grad()
@@ -189,7 +189,9 @@ def save_frozen(model: PreTrainedModel, folder: str | Path) -> Path:
     """
     packed = {n: each for n, each in model.named_modules() if isinstance(each, PackedLinear)}
     if not packed:
-        raise ValueError("the model has no packed layers; CoaLora.freeze makes one that has")
+        raise ValueError(
+            "the model has no packed layers; CoaLora.freeze makes a model with packed layers"
+        )
     about = _Description(
         space=next(iter(packed.values())).space,
         model_class=type(model).__name__,
@@ -241,7 +243,9 @@ def load_frozen(folder: str | Path, device: torch.device | str = "cpu") -> PreTr
         with safe_open(folder / TENSORS, "pt", device=str(device)) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is no safetensors file: {flat(error):.300}") from None
+        raise ValueError(
+            f"{folder / TENSORS} is not a safetensors file: {flat(error):.300}"
+        ) from None
     model = _outline(folder, about)
     for name, layer in about.layers.items():
         try:
@@ -271,7 +275,7 @@ def _outline(folder: Path, about: _Description) -> PreTrainedModel:
     named: Any = getattr(transformers, about.model_class, None)
     if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
         raise ValueError(
-            f"{folder / MARKER}: {about.model_class!r:.80} is no model class of transformers"
+            f"{folder / MARKER}: {about.model_class!r:.80} is not a model class of transformers"
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

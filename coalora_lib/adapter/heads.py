@@ -59,8 +59,8 @@ def warn_of_random_parts(model: PreTrainedModel, heads: Sequence[str]) -> None:
     if fresh:
         more = f" and {len(fresh) - 1} more" if len(fresh) > 1 else ""
         warnings.warn(
-            f"{fresh[0]}{more}: not in the checkpoint, so random, and not trained; name the part "
-            "in heads= to train it",
+            f"{fresh[0]}{more}: the checkpoint does not have these weights, so they "
+            "are random, and they are not trained; name the part in heads= to train it",
             stacklevel=2,
         )
 

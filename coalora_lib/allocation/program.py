@@ -94,7 +94,7 @@ def allocate(
     rows = _usable(space, shapes, allowed, fixed or {}, names)
     for limit in limits:
         if not isinstance(limit, Limit):
-            raise TypeError(f"limits: {limit!r:.80} is no Limit")
+            raise TypeError(f"limits: {limit!r:.80} is not a Limit")
         if limit.costs.shape != tuple(errors.shape):
             raise ValueError(
                 f"the costs of limit {limit.name!r} must be {tuple(errors.shape)}, got "
@@ -133,7 +133,7 @@ def _usable(
     for field, values in (allowed or {}).items():
         if field not in space.fields:
             known = ", ".join(space.fields)
-            raise ValueError(f"{field!r:.80} is no field of a choice; allowed: {known}")
+            raise ValueError(f"{field!r:.80} is not a field of a choice; allowed: {known}")
         if isinstance(values, str) or not isinstance(values, Collection):
             raise TypeError(
                 f"{field}={values!r:.80}: give the allowed values as a tuple, as (4, 8)"

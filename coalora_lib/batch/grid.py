@@ -182,7 +182,7 @@ class Grid(BaseModel):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if bool(self.methods) == bool(self.chapters):
-            raise ValueError("a grid has either methods or chapters")
+            raise ValueError("a grid must have either methods or chapters")
         of_methods = ("ranks", *SETTINGS)
         wrong = ("parameters",) if self.methods else of_methods
         if found := self.model_fields_set.intersection(wrong):
@@ -201,7 +201,7 @@ class Grid(BaseModel):
         kept = [job for values, job in combinations if not self._excluded(values)]
         for each in self.exclude:
             if not any(_matches(each, values) for values, _ in combinations):
-                raise ValueError(f"exclude: nothing is {flat(_said(each)):.200}")
+                raise ValueError(f"exclude: no job matches {flat(_said(each)):.200}")
         if not kept:
             raise ValueError("the grid is empty")
         return list({job.name: job for job in kept}.values())

@@ -112,7 +112,7 @@ class Batch:
         if wrong:
             more = f" (and {len(wrong) - NAMED} more)" if len(wrong) > NAMED else ""
             raise ValueError(
-                f"{self.folder.path} holds what is not of this batch: "
+                f"{self.folder.path} has files that are not results of this batch: "
                 f"{'; '.join(wrong[:NAMED])}{more}; --remake replaces it, or give another folder"
             )
 
@@ -233,7 +233,8 @@ class Batch:
                 self._has_ended(about, self.running.pop(about))
         if self.client.status == "closed":
             raise ConnectionError(
-                "the scheduler is gone; what was running is lost, the same command goes on"
+                "the scheduler is gone; running jobs are lost, finished ones are "
+                "stored; the same command continues"
             )
 
     def _has_begun(self, message: dict[str, str]) -> None:

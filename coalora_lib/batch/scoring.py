@@ -47,7 +47,7 @@ class WorkerScorer:
         ours = facts(())
         for address, theirs in client.run(describe_worker, ()).items():
             if differ := differences(ours, theirs):
-                raise ValueError(f"worker {address} is not like this process: {differ}")
+                raise ValueError(f"worker {address} differs from this process: {differ}")
 
     def __call__(
         self,
@@ -64,7 +64,9 @@ class WorkerScorer:
         try:
             found = self._on_workers(model, [part for part in parts if part], scoring, kind)
         except (KilledWorker, CancelledError, OSError) as error:
-            warnings.warn(f"workers were lost, so this process scores: {error}", stacklevel=2)
+            warnings.warn(
+                f"workers were lost, so this process scores instead: {error}", stacklevel=2
+            )
             self._held = None
             return losses(model, configurations, scoring, kind)
         return [found[i % workers][i // workers] for i in range(len(configurations))]

@@ -291,7 +291,7 @@ def bit_range(text: str) -> tuple[float, float]:
     except ValueError:
         ends = []
     if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1] < float("inf"):
-        raise ValueError(f"--budgets {text} is no range of bits; allowed: as 2.25-5")
+        raise ValueError(f"--budgets {text} is not a range of bits; allowed: such as 2.25-5")
     return ends[0], ends[-1]
 
 
@@ -306,7 +306,7 @@ def bit_list(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(0 < bits < float("inf") for bits in found):
-        raise ValueError(f"--bits {text} are no numbers; allowed: as 2.5,3,4")
+        raise ValueError(f"--bits {text} are not numbers; allowed: such as 2.5,3,4")
     return found
 
 

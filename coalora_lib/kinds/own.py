@@ -37,7 +37,7 @@ class OwnLoss(TaskKind):
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Examples:
-        raise ValueError("examples for a loss of your own are made by you")
+        raise ValueError("with your own loss you must make the examples yourself")
 
     def loss(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         return super().loss(output, batch) if self._loss is None else self._loss(output, batch)

@@ -126,7 +126,7 @@ def kind_of(model: nn.Module) -> TaskKind:
             if any(_holds(entry, ancestor.__name__) for entry in mapping.values()):
                 return get_kind(name or _OF_PROBLEMS[_problem_of(model)])
     raise ValueError(
-        f"what a {type(model).__name__} is for is not known; give kind= (allowed: "
+        f"the kind of task of a {type(model).__name__} is not known; give kind= (allowed: "
         f"{', '.join(_KINDS)}), or loss= of your own"
     )
 

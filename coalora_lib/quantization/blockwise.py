@@ -68,6 +68,6 @@ def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
     """
     check_kind(weight)
     if not isinstance(choice, BlockwiseChoice):
-        raise TypeError(f"{choice!r:.80} is no BlockwiseChoice")
+        raise TypeError(f"{choice!r:.80} is not a BlockwiseChoice")
     parts = operators.quantize(weight.detach(), choice)
     return QuantizedTensor(*parts, choice, weight.shape, weight.dtype)

@@ -74,7 +74,7 @@ def load_quantized(
     try:
         described = TypeAdapter(dict[str, Stored]).validate_json(metadata.get("tensors", ""))
     except ValidationError as error:
-        raise ValueError(f"{path}: what it says of its tensors: {describe(error)}") from None
+        raise ValueError(f"{path}: its description of the tensors: {describe(error)}") from None
     for name, about in described.items():
         try:
             loaded[name] = _assemble(name, about, stored)

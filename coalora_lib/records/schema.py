@@ -114,7 +114,7 @@ class Result(Strict):
             try:
                 packed = len(base64.b64decode(self.correct, validate=True))
             except ValueError:
-                raise ValueError("correct is no base 64 text") from None
+                raise ValueError("correct is not base 64 text") from None
             if packed != math.ceil(self.examples / 8):
                 raise ValueError(f"correct holds {packed} bytes for {self.examples} examples")
         return self
@@ -149,8 +149,8 @@ class SearchedSet(Strict):
         count = len(self.configurations)
         if {len(self.losses), len(self.bits)} != {count}:
             raise ValueError(
-                f"{count} configurations, {len(self.losses)} losses and {len(self.bits)} bits "
-                "must be as many"
+                f"{count} configurations, {len(self.losses)} losses and "
+                f"{len(self.bits)} bits: the numbers must be equal"
             )
         if self.proposed > count or any(position >= count for position in self.kept):
             raise ValueError(f"proposed and kept must lie within the {count} configurations")

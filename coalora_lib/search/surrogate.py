@@ -291,8 +291,8 @@ def _check(configurations: Tensor, losses: Tensor, cardinalities: Tensor, groups
     if (fractions := configurations != configurations.nan_to_num(0.5).floor()).any():
         row, column = fractions.nonzero()[0].tolist()
         raise ValueError(
-            f"coordinate {column} of configuration {row} is {configurations[row, column]:g}, "
-            "which is no integer"
+            f"coordinate {column} of configuration {row} is "
+            f"{configurations[row, column]:g}, which is not an integer"
         )
     outside = (configurations < 0) | (configurations >= cardinalities)
     if outside.any():

@@ -82,8 +82,8 @@ def load_as_saved(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
         isinstance(named, type) and issubclass(named, PreTrainedModel)
     ):
         raise ValueError(
-            f"{name:.200}: its configuration names {saved_as!r:.80}, which is no model class of "
-            "transformers"
+            f"{name:.200}: its configuration names {saved_as!r:.80}, which is not a "
+            "model class of transformers"
         )
     return _load(named, name, dtype)
 

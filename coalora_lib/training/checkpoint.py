@@ -139,9 +139,9 @@ class CheckpointFolder:
             try:
                 content = unseal((path / VALUES).read_text())
                 if not isinstance(content.get("run"), dict):
-                    raise ValueError(f"{VALUES} does not say of which run it is")
+                    raise ValueError(f"{VALUES} does not name its run")
                 if sha256_of(path / TENSORS) != content.get("tensors_sha256"):
-                    raise ValueError(f"{TENSORS} was altered: its sha256 is not the recorded one")
+                    raise ValueError(f"{TENSORS} was changed: its sha256 is not the recorded one")
             except (ValueError, OSError) as error:
                 self._put_aside(path, error)
                 continue
@@ -183,8 +183,8 @@ class CheckpointFolder:
                 values = f"{there.get(key)!r:.80} there, {ours.get(key)!r:.80}"
                 differing = f"{name}, {flat(key):.80}: {values}"
             raise ValueError(
-                f"checkpoint {path} is of another run ({differing}); give another folder, or "
-                "remove it to start anew"
+                f"checkpoint {path} is of another run ({differing}); give another "
+                "folder, or remove it to start again"
             )
 
 

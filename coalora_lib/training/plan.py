@@ -67,7 +67,8 @@ class TrainingPlan:
             )
         if self.teacher == "self" and self.configurations_per_step < 2:
             raise ValueError(
-                'teacher="self" needs at least 2 configurations_per_step: one teaches the others'
+                'teacher="self" needs at least 2 configurations_per_step: '
+                "one is the teacher of the others"
             )
 
 

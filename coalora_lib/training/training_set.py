@@ -62,7 +62,8 @@ def _spelled_out(
 ) -> list[Configuration]:
     if not isinstance(configurations, Iterable):
         raise TypeError(
-            f"configurations={configurations!r} is no set; allowed: a list of configurations, each "
+            f"configurations={configurations!r} is not a set; allowed: a list of "
+            "configurations, each "
             "as set_configuration takes it, or None"
         )
     if not isinstance(model, CoaLora):
@@ -75,8 +76,8 @@ def _spelled_out(
             raise type(error)(f"configuration {number} of the set: {error}") from error
         if model.layers.replaced(found[-1]):
             raise ValueError(
-                f"configuration {number} of the set: what was fitted for it is in LoRA's place, "
-                "and LoRA cannot be trained there"
+                f"configuration {number} of the set: fitted terms replace LoRA for "
+                "it, so LoRA cannot be trained there"
             )
     if not found:
         raise ValueError("the set of training configurations is empty")
