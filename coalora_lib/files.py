@@ -18,7 +18,7 @@ SEAL = "sha256"
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to; what is there moves to ``path`` if the block ends well.
+    """Yield a path to write to; the file moves to ``path`` if the block ends without an error.
 
     ValueError if no file can be called so.
     """
@@ -111,7 +111,7 @@ def _usual_mode(file: Path) -> int:
 
 
 def try_lock(path: str | Path) -> IO[str] | None:
-    """Lock a file, made if it is missing; it stays locked until what is returned is closed.
+    """Lock a file, made if it is missing; it stays locked until the returned file is closed.
 
     None if it is locked already; it then holds the number of the process that does. The lock is the
     operating system's (``flock``): it ends with its process, however that ends. On a file system

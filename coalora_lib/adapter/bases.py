@@ -1,4 +1,4 @@
-"""Which base models are refused, and what is said: their weights must be there, plain and whole."""
+"""Refuse base models whose weights are missing, sharded or already quantized."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     """Refuse a model without plain pre-trained weights of its own.
 
     Raises:
-        TypeError: it is no transformers model.
+        TypeError: it is not a transformers model.
         ValueError: it carries an adapter, is quantized, or has parameters on the meta device or
             offloaded.
     """
@@ -59,7 +59,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
 
 
 def refuse_weights(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """ValueError for a layer, by name, whose weight is no plain parameter of a known dtype."""
+    """ValueError for a layer, by name, whose weight is not a plain parameter of a known dtype."""
     kind = type(model).__name__
     for name in names:
         weight = model.get_submodule(name).weight

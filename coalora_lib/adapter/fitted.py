@@ -26,7 +26,7 @@ def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
 
 
 class FittedRows(BaseModel):
-    """What coalora.json says of a configuration that was fitted."""
+    """The entry of a fitted configuration in coalora.json."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -2,9 +2,9 @@
 
     y = Q x + (alpha / r) L1 ((I + U) L2 x + v) + R1 R2 x + bias + (W_pre - Q) E[x]
 
-Each layer keeps what is stored of Q, and restores it for the moment in which it computes. L1 and L2
-with adjustment and scaling, and the frozen term R1 R2, are one pair of factors; what does not
-depend on x is one bias. The pre-trained weights are let go.
+Each layer keeps the packed Q, and restores it only while it computes. L1 and L2 with adjustment and
+scaling, and the frozen term R1 R2, are one pair of factors; what does not depend on x is one bias.
+The pre-trained weights are let go.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
     Args:
         quantized: the weight, (out, in), or (in, out) if it is ``transposed``.
         space, row: of its choice; kept for files.
-        left, right: (out, k) and (k, in), or None; what is added to the weight.
+        left, right: (out, k) and (k, in), or None; the term that is added to the weight.
         bias: (out,), or None.
     """
 
@@ -227,7 +227,7 @@ def load_frozen(folder: str | Path, device: torch.device | str = "cpu") -> PreTr
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the folder holds no frozen model, or what it holds does not fit together.
+        ValueError: the folder has no frozen model, or its files do not fit together.
     """
     folder = Path(folder)
     for name in (MARKER, TENSORS, CONFIG):

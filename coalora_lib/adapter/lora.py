@@ -85,7 +85,7 @@ def check_base(
     adapt, as :func:`adaptable_layers` chooses them.
 
     Raises:
-        TypeError: it is no transformers model.
+        TypeError: it is not a transformers model.
         ValueError: the model is unfit, see :mod:`.bases`, or has no linear layer in
             a numbered block.
     """

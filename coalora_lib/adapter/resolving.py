@@ -1,4 +1,4 @@
-"""What may stand for a configuration, and which configuration it is for a model's layers."""
+"""The ways to give a configuration, and the configuration of the layers that each means."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real

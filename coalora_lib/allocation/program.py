@@ -72,8 +72,8 @@ def allocate(
         shapes: each layer's shape, or its number of parameters where the space asks no more.
         budget: mean bits per parameter, scales included; unlimited by default.
         space: whose choices; a name or a space.
-        allowed: what the device can run: field of the space to its allowed values, such as
-            ``{"weight_bits": (4, 8), "block_size": (64,)}``. It does not bind fixed layers.
+        allowed: the choices that the device can run: from fields of the space to allowed values,
+            such as ``{"weight_bits": (4, 8), "block_size": (64,)}``. It does not bind fixed layers.
         fixed: choices given beforehand, by the layer's position, or by its name among ``names``.
         max_bytes: bytes that all layers may take together, padding and offsets included.
         limits: bounds on further costs that are sums over layers, such as measured latencies.

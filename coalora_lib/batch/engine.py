@@ -1,4 +1,4 @@
-"""The engine of batches: what is there is kept, what is missing is made, what fails is named."""
+"""The engine of batches: it keeps finished results, makes missing ones, and names failed jobs."""
 
 from __future__ import annotations
 

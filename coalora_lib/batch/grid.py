@@ -1,4 +1,4 @@
-"""A grid: what is to be run, as a YAML file says it, checked before anything starts.
+"""A grid: a YAML file that describes runs, checked before anything starts.
 
 .. code-block:: yaml
 
@@ -152,7 +152,7 @@ class Grid(BaseModel):
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no grid; file, key, value and what is allowed are named.
+            ValueError: it is not a grid; file, key, value and the allowed values are named.
         """
         name, content = str(path or "the grid"), {}
         if path is not None:

@@ -31,8 +31,8 @@ class Sent:
 class WorkerScorer:
     """For :func:`coalora_lib.training.train`, as its ``scorer``.
 
-    The model and the examples are sent once; at each search the parameters that have been trained
-    are sent anew. Where there are no workers, or they are lost, the losses are measured here.
+    The model and the examples are sent once; at each search the trained parameters are sent again.
+    Where there are no workers, or they are lost, the losses are measured here.
 
     Args:
         client: of a scheduler, see :mod:`.cluster`.

@@ -35,7 +35,7 @@ def listed(root: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no ``_toc.yml``.
-        ValueError: it is no table of contents.
+        ValueError: it is not a table of contents.
     """
     contents = root / "_toc.yml"
     if not contents.is_file():

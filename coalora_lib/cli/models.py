@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Fine-tune a quantized model once, for every bit budget.
 
-    Called again with the same options it goes on where it was stopped. On several processes:
+    Called again with the same options, a stopped training continues. On several processes:
     `accelerate launch -m coalora_lib train ...`.
     """
     from coalora_lib.recipes import Settings, train_run
@@ -283,7 +283,7 @@ def bit_range(text: str) -> tuple[float, float]:
     """Two budgets from "2.25-5", or one twice from "3".
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is not one of the two.
     """
     parts = text.split("-")
     try:
@@ -299,7 +299,7 @@ def bit_list(text: str) -> list[float]:
     """Budgets from "2.5,3,4".
 
     Raises:
-        ValueError: a part is no positive number.
+        ValueError: a part is not a positive number.
     """
     try:
         found = [float(part) for part in text.split(",")]

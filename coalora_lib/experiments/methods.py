@@ -1,11 +1,11 @@
-"""The four experiments on models, and their methods: a model, what it trains on, settings changed.
+"""The four experiments on models, and their methods: a model, its training set, changed settings.
 
-Each experiment has a **protocol**, whose name its records carry: what was run and how, as far as it
-decides the numbers; only records of one protocol stand in one table. Raise the number at its end,
-by hand, when the results of a new run are no longer comparable with those of stored ones: another
-loss, another optimizer, other arbitrary configurations, a repaired fault in what trains or in what
-is evaluated. Leave it when results are the same up to rounding: renamed code, a faster path,
-another device, newer versions of packages.
+Each experiment has a **protocol**, whose name its records carry: the rules of the run that decide
+its numbers. A table has records of one protocol only. Raise the number at its end, by hand, when
+the results of a new run are no longer comparable with those of stored ones: another loss, another
+optimizer, other arbitrary configurations, a repaired fault in what trains or in what is evaluated.
+Leave it when results are the same up to rounding: renamed code, a faster path, another device,
+newer versions of packages.
 
 Under ``book/results``: "comparison-1" are the earlier runs of chapter 6, before the residual start
 and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
@@ -51,8 +51,8 @@ class Experiment:
     """What the runs over a set of one experiment share.
 
     Attributes:
-        first_set: what they train on until a search changes it.
-        targets: what they are evaluated on.
+        first_set: the training set until a search changes it.
+        targets: the configurations of the evaluation.
         twins: they are also evaluated on the first set's configurations and unseen ones like them.
         unmet: a target that a run has trained on or scored is left out.
         kinds: of task that they are for.
@@ -137,7 +137,7 @@ class Method:
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
-        trained: False for what is evaluated as it was made.
+        trained: False if the model is evaluated without training.
         fitter: from the set-up and the model, before it is trained, what prepares the model for a
             configuration; called before one is trained on, and before one that it has not met is
             evaluated. What a search proposes is not fitted.
@@ -344,7 +344,7 @@ def compared_for(profile: Profile) -> list[str]:
 
 
 def ablations_of(profile: Profile) -> list[str]:
-    """The ablations but for the one that changes the configurations of a step to what the profile
-    has anyway: it would be the whole again."""
+    """The ablations, without the one whose number of configurations per step is the profile's own:
+    it would equal the whole method."""
     same = {"configurations_per_step": profile.configurations_per_step}
     return [slug for slug, method in methods_of("ablation").items() if method.plan != same]

@@ -90,8 +90,8 @@ def objective_of(
 
     Args:
         model: a transformers model.
-        kind: by default that of the model's class, see :func:`kind_of`; of a class that says
-            nothing, the model's own loss.
+        kind: by default that of the model's class, see :func:`kind_of`; for a class without a kind,
+            the model's own loss.
         loss: a loss of one's own instead.
 
     Raises:
@@ -119,7 +119,7 @@ def kind_of(model: nn.Module) -> TaskKind:
         model: a transformers model, or a subclass of one.
 
     Raises:
-        ValueError: its class says nothing; name the kind.
+        ValueError: its class has no kind; name the kind.
     """
     for ancestor in type(model).__mro__:
         for mapping, name in _OF_CLASSES:

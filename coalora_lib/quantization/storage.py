@@ -21,7 +21,7 @@ FORMAT = "coalora-quantized-2"
 
 
 class Stored(BaseModel):
-    """What a file says of a tensor."""
+    """A file's description of a tensor."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -99,7 +99,7 @@ def assemble(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> QuantizedTensor:
-    """A quantized tensor from its parts; ValueError if one has not what the choice says."""
+    """A quantized tensor from its parts; ValueError if a part does not fit the choice."""
     shape = torch.Size(shape)
     scales = SCALE_DTYPES[choice.scale_dtype]
     codes, scale_codes, groups = choice.stored_elements(shape.numel())

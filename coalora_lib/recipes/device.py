@@ -1,4 +1,4 @@
-"""A device's description: what it can hold and run."""
+"""A device's description: its memory, and the choices that it can run."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def read_device(path: str | Path) -> Device:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no description; the field is named.
+        ValueError: it is not a description; the field is named.
     """
     path = Path(path).expanduser()
     try:

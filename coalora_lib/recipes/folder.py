@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, the trained model, what it came to.
+"""The folder of a run: its settings, the trained model, and the outcome.
 
 run.json        settings; when the run is finished, metrics, losses and searches too
 tokenizer/      of the model
@@ -52,7 +52,7 @@ class Settings(BaseModel):
         """Settings of these values.
 
         Raises:
-            ValueError: a name is not known, or a value is not allowed; one line says which.
+            ValueError: a name is not known, or a value is not allowed; both are named.
         """
         try:
             return cls(**values)

@@ -32,7 +32,7 @@ def model_config(name: str) -> PretrainedConfig:
 
 
 def kind_of_texts(settings: Settings, split: Dataset) -> str:
-    """The kind asked for, or what the labels and the model say.
+    """The given kind, or that of the labels and the model.
 
     Raises:
         ValueError: it is not for tables, needs labels that are missing or others than there are,

@@ -51,7 +51,7 @@ class Surrogate:
 
     Raises:
         ValueError: an argument is not as described.
-        TypeError: what is given are no numbers.
+        TypeError: the values are not numbers.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Surrogate:
         return conditioned
 
     def scale(self, configurations: Tensor) -> Tensor:
-        """Integers to [0, 1]: what the model sees, float64."""
+        """Integers to [0, 1], the inputs of the model, float64."""
         return configurations / self._ranges
 
     def predict(self, configurations: Tensor) -> tuple[Tensor, Tensor]:

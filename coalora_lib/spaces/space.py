@@ -34,7 +34,7 @@ class QuantizedWeight(Protocol):
 
 
 class ConfigurationSpace(ABC):
-    """The choices for a layer, what each costs, and how a weight is quantized to it.
+    """The choices for a layer, the cost of each, and how a weight is quantized with it.
 
     A subclass sets :attr:`name`, what one passes as ``space``, and :attr:`fields`, each field's
     values in their order (a step of one field's index is a move of the search, so neighbours
@@ -79,8 +79,8 @@ class ConfigurationSpace(ABC):
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """The squared error of a floating-point weight under every choice: (choices,) float64.
 
-        sum F (w - w^)^2 with F the importance, of the weight's shape and not negative, or 1. What
-        is not allowed counts as if the weight were lost, sum F w^2.
+        sum F (w - w^)^2 with F the importance, of the weight's shape and not negative, or 1. A
+        choice that is not allowed gets the error of a lost weight, sum F w^2.
         """
         exact = weight.detach().double()
         factor = 1.0 if importance is None else importance.to(exact)

@@ -1,4 +1,4 @@
-"""Checkpoint folders: all that a run needs to go on as if it had not been stopped, as files.
+"""Checkpoint folders: files with all that a stopped run needs to continue exactly.
 
 .. code-block:: text
 
@@ -80,7 +80,7 @@ class State(NamedTuple):
 class CheckpointFolder:
     """A folder of one run's checkpoints; only one training at a time writes into it.
 
-    ``run`` is what a checkpoint must agree with to be one of this run, as JSON holds it.
+    ``run`` has the values, as in JSON, that a checkpoint of this run must have.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:

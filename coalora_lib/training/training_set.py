@@ -1,4 +1,4 @@
-"""The configurations that a run trains over, and the draw of those of a step."""
+"""The configurations that a run trains over, and how those of a step are drawn."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ class TrainingSet:
     """The set C of the paper's equation 5; the expectation over it is taken by uniform draws.
 
     ``configurations`` holds what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes, and
-    then each layer by layer; None for a model without. The state of ``generator`` says where the
-    draws stand. ValueError or TypeError for what does not fit the model, its number named.
+    then each layer by layer; None for a model without. The state of ``generator`` is the position
+    of the draws. ValueError or TypeError for what does not fit the model, its number named.
     """
 
     def __init__(
