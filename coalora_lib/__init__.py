@@ -17,7 +17,7 @@ __all__ = ["CoaLora", "__version__"]
 
 
 def __getattr__(name: str) -> type["CoaLora"]:
-    """``CoaLora`` at its first use: ``import coalora_lib`` alone loads neither torch nor PEFT."""
+    """``CoaLora`` at its first use: ``import coalora_lib`` alone does not load torch or PEFT."""
     if name == "CoaLora":
         from coalora_lib.adapter import CoaLora
 

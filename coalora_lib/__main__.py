@@ -1,10 +1,10 @@
-"""The command ``coalora``, which says what to install where the extra ``book`` is missing."""
+"""The command ``coalora``. If the extra ``book`` is missing, it says what to install."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; exit status 2 if what it is made of is not installed."""
+    """Run the command line; exit status 2 if its packages are not installed."""
     try:
         from coalora_lib.cli import app
     except ModuleNotFoundError as error:

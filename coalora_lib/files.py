@@ -18,7 +18,7 @@ SEAL = "sha256"
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to; what is there moves to ``path`` if the block ends well.
+    """Yield a path to write to; the file moves to ``path`` if the block ends without an error.
 
     ValueError if no file can be called so.
     """
@@ -80,11 +80,12 @@ def replaceable(path: str | Path, marker: str, others: Collection[str] | None = 
     path = _nameable(path).absolute()
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not (path / marker).is_file():
-        raise FileExistsError(f"{path} exists and holds no {marker}; it is left as it is")
+        raise FileExistsError(f"{path} exists and has no {marker}, so nothing was changed")
     foreign = set() if others is None or not occupied else {each.name for each in path.iterdir()}
     if foreign := foreign - {marker, *(others or ())}:
         raise FileExistsError(
-            f"{path} also holds {min(foreign)}, which is none of its own files; it is left as it is"
+            f"{path} also holds {min(foreign)}, which this program did not write, "
+            "so nothing was changed"
         )
     return path
 
@@ -110,7 +111,7 @@ def _usual_mode(file: Path) -> int:
 
 
 def try_lock(path: str | Path) -> IO[str] | None:
-    """Lock a file, made if it is missing; it stays locked until what is returned is closed.
+    """Lock a file, made if it is missing; it stays locked until the returned file is closed.
 
     None if it is locked already; it then holds the number of the process that does. The lock is the
     operating system's (``flock``): it ends with its process, however that ends. On a file system
@@ -162,7 +163,9 @@ def unseal(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not whole:
-        raise ValueError("it was altered or is not of this kind: its sha256 is not its content's")
+        raise ValueError(
+            "it was changed or is not of this kind: its sha256 does not fit its content"
+        )
     return content
 
 

@@ -50,10 +50,10 @@ def flat(text: object) -> str:
 def check_number(
     name: str, value: Any, least: float, most: float = float("inf"), whole: bool = False
 ) -> None:
-    """Refuse what is no number in a range, both ends included.
+    """Refuse a value that is not a number in a range, both ends included.
 
     Raises:
-        TypeError: it is no number, or none without a fraction where ``whole``.
+        TypeError: it is not a number, or has a fraction where ``whole``.
         ValueError: it is NaN or out of range.
     """
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

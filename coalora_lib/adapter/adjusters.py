@@ -60,7 +60,7 @@ class FactorBank(Adjuster):
 
 
 class Adjustment(NamedTuple):
-    """What the network says of every layer: L1 v is a bias of its output in the span of L1."""
+    """The network's outputs for every layer. L1 v is a bias of its output, in the span of L1."""
 
     matrix: Tensor  #: U, (..., layers, r, r)
     bias: Tensor | None  #: v, (..., layers, r); None where the network makes none

@@ -1,4 +1,4 @@
-"""What every layer is to reach, on some texts: what the unquantized model has there."""
+"""The targets of every layer on some texts: the outputs of the unquantized model."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def parts(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
-    """(texts, length) bool, false at padding; all of them where there is no mask.
+    """(texts, length) bool, false at padding; all true without a mask.
 
     Raises:
-        ValueError: the batch has neither tokens nor a mask, such as images.
+        ValueError: the batch has no tokens and no mask, such as a batch of images.
     """
     if "attention_mask" in batch:
         return batch["attention_mask"].bool()

@@ -1,4 +1,4 @@
-"""Which base models are refused, and what is said: their weights must be there, plain and whole."""
+"""Refuse base models whose weights are missing, sharded or already quantized."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,14 +33,15 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     """Refuse a model without plain pre-trained weights of its own.
 
     Raises:
-        TypeError: it is no transformers model.
+        TypeError: it is not a transformers model.
         ValueError: it carries an adapter, is quantized, or has parameters on the meta device or
             offloaded.
     """
     kind = type(model).__name__
     if any(isinstance(m, BaseTunerLayer | PeftModel) for m in model.modules()):
         raise ValueError(
-            f"the {kind} carries an adapter already; load it anew, or merge that adapter first"
+            f"the {kind} already has an adapter; load it again without one, or merge "
+            "that adapter first"
         )
     if not isinstance(model, PreTrainedModel):
         inner = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
@@ -48,7 +49,8 @@ def refuse_unfit(model: PreTrainedModel) -> None:
         raise TypeError(f"the base model must be a transformers PreTrainedModel, not {kind}{hint}")
     if (method := _quantized_by(model)) is not None:
         raise ValueError(
-            f"the {kind} is quantized by {method} already; load it unquantized: configurations "
+            f"the {kind} is quantized by {method} already; load it without "
+            "quantization: configurations "
             "are made from the pre-trained weights"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -57,7 +59,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
 
 
 def refuse_weights(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """ValueError for a layer, by name, whose weight is no plain parameter of a known dtype."""
+    """ValueError for a layer, by name, whose weight is not a plain parameter of a known dtype."""
     kind = type(model).__name__
     for name in names:
         weight = model.get_submodule(name).weight

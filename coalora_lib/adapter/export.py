@@ -1,7 +1,7 @@
 """A configuration's adapter as plain PEFT: nothing of this library is needed to load it.
 
-Once the configuration is fixed, (I + U) L2 is a matrix of L2's shape, so what is left is LoRA. A
-frozen residual term R1 R2 joins as further columns and rows, and L1 v and the correction of the
+Once the configuration is fixed, (I + U) L2 is a matrix of L2's shape, so the adapter is plain LoRA.
+A frozen residual term R1 R2 joins as further columns and rows, and L1 v and the correction of the
 mean output are a bias of ``lora_B``:
 
     lora_A = [(I + U) L2; R2]    lora_B = [L1, (r / alpha) R1]
@@ -71,7 +71,7 @@ def write_adapter(
     """Write adapter_config.json and adapter_model.safetensors for one configuration.
 
     ``factors`` are each layer's under it; ``weights``, one of :data:`WEIGHTS`, is what to write
-    beside it. ValueError if that is not to be had; FileExistsError if the folder is no earlier
+    beside it. ValueError if that is not possible; FileExistsError if the folder is not an earlier
     export.
     """
     check_export(folder, weights)
@@ -113,8 +113,8 @@ def write_adapter(
 def without_idle(
     factors: Sequence[Factors], stored: Mapping[str, PackedWeight]
 ) -> Sequence[Factors]:
-    """No LoRA of its own where it adds nothing, as before training, and frozen terms stand for it:
-    it would only be rank."""
+    """Drop LoRA where it adds nothing, as before training, and frozen terms replace it: it would
+    only add rank."""
     if any(weight.left is None for weight in stored.values()) or any(
         each.l1.any() for each in factors
     ):

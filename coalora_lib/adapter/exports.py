@@ -116,7 +116,7 @@ class Exports(TransformersInterface):
     @torch.inference_mode(False)
     @torch.no_grad()
     def merge(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
-        """A plain transformers model of its own memory, the adapter folded into its weights.
+        """A plain transformers model with its own memory and the adapter merged into its weights.
 
         Its weights are de-quantized: outputs are those of one configuration, the size is not. It
         is saved and loaded by transformers alone; this model is left as it is.
@@ -134,7 +134,7 @@ class Exports(TransformersInterface):
     @torch.inference_mode(False)
     @torch.no_grad()
     def freeze(self, configuration: ConfigurationLike | None = None) -> PreTrainedModel:
-        """A plain model of its own memory that stays small: packed weights, LoRA beside them.
+        """A plain model with its own memory that stays small: packed weights, and LoRA.
 
         It computes what this model does under the configuration, and takes what the packed weights,
         the adapter and the parts that are not adapted take. A layer's weight is restored while it
@@ -157,6 +157,6 @@ class Exports(TransformersInterface):
         """The choice and the LoRA factors of every layer; of the current one by default."""
         configuration = self.configuration if configuration is None else configuration
         if configuration is None:
-            raise ValueError("no configuration is set or given: there is nothing to export")
+            raise ValueError("no configuration is set or given, so nothing can be exported")
         resolved = self.resolve(configuration)
         return resolved, self.adapted_factors(resolved)

@@ -26,7 +26,7 @@ def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
 
 
 class FittedRows(BaseModel):
-    """What coalora.json says of a configuration that was fitted."""
+    """The entry of a fitted configuration in coalora.json."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,7 +66,7 @@ def take(
             states.append(state.to(layer.pretrained))
         found[tuple(configuration)] = states
     if left:
-        raise ValueError(f"{FITTED}: {min(left)!r:.200} is no tensor of a layer that was fitted")
+        raise ValueError(f"{FITTED}: {min(left)!r:.200} is not a tensor of a fitted layer")
     layers.fitted = found
 
 

@@ -2,9 +2,9 @@
 
     y = Q x + (alpha / r) L1 ((I + U) L2 x + v) + R1 R2 x + bias + (W_pre - Q) E[x]
 
-Each layer keeps what is stored of Q, and restores it for the moment in which it computes. L1 and L2
-with adjustment and scaling, and the frozen term R1 R2, are one pair of factors; what does not
-depend on x is one bias. The pre-trained weights are let go.
+Each layer keeps the packed Q, and restores it only while it computes. L1 and L2 with adjustment and
+scaling, and the frozen term R1 R2, are one pair of factors; what does not depend on x is one bias.
+The pre-trained weights are let go.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
     Args:
         quantized: the weight, (out, in), or (in, out) if it is ``transposed``.
         space, row: of its choice; kept for files.
-        left, right: (out, k) and (k, in), or None; what is added to the weight.
+        left, right: (out, k) and (k, in), or None; the term that is added to the weight.
         bias: (out,), or None.
     """
 
@@ -112,7 +112,7 @@ class PackedLinear(nn.Module):
 def _check(quantized: QuantizedWeight) -> None:
     """Refuse what :func:`dataclasses.replace` does not take: TypeError."""
     if not is_dataclass(quantized):
-        raise TypeError(f"a {type(quantized).__name__} is no dataclass: it cannot be packed")
+        raise TypeError(f"a {type(quantized).__name__} is not a dataclass, so it cannot be packed")
 
 
 @torch.no_grad()
@@ -189,7 +189,9 @@ def save_frozen(model: PreTrainedModel, folder: str | Path) -> Path:
     """
     packed = {n: each for n, each in model.named_modules() if isinstance(each, PackedLinear)}
     if not packed:
-        raise ValueError("the model has no packed layers; CoaLora.freeze makes one that has")
+        raise ValueError(
+            "the model has no packed layers; CoaLora.freeze makes a model with packed layers"
+        )
     about = _Description(
         space=next(iter(packed.values())).space,
         model_class=type(model).__name__,
@@ -225,7 +227,7 @@ def load_frozen(folder: str | Path, device: torch.device | str = "cpu") -> PreTr
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the folder holds no frozen model, or what it holds does not fit together.
+        ValueError: the folder has no frozen model, or its files do not fit together.
     """
     folder = Path(folder)
     for name in (MARKER, TENSORS, CONFIG):
@@ -241,7 +243,9 @@ def load_frozen(folder: str | Path, device: torch.device | str = "cpu") -> PreTr
         with safe_open(folder / TENSORS, "pt", device=str(device)) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is no safetensors file: {flat(error):.300}") from None
+        raise ValueError(
+            f"{folder / TENSORS} is not a safetensors file: {flat(error):.300}"
+        ) from None
     model = _outline(folder, about)
     for name, layer in about.layers.items():
         try:
@@ -271,7 +275,7 @@ def _outline(folder: Path, about: _Description) -> PreTrainedModel:
     named: Any = getattr(transformers, about.model_class, None)
     if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
         raise ValueError(
-            f"{folder / MARKER}: {about.model_class!r:.80} is no model class of transformers"
+            f"{folder / MARKER}: {about.model_class!r:.80} is not a model class of transformers"
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

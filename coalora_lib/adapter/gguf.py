@@ -50,8 +50,8 @@ def checked_file(
     space = next(iter(layers.quantized.values())).space
     if not isinstance(space, GgufSpace):
         raise ValueError(
-            f"the layers are quantized in the space {space.name!r}, which llama.cpp does not know: "
-            "attach or train with space='gguf'"
+            f"the layers are quantized in the space {space.name!r}, which llama.cpp "
+            "cannot read: attach or train with space='gguf'"
         )
     architecture_of(base)  # before a tokenizer is looked for
     if tokenizer is None:

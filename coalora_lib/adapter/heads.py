@@ -1,4 +1,4 @@
-"""The parts of a model that are trained in full: heads, and what a checkpoint lacked."""
+"""The parts of a model that are trained in full: heads, and parts that the checkpoint lacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def named_heads(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
     """Paths of the parts with these names: whole paths, or their last parts.
 
     Raises:
-        ValueError: there is no such part, or it has no parameters.
+        ValueError: the model has no such part, or the part has no parameters.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     found = []
@@ -59,8 +59,8 @@ def warn_of_random_parts(model: PreTrainedModel, heads: Sequence[str]) -> None:
     if fresh:
         more = f" and {len(fresh) - 1} more" if len(fresh) > 1 else ""
         warnings.warn(
-            f"{fresh[0]}{more}: not in the checkpoint, so random, and not trained; name the part "
-            "in heads= to train it",
+            f"{fresh[0]}{more}: the checkpoint does not have these weights, so they "
+            "are random, and they are not trained; name the part in heads= to train it",
             stacklevel=2,
         )
 

@@ -62,7 +62,7 @@ class TransformersInterface(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The transformers model's; what is trained over a 16-bit model is float32."""
+        """The transformers model's; the trained parameters of a 16-bit model are float32."""
         return self.get_base_model().dtype
 
     def __getattr__(self, name: str) -> Any:
@@ -151,7 +151,7 @@ class TransformersInterface(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute the blocks in the backward instead of keeping what they computed.
+        """Recompute the blocks in the backward pass, instead of keeping their activations.
 
         Each is recomputed as it was in its own forward, whatever configuration is set by then.
 
@@ -163,7 +163,7 @@ class TransformersInterface(nn.Module):
         self._checkpointing("enable", gradient_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep what the blocks compute for the backward again."""
+        """Keep the activations of the blocks for the backward pass again."""
         self._checkpointing("disable")
 
     def activation_checkpointing_enable(

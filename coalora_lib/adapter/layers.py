@@ -82,13 +82,13 @@ class AdaptedLayers:
         return {name: second for name, second in found.items() if second is not None}
 
     def states(self, configuration: Sequence[Choice]) -> Sequence[LayerState]:
-        """What each layer is switched to: its choice, or what was fitted for it."""
+        """The current state of each layer: its choice, or its fitted terms."""
         if not self.fitted:  # every switch asks, and to hash a configuration takes longer than that
             return configuration
         return self.fitted.get(tuple(configuration), configuration)
 
     def replaced(self, configuration: Sequence[Choice]) -> bool:
-        """Whether what was fitted for a configuration is in the place of LoRA."""
+        """Whether fitted terms replace LoRA."""
         return _in_the_place_of_lora(self.states(configuration))
 
     def move_fitted(self) -> None:

@@ -137,8 +137,8 @@ class LoraLinear(lora.Linear):
         """As PEFT's, over a plain linear layer; RuntimeError over a quantized one."""
         if isinstance(self.base_layer, QuantizedLinear):
             raise RuntimeError(
-                "a configuration-aware adapter cannot be merged in place; for one configuration "
-                "call CoaLora.merge(configuration)"
+                "a configuration-aware adapter cannot be merged in place; call "
+                "CoaLora.merge(configuration), which merges it for one configuration"
             )
         super().merge(*args, **kwargs)
 

@@ -52,8 +52,8 @@ def adaptable_layers(
         other = first.setdefault(id(linears[name].weight), name)
         if other != name:
             raise ValueError(
-                f"{other} and {name} share one weight, and each would get a configuration of its "
-                "own; allowed: target_layers= with one of them"
+                f"{other} and {name} share one weight, but each would get its own "
+                "choice; allowed: target_layers= with one of them"
             )
     return chosen
 
@@ -85,7 +85,7 @@ def check_base(
     adapt, as :func:`adaptable_layers` chooses them.
 
     Raises:
-        TypeError: it is no transformers model.
+        TypeError: it is not a transformers model.
         ValueError: the model is unfit, see :mod:`.bases`, or has no linear layer in
             a numbered block.
     """
@@ -94,8 +94,8 @@ def check_base(
     names = adaptable_layers(base_model, found, target_layers)
     if not names:
         raise ValueError(
-            f"{type(base_model).__name__} has no linear layer in numbered blocks; name the layers "
-            "in target_layers="
+            f"{type(base_model).__name__} has no linear layer in numbered blocks; "
+            "name the layers to adapt in target_layers="
         )
     refuse_weights(base_model, names)
     return found, names

@@ -114,7 +114,8 @@ class CoaLora(Exports):
     ) -> Self:
         """Put LoRA on linear layers: those inside the model's blocks, or ``target_layers``.
 
-        Heads, and what the checkpoint lacked, are trained in full; ``heads`` names other parts.
+        Heads, and parts that the checkpoint lacks, are trained in full; ``heads`` names other
+        parts.
 
         Args:
             base_model: a transformers model; it is taken over and changed, unless it is refused.
@@ -123,7 +124,7 @@ class CoaLora(Exports):
             errors: "estimated" from a sample or "exact" when a budget is first asked for, see
                 :func:`~coalora_lib.allocation.error_table`; or the (layers, choices) table.
             start_configuration: whose residual the start "svd" begins from.
-            cache_bytes: what the weights of other configurations may take in memory.
+            cache_bytes: memory that the weights of other configurations may take.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
             second_moments: E[x x^T] of each layer, (in, in), by name, for ``start="calibrated"``;
@@ -178,7 +179,7 @@ class CoaLora(Exports):
 
     @torch.inference_mode(False)
     def set_configuration(self, configuration: ConfigurationLike | None) -> None:
-        """Switch to a configuration: quantized weights move in, the adapter follows.
+        """Switch to a configuration: set the quantized weights, and adjust the adapter to them.
 
         Weights and corrections are there when this returns. The adjusted factors are made at the
         next forward, by :meth:`adapt`, since gradients flow through them.

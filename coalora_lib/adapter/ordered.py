@@ -44,9 +44,9 @@ SPREAD = 2
 
 
 class OrderedFit:
-    """Texts, what the unquantized model makes of them, and how much each output matters.
+    """Texts, the unquantized model's outputs for them, and how much each output matters.
 
-    Made once, it fits as many configurations of the model as one likes.
+    It is made once and can fit any number of configurations of the model.
 
     Args:
         model: its trained factors are left as they are.
@@ -56,12 +56,12 @@ class OrderedFit:
             same rank.
         trained: aim at the unquantized model with its trained LoRA, in whose place the terms then
             are; by default at the pre-trained one, and trained factors stay beside the terms.
-        kind: what the model is for; by default what its class says.
+        kind: the kind of task; by default that of the model's class.
         seed: of the metric's draws.
 
     Raises:
-        ValueError: layers do not each see the tokens of the batch, once; or the model says nothing
-            that could be compared.
+        ValueError: layers do not each see the tokens of the batch, once; or the outputs of the
+            model cannot be compared.
     """
 
     @torch.inference_mode(False)
@@ -100,7 +100,8 @@ class OrderedFit:
         configuration stays.
 
         Args:
-            configuration: as for :meth:`CoaLora.set_configuration`; fitted anew if it was before.
+            configuration: as for :meth:`CoaLora.set_configuration`; fitted again if it was fitted
+                before.
             rank: of the terms; by default the frozen term's, or the adapter's.
 
         Raises:

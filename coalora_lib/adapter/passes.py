@@ -30,7 +30,7 @@ def hooks(base: nn.Module, of: Mapping[str, Callable], before: bool) -> Iterator
 
 
 class Additions(TorchFunctionMode):
-    """Sees what a layer's output is added to, if that is the first thing done with it."""
+    """Records the tensor to which a layer's output is added, if this is its first use."""
 
     def __init__(self, found: Callable[[str, Tensor, Tensor], Tensor | None]) -> None:
         super().__init__()

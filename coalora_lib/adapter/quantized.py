@@ -39,7 +39,7 @@ class PackedWeight:
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """A choice with what was fitted for one whole configuration, see :mod:`.ordered`."""
+    """A choice with the terms that were fitted for a whole configuration, see :mod:`.ordered`."""
 
     choice: Choice
     left: Tensor  #: (rows, k), of the frozen low-rank term
@@ -176,7 +176,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def correction(self) -> Tensor | None:
-        """(out,), what the current choice adds to the bias; None without a mean input."""
+        """(out,), the current choice's correction of the bias; None without a mean input."""
         return self._current.correction
 
     @property
@@ -206,7 +206,7 @@ class QuantizedLinear(nn.Module):
         return replace(self._current)
 
     def swap(self, current: Current) -> Current:
-        """Compute with this from now on; returns what the layer computed with."""
+        """Compute with this from now on; returns the previous one."""
         before, self._current = self._current, current
         return before
 
@@ -291,7 +291,7 @@ class QuantizedLinear(nn.Module):
     def correction_of(
         self, state: LayerState | None, weight: Tensor | None = None
     ) -> Tensor | None:
-        """What quantization takes from the mean output, (W_pre - Q) E[x], or what was fitted.
+        """The lost mean output, (W_pre - Q) E[x], or the fitted bias.
 
         (out,); None without a mean input; zeros for no choice. ``weight`` is the one under this
         choice, in the pre-trained dtype, where it is at hand.

@@ -1,4 +1,4 @@
-"""What of a model is quantized and adapted, and what is not."""
+"""Which parts of a model are quantized and adapted, and which are not."""
 
 import warnings
 from collections.abc import Mapping, Sequence

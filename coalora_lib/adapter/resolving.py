@@ -1,4 +1,4 @@
-"""What may stand for a configuration, and which configuration it is for a model's layers."""
+"""The ways to give a configuration, and the configuration of the layers that each means."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -74,7 +74,7 @@ class ConfigurationResolver:
             configuration = self._in_order(configuration)
         if not isinstance(configuration, Sequence) or isinstance(configuration, str | bytes):
             raise TypeError(
-                f"{configuration!r:.200} is no configuration; allowed: a budget in bits per "
+                f"{configuration!r:.200} is not a configuration; allowed: a budget in bits per "
                 "parameter, Constraints, or one choice per layer, in order or by name"
             )
         if len(configuration) != len(self.names):
@@ -97,7 +97,5 @@ class ConfigurationResolver:
         if missing:
             raise ValueError(f"the configuration lacks {missing[0]!r} ({len(missing)} in all)")
         if unknown:
-            raise ValueError(
-                f"this model has no such layer as {unknown[0]!r:.80} ({len(unknown)} in all)"
-            )
+            raise ValueError(f"this model has no layer {unknown[0]!r:.80} ({len(unknown)} in all)")
         return [named[name] for name in self.names]

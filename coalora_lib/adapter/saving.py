@@ -140,7 +140,7 @@ def read(folder: str | Path) -> Saved:
         raise FileNotFoundError(f"{folder}: no such folder")
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(
-            f"{folder} holds no {DESCRIPTION}: CoaLora.save_pretrained did not write it"
+            f"{folder} has no {DESCRIPTION}: CoaLora.save_pretrained did not write this folder"
         )
     try:
         about = Description.model_validate(unseal((folder / DESCRIPTION).read_text()))
@@ -178,7 +178,7 @@ def _check_files(folder: Path, about: Description) -> None:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: no such file")
         if sha256_of(folder / name) != expected:
-            raise ValueError(f"{folder / name} was altered: its sha256 is not the recorded one")
+            raise ValueError(f"{folder / name} was changed: its sha256 is not the recorded one")
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -207,7 +207,7 @@ def _wholes(halves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for names, half in halves.items():
         width = round((2 * half.numel() + 0.25) ** 0.5 - 0.5)
         if half.shape != (width * (width + 1) // 2,):
-            raise ValueError(f"{names} of shape {tuple(half.shape)} is no half of a matrix")
+            raise ValueError(f"{names} of shape {tuple(half.shape)} is not half of a matrix")
         rows, columns = torch.triu_indices(width, width)
         whole = half.new_zeros(width, width)
         whole[rows, columns] = whole[columns, rows] = half
@@ -319,8 +319,8 @@ def _load_base(saved: Saved) -> PreTrainedModel:
     named = getattr(transformers, about.base_class, None)
     if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
         raise ValueError(
-            f"{saved.folder / DESCRIPTION}: {about.base_class!r:.80} is no model class of "
-            "transformers"
+            f"{saved.folder / DESCRIPTION}: {about.base_class!r:.80} is not a model "
+            "class of transformers"
         )
     loader: Any = named
     try:
@@ -332,8 +332,8 @@ def _load_base(saved: Saved) -> PreTrainedModel:
         )
     except OSError as error:
         raise OSError(
-            f"the base model {about.base_name!r} of {saved.folder} was not found; load it and hand "
-            f"it in as base_model ({flat(error):.300})"
+            f"the base model {about.base_name!r} of {saved.folder} was not found; "
+            f"load it and pass it as base_model ({flat(error):.300})"
         ) from error
     except Exception as error:  # transformers checks a configuration with errors of any kind
         raise ValueError(

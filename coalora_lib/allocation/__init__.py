@@ -1,4 +1,4 @@
-"""Bit allocation: what each choice costs each layer, and which to take under a budget."""
+"""Bit allocation: the error of each choice in each layer, and the best choices within a budget."""
 
 from coalora_lib.allocation.errors import error_table
 from coalora_lib.allocation.program import Allocation, Constraints, allocate, spread

@@ -72,8 +72,8 @@ def allocate(
         shapes: each layer's shape, or its number of parameters where the space asks no more.
         budget: mean bits per parameter, scales included; unlimited by default.
         space: whose choices; a name or a space.
-        allowed: what the device can run: field of the space to its allowed values, such as
-            ``{"weight_bits": (4, 8), "block_size": (64,)}``. It does not bind fixed layers.
+        allowed: the choices that the device can run: from fields of the space to allowed values,
+            such as ``{"weight_bits": (4, 8), "block_size": (64,)}``. It does not bind fixed layers.
         fixed: choices given beforehand, by the layer's position, or by its name among ``names``.
         max_bytes: bytes that all layers may take together, padding and offsets included.
         limits: bounds on further costs that are sums over layers, such as measured latencies.
@@ -94,7 +94,7 @@ def allocate(
     rows = _usable(space, shapes, allowed, fixed or {}, names)
     for limit in limits:
         if not isinstance(limit, Limit):
-            raise TypeError(f"limits: {limit!r:.80} is no Limit")
+            raise TypeError(f"limits: {limit!r:.80} is not a Limit")
         if limit.costs.shape != tuple(errors.shape):
             raise ValueError(
                 f"the costs of limit {limit.name!r} must be {tuple(errors.shape)}, got "
@@ -133,7 +133,7 @@ def _usable(
     for field, values in (allowed or {}).items():
         if field not in space.fields:
             known = ", ".join(space.fields)
-            raise ValueError(f"{field!r:.80} is no field of a choice; allowed: {known}")
+            raise ValueError(f"{field!r:.80} is not a field of a choice; allowed: {known}")
         if isinstance(values, str) or not isinstance(values, Collection):
             raise TypeError(
                 f"{field}={values!r:.80}: give the allowed values as a tuple, as (4, 8)"

@@ -58,7 +58,10 @@ def layer_sensitivities(
     probed = torch.stack([errors[i, row[:-1]] for i, row in enumerate(rows)]).double()
     slopes = (rises * probed).sum(1) / probed.square().sum(1).clamp(min=torch.finfo().tiny)
     if not (slopes > 0).any():
-        raise ValueError("quantizing a layer alone raises the loss in none: nothing to allocate by")
+        raise ValueError(
+            "quantizing one layer alone raises the loss for no layer, so "
+            "sensitivities cannot guide an allocation"
+        )
     return slopes.clamp(min=LEAST * slopes[slopes > 0].median().item())
 
 

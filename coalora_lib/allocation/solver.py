@@ -91,7 +91,7 @@ def integer_program(
             options={"mip_rel_gap": 0.0},
         )
     if solution.status == 2:
-        raise ValueError("the limits cannot all be met at once")
+        raise ValueError("no configuration meets all limits")
     if solution.x is None:
         raise RuntimeError(f"the integer program was not solved: {solution.message}")
     parts = np.split(solution.x, np.cumsum(lengths)[:-1])

@@ -1,4 +1,4 @@
-"""One claim a job, so that two batches into one folder share the work.
+"""One claim for each job, so that two batches with one folder share the work.
 
 Whether a job is claimed is the operating system's to say: neither clocks nor process numbers
 decide, and what a killed batch had claimed is free at once.
@@ -19,7 +19,7 @@ CLAIMS = ".claims"
 
 @dataclass(frozen=True)
 class Claim:
-    """A batch's hold on a job, until it is released or its process ends."""
+    """A batch's claim on a job, until it is released or its process ends."""
 
     path: Path
     file: IO[str]

@@ -1,4 +1,4 @@
-"""The engine of batches: what is there is kept, what is missing is made, what fails is named."""
+"""The engine of batches: it keeps finished results, makes missing ones, and names failed jobs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _unique(jobs: Iterable[BatchJob]) -> list[BatchJob]:
     for job in jobs:
         if not re.fullmatch(_NAME, job.name) or len(job.name) > 200:
             raise ValueError(
-                f"job {job.name!r} is not safe as a name; allowed: letters and digits, with single "
+                f"job {job.name!r} is not a safe name; allowed: letters and digits, with single "
                 "dots, dashes or underscores between"
             )
         if Path(job.file).name != job.file or job.file.startswith("."):

@@ -12,7 +12,7 @@ from coalora_lib.records import read_record
 
 
 def estimate(jobs: Sequence[BatchJob], folders: Sequence[Path]) -> float | None:
-    """Seconds of one process for all jobs; None if for one of them there is no like record.
+    """Seconds of one process for all jobs; None if one of them has no similar record.
 
     Like are runs of the same method and budget on the same data and profile, whatever their seed.
     """

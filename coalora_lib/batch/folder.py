@@ -1,4 +1,4 @@
-"""The folder of a batch: results, and beside them what is needed to go on and to see what failed.
+"""The folder of a batch: results, and files to continue it and to see why jobs failed.
 
 <name>.json, .ipynb      results, written whole or not at all
 logs/<name>.log          why a job failed: one line, then all that is known
@@ -34,7 +34,7 @@ class NotWritten(RuntimeError):
 
 
 class ResultFolder:
-    """A folder of results, and what is said of jobs in it.
+    """A folder of results, with the notes on its jobs.
 
     Raises:
         OSError: it cannot be made or written into, or is full.
@@ -80,7 +80,7 @@ class ResultFolder:
         return Claim.take(self.path, job.name)
 
     def fault(self, job: BatchJob) -> str | None:
-        """Why what is there is not the result; "" if nothing is there, None if it is the result."""
+        """Why the existing file is not the result; "" without a file, None if it is the result."""
         path = self.path / job.file
         try:
             size = path.stat().st_size
@@ -102,7 +102,7 @@ class ResultFolder:
             return ""
 
     def write(self, job: BatchJob, content: bytes) -> None:
-        """Write a result whole, and remove what its job needed; OSError if it cannot be."""
+        """Write a whole result and remove the job's own files; OSError if this is not possible."""
         with atomic_file(self.path / job.file) as partial:
             partial.write_bytes(content)
         self.forget(job)
@@ -131,5 +131,5 @@ class ResultFolder:
 
 
 def kept_path(folder: Path, job: BatchJob) -> Path:
-    """Where what a failed job left is kept, in a results' folder."""
+    """The place for the remains of a failed job, in a results' folder."""
     return folder / "failed" / f"{job.name}{Path(job.kept or '').suffix}"

@@ -1,4 +1,4 @@
-"""A grid: what is to be run, as a YAML file says it, checked before anything starts.
+"""A grid: a YAML file that describes runs, checked before anything starts.
 
 .. code-block:: yaml
 
@@ -152,7 +152,7 @@ class Grid(BaseModel):
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no grid; file, key, value and what is allowed are named.
+            ValueError: it is not a grid; file, key, value and the allowed values are named.
         """
         name, content = str(path or "the grid"), {}
         if path is not None:
@@ -182,7 +182,7 @@ class Grid(BaseModel):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if bool(self.methods) == bool(self.chapters):
-            raise ValueError("a grid has either methods or chapters")
+            raise ValueError("a grid must have either methods or chapters")
         of_methods = ("ranks", *SETTINGS)
         wrong = ("parameters",) if self.methods else of_methods
         if found := self.model_fields_set.intersection(wrong):
@@ -201,7 +201,7 @@ class Grid(BaseModel):
         kept = [job for values, job in combinations if not self._excluded(values)]
         for each in self.exclude:
             if not any(_matches(each, values) for values, _ in combinations):
-                raise ValueError(f"exclude: nothing is {flat(_said(each)):.200}")
+                raise ValueError(f"exclude: no job matches {flat(_said(each)):.200}")
         if not kept:
             raise ValueError("the grid is empty")
         return list({job.name: job for job in kept}.values())

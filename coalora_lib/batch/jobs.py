@@ -1,7 +1,7 @@
 """What a batch is made of: runs of methods, which give records, and chapters, which give notebooks.
 
-A job says what its result is called, makes it, and tells whether a file is that result. It is sent
-to a worker and gives bytes back, so that the two need no disk in common.
+A job names its result, makes it, and checks whether a file is that result. It is sent to a worker
+and gives bytes back, so that the two need no disk in common.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BatchJob(Protocol):
     def kept(self) -> str | None: ...
 
     def run(self, scratch: Path) -> bytes:
-        """Make the result; a folder for what it needs to go on after it was killed is given."""
+        """Make the result; the folder is for checkpoints, with which a killed job continues."""
         ...
 
     def check(self, content: bytes) -> None:
@@ -191,7 +191,7 @@ def chapter_run(
 
 
 def name_of(stem: str, parameters: Mapping[str, Any]) -> str:
-    """Stem and parameters as one safe name; a digest stands for what a name may not hold."""
+    """Stem and parameters as one safe name; a digest replaces what a name cannot have."""
     full = "-".join([stem, *(f"{key}-{parameters[key]}" for key in sorted(parameters))])
     safe = re.sub(r"[^A-Za-z0-9]*[^A-Za-z0-9._-][^A-Za-z0-9]*|[._-]{2,}", "-", full).strip("._-")
     if safe == full and len(safe) <= _LONGEST:

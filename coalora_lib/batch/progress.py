@@ -1,4 +1,4 @@
-"""What is seen of a batch: a live table on a terminal, lines elsewhere, how it ended."""
+"""The display of a batch: a live table on a terminal, lines elsewhere, and a summary."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Summary:
     """How a batch ended, job by job.
 
     Attributes:
-        made, there: names of what was made, and of what was there or another batch made.
+        made, there: names of the results that were made, and of those that existed or another batch
+            made.
         failed: the error of each job that failed; earlier: of those that had failed before, and
             were not tried again.
     """

@@ -103,7 +103,7 @@ def compared(
 
 
 def write(rows: pd.DataFrame, path: Path) -> None:
-    """Write all rows as the file's name says; a ValueError if it says nothing known."""
+    """Write all rows in the format of the file's suffix; ValueError if it is not known."""
     if path.suffix not in FORMATS:
         raise ValueError(not_known(f"{path}: format {path.suffix!r}", FORMATS))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A batch while it runs: what is waiting, what workers have, what becomes of a job.
+"""A batch while it runs: waiting jobs, jobs on workers, and the outcome of each.
 
 Only the driver decides and writes. It gives out as many jobs as there are workers, so that memory
 does not grow with a batch, and what dies with a worker is one job. Nothing is decided by the time
@@ -97,7 +97,7 @@ class Batch:
     # Before anything starts.
 
     def look_at(self, jobs: Sequence[BatchJob]) -> None:
-        """Skip what is there, refuse what is not a job's result, name what failed earlier."""
+        """Skip finished jobs, refuse files that are not a job's result, name earlier failures."""
         wrong = []
         for job in jobs:
             fault = self.folder.fault(job)
@@ -112,7 +112,7 @@ class Batch:
         if wrong:
             more = f" (and {len(wrong) - NAMED} more)" if len(wrong) > NAMED else ""
             raise ValueError(
-                f"{self.folder.path} holds what is not of this batch: "
+                f"{self.folder.path} has files that are not results of this batch: "
                 f"{'; '.join(wrong[:NAMED])}{more}; --remake replaces it, or give another folder"
             )
 
@@ -233,7 +233,8 @@ class Batch:
                 self._has_ended(about, self.running.pop(about))
         if self.client.status == "closed":
             raise ConnectionError(
-                "the scheduler is gone; what was running is lost, the same command goes on"
+                "the scheduler is gone; running jobs are lost, finished ones are "
+                "stored; the same command continues"
             )
 
     def _has_begun(self, message: dict[str, str]) -> None:

@@ -31,8 +31,8 @@ class Sent:
 class WorkerScorer:
     """For :func:`coalora_lib.training.train`, as its ``scorer``.
 
-    The model and the examples are sent once; at each search the parameters that have been trained
-    are sent anew. Where there are no workers, or they are lost, the losses are measured here.
+    The model and the examples are sent once; at each search the trained parameters are sent again.
+    Where there are no workers, or they are lost, the losses are measured here.
 
     Args:
         client: of a scheduler, see :mod:`.cluster`.
@@ -47,7 +47,7 @@ class WorkerScorer:
         ours = facts(())
         for address, theirs in client.run(describe_worker, ()).items():
             if differ := differences(ours, theirs):
-                raise ValueError(f"worker {address} is not like this process: {differ}")
+                raise ValueError(f"worker {address} differs from this process: {differ}")
 
     def __call__(
         self,
@@ -64,7 +64,9 @@ class WorkerScorer:
         try:
             found = self._on_workers(model, [part for part in parts if part], scoring, kind)
         except (KilledWorker, CancelledError, OSError) as error:
-            warnings.warn(f"workers were lost, so this process scores: {error}", stacklevel=2)
+            warnings.warn(
+                f"workers were lost, so this process scores instead: {error}", stacklevel=2
+            )
             self._held = None
             return losses(model, configurations, scoring, kind)
         return [found[i % workers][i // workers] for i in range(len(configurations))]

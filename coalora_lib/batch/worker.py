@@ -32,12 +32,12 @@ _LOG = "output.log"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
         content: the result, None if there is none.
         error: why not, in one line; log: the same with its traceback and what was printed.
-        kept: what a failed job left.
+        kept: the remains of a failed job.
         refused: how the worker differs from the driver, which then was given nothing to do.
     """
 
@@ -119,7 +119,7 @@ def execute(
     datasets: tuple[str, ...] = (),
     limit: float | None = None,
 ) -> Outcome:
-    """Run a job; what goes wrong is in the outcome.
+    """Run a job; an error is in the outcome.
 
     A moment after the limit the process ends, whatever it does; its nanny starts another.
     """
@@ -168,7 +168,7 @@ def _end_of(log: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, with its kind unless it is one that the library raises."""
+    """The message of an error, with its type unless the library raised it."""
     said = flat(error)
     expected = isinstance(error, ValueError | OSError | RuntimeError) and said
     return said if expected else f"{type(error).__name__}: {said}"

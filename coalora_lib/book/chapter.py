@@ -49,7 +49,7 @@ def begin(namespace: Mapping[str, Any], *names: str) -> Run:
 
     Raises:
         ValueError: papermill was given a name that the chapter does not have, or a value that is
-            not allowed; what is allowed is listed.
+            not allowed; the allowed ones are listed.
     """
     for name in _injected_names(namespace.get("In", [])):
         if name not in names:

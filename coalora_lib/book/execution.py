@@ -35,12 +35,13 @@ def listed(root: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no ``_toc.yml``.
-        ValueError: it is no table of contents.
+        ValueError: it is not a table of contents.
     """
     contents = root / "_toc.yml"
     if not contents.is_file():
         raise FileNotFoundError(
-            f"{root.resolve()} is not the project's folder, it has no _toc.yml; --root names one"
+            f"{root.resolve()} is not the project's folder: it has no _toc.yml; "
+            "give the folder with --root"
         )
     try:
         toc = yaml.safe_load(contents.read_text())

@@ -1,4 +1,4 @@
-"""The two files of a chapter: the .md that one edits, and the .ipynb that carries the outputs.
+"""The two files of a chapter: the .md, which one edits, and the .ipynb with the outputs.
 
 A notebook is stamped with a digest of the text that it was made from. As long as its cells fit the
 stamp, nobody edited the notebook, and what differs from the .md is an edit of the .md.

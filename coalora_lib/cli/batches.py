@@ -1,4 +1,4 @@
-"""Commands for many runs: a grid on one machine or a cluster, and tables of what was found."""
+"""Commands for many runs: a grid on one machine or a cluster, and tables of the results."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def batch(
     as_json: AsJson = False,
     root: Root = Path(),
 ) -> None:
-    """Run a grid; what is finished is never run again, and what fails does not stop the others.
+    """Run a grid; finished jobs are never run again, and a failed one does not stop the others.
 
     Exit status: 0 if every job succeeded, 1 if one failed, 2 if nothing could be begun.
     """

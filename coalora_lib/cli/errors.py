@@ -76,7 +76,7 @@ class Commands(TyperGroup):
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
+    """The message of an error, without line breaks."""
     if isinstance(error, typer.Abort):
         return "coalora: aborted"
     if not hasattr(error, "format_message"):

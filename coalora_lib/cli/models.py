@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Fine-tune a quantized model once, for every bit budget.
 
-    Called again with the same options it goes on where it was stopped. On several processes:
+    Called again with the same options, a stopped training continues. On several processes:
     `accelerate launch -m coalora_lib train ...`.
     """
     from coalora_lib.recipes import Settings, train_run
@@ -283,7 +283,7 @@ def bit_range(text: str) -> tuple[float, float]:
     """Two budgets from "2.25-5", or one twice from "3".
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is not one of the two.
     """
     parts = text.split("-")
     try:
@@ -291,7 +291,7 @@ def bit_range(text: str) -> tuple[float, float]:
     except ValueError:
         ends = []
     if len(ends) not in (1, 2) or not 0 < ends[0] <= ends[-1] < float("inf"):
-        raise ValueError(f"--budgets {text} is no range of bits; allowed: as 2.25-5")
+        raise ValueError(f"--budgets {text} is not a range of bits; allowed: such as 2.25-5")
     return ends[0], ends[-1]
 
 
@@ -299,14 +299,14 @@ def bit_list(text: str) -> list[float]:
     """Budgets from "2.5,3,4".
 
     Raises:
-        ValueError: a part is no positive number.
+        ValueError: a part is not a positive number.
     """
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or not all(0 < bits < float("inf") for bits in found):
-        raise ValueError(f"--bits {text} are no numbers; allowed: as 2.5,3,4")
+        raise ValueError(f"--bits {text} are not numbers; allowed: such as 2.5,3,4")
     return found
 
 

@@ -132,10 +132,10 @@ def reproduce(
     path: Annotated[Path, typer.Argument(help="A record of an experiment.")],
     results: Results = BUILD / "results",
 ) -> None:
-    """Make a record again from what it says of itself, and print accuracies or losses of both.
+    """Make a record again from its own settings, and print accuracies or losses of both.
 
     On a processor they are the same; on a GPU they differ as two runs of one seed do. A record of
-    an older protocol is made again by today's, and a warning says so.
+    an older protocol is made again by today's protocol, with a warning.
     """
     from coalora_lib.experiments import prepare
     from coalora_lib.experiments.methods import METHODS

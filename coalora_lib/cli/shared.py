@@ -20,7 +20,8 @@ Names = Callable[[], Collection[str]]
 
 
 def among(names: Names) -> Callable[[Any], Any]:
-    """A check of one value or of several that refuses what is not allowed, and lists what is."""
+    """A check of one or several values that refuses others than the allowed ones, and lists
+    them."""
 
     def check(given: str | list[str] | None) -> str | list[str] | None:
         for value in [given] if isinstance(given, str) else given or ():

@@ -46,7 +46,7 @@ def all_frozen(setup: Setup, rank: int | None, _: Configuration | None, **settin
 def in_order(steps: int = 0, **parts: Any) -> Fitter:
     """The frozen factors of a configuration, fitted in the layers' order; polished for some steps.
 
-    ``parts`` are :class:`~coalora_lib.adapter.OrderedFit`'s. Terms in the place of trained factors
+    ``parts`` are :class:`~coalora_lib.adapter.OrderedFit`'s. Terms that replace trained factors
     have the rank of these and of the frozen ones together.
     """
 

@@ -1,4 +1,4 @@
-"""The methods of the experiments: a model, what it trains on, settings changed."""
+"""The methods of the experiments: a model, its training set, changed settings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Method:
         rate: times the profile's learning rate.
         search: settings changed of the search; None leaves the training set as it is at first.
         has_rank: False for what has no LoRA factors, and runs once for all ranks.
-        trained: False for what is evaluated as it was made.
+        trained: False if the model is evaluated without training.
         fitter: from the set-up and the model, before it is trained, what prepares the model for a
             configuration; called before one is trained on, and before one that it has not met is
             evaluated. What a search proposes is not fitted.
@@ -295,7 +295,7 @@ def compared_for(profile: Profile) -> list[str]:
 
 
 def ablations_of(profile: Profile) -> list[str]:
-    """The ablations but for the one that changes the configurations of a step to what the profile
-    has anyway: it would be the whole again."""
+    """The ablations, without the one whose number of configurations per step is the profile's own:
+    it would equal the whole method."""
     same = {"configurations_per_step": profile.configurations_per_step}
     return [slug for slug, method in methods_of("ablation").items() if method.plan != same]

@@ -1,11 +1,11 @@
-"""The five experiments on models: what their runs train on, and what they are evaluated on.
+"""The five experiments on models: what their runs train on and are evaluated on.
 
-Each experiment has a **protocol**, whose name its records carry: what was run and how, as far as it
-decides the numbers; only records of one protocol stand in one table. Raise the number at its end,
-by hand, when the results of a new run are no longer comparable with those of stored ones: another
-loss, another optimizer, other arbitrary configurations, a repaired fault in what trains or in what
-is evaluated. Leave it when results are the same up to rounding: renamed code, a faster path,
-another device, newer versions of packages.
+Each experiment has a **protocol**, whose name its records carry: the rules of the run that decide
+its numbers. A table has records of one protocol only. Raise the number at its end, by hand, when
+the results of a new run are no longer comparable with those of stored ones: another loss, another
+optimizer, other arbitrary configurations, a repaired fault in what trains or in what is evaluated.
+Leave it when results are the same up to rounding: renamed code, a faster path, another device,
+newer versions of packages.
 
 Under ``book/results``: "comparison-1" are the earlier runs of chapter 6, before the residual start
 and the arbitrary configurations of today; "options-1" and "search-1" are of the same time.
@@ -42,8 +42,8 @@ class Experiment:
     """What the runs over a set of one experiment share.
 
     Attributes:
-        first_set: what they train on until a search changes it.
-        targets: what they are evaluated on.
+        first_set: the training set until a search changes it.
+        targets: the configurations of the evaluation.
         twins: they are also evaluated on the first set's configurations and unseen ones like them.
         unmet: a target that a run has trained on or scored is left out.
         kinds: of task that they are for.

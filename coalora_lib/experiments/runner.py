@@ -108,8 +108,8 @@ def run_job(
 def make_record(setup: Setup, job: Job, checkpoints: str | Path | None = None) -> Record:
     """Train and evaluate on the shared ground of the job's seed.
 
-    With a folder for checkpoints, a run that was killed goes on; its times are those of a run that
-    was not.
+    With a folder for checkpoints a killed run continues; its times are those of a run without
+    interruption.
     """
     method = METHODS[job.method]
     setup = setup.with_space(job.space)

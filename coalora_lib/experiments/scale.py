@@ -1,6 +1,6 @@
 """What the paper's models cost at full size, measured with random weights of their shapes.
 
-Neither time nor memory depends on what the weights are; accuracy would, and none is measured.
+Time and memory do not depend on the values of the weights. Accuracy does, and is not measured.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ class Setup:
         return replace(self, space=other, errors=errors, _allocated={})
 
     def by_sensitivity(self) -> Setup:
-        """The same ground with each layer's errors weighted by what they do to the model's loss.
+        """The same data and model, with each layer's errors weighted by their effect on the model's
+        loss.
 
         See :func:`~coalora_lib.allocation.layer_sensitivities`; measured on examples held out for
         scoring, with the mean of every layer's output corrected, and no adapter.

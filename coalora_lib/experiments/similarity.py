@@ -1,4 +1,4 @@
-"""How well embeddings say how alike texts are, as people find them."""
+"""How well the cosines of embeddings agree with people's scores of similarity."""
 
 from __future__ import annotations
 

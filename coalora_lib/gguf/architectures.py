@@ -83,8 +83,8 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     """The architecture of a model.
 
     Raises:
-        ValueError: there is none for its class, or llama.cpp computes something else than the
-            model's configuration says; the field is named.
+        ValueError: there is none for its class, or llama.cpp computes differently from the model's
+            configuration; the field is named.
     """
     kind, config = type(model).__name__, model.config
     found = next((each for each in ARCHITECTURES if each.model == kind), None)
@@ -113,7 +113,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
 
 
 def describe(writer: GGUFWriter, architecture: Architecture, config: Any) -> None:
-    """Write the sizes of a model, and what its architecture has beside them."""
+    """Write the sizes of a model, and the other keys of its architecture."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -174,7 +174,7 @@ def paired(rows: Rows, heads: int) -> Rows:
 
 
 def rotary_factors(model: PreTrainedModel) -> Tensor | None:
-    """By what each rotary frequency is divided, (head / 2,), or None if they are the plain ones."""
+    """The divisor of each rotary frequency, (head / 2,), or None for the plain frequencies."""
     parameters: Mapping[str, Any] = getattr(model.config, "rope_parameters", None) or {}
     if parameters.get("rope_type", "default") == "default":
         return None

@@ -1,4 +1,4 @@
-"""The README beside exported files: what they hold, and the commands that run them."""
+"""The README of exported files: their contents, and the commands that run them."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -113,8 +113,8 @@ def _byte_level(tokenizer: PreTrainedTokenizerBase, about: dict, rows: int) -> V
     pattern = _pattern(about.get("pre_tokenizer") or {})
     if pattern not in PATTERNS:
         raise ValueError(
-            "the pattern by which the tokenizer cuts texts is none that llama.cpp knows by name "
-            f"here: {pattern!r:.100}; allowed: those of {', '.join(PATTERNS.values())}"
+            "the pattern by which the tokenizer splits texts is not a known one of "
+            f"llama.cpp: {pattern!r:.100}; allowed: those of {', '.join(PATTERNS.values())}"
         )
     tokens, types = _tokens(about, rows)
     special = _special(tokenizer, rows, merges=True)

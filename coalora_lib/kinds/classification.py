@@ -25,7 +25,7 @@ from coalora_lib.kinds.kind import (
 
 
 class LabelledTexts(TaskKind):
-    """Texts, or pairs of them, and what is said of each."""
+    """Texts, or pairs of texts, with labels."""
 
     auto_class = "AutoModelForSequenceClassification"
     columns = ("sentence", "label")

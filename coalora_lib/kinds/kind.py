@@ -26,7 +26,7 @@ Values = Sequence[Tensor] | Tensor
 
 @dataclass(frozen=True)
 class Scored:
-    """What is kept of a batch.
+    """The loss and the outcomes of a batch.
 
     Attributes:
         loss: summed over ``count`` predictions.
@@ -114,7 +114,7 @@ class TaskKind(ABC):
         raise ValueError(f"distillation is not for tasks of kind {self.name!r}")
 
     def outcome(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
-        """What a model says of a batch, labels or not, for :meth:`divergence`.
+        """The outputs of a model for a batch, with or without labels, for :meth:`divergence`.
 
         (predictions, classes) logits, by default of every text or of every token but padding; or
         (predictions, features) vectors.
@@ -142,7 +142,7 @@ class TaskKind(ABC):
         return F.kl_div(*both, reduction="batchmean", log_target=True)
 
     def drawn(self, outcome: Tensor, generator: torch.Generator) -> Tensor:
-        """A random scalar s whose gradients say what matters of an outcome.
+        """A random scalar s whose gradients show which parts of an outcome matter.
 
         For each prediction the second derivative of :meth:`divergence` at its least is
         E[grad s grad s^T]: s is the log-likelihood of a class drawn from the model's own
@@ -159,11 +159,11 @@ class TaskKind(ABC):
         return logs.gather(-1, chosen).sum()
 
     def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a model that is trained is given of a batch: all, for its own loss."""
+        """The part of a batch that a model in training gets: all, for its own loss."""
         return dict(batch)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a model that is measured is given of a batch."""
+        """The part of a batch that a model in evaluation gets."""
         if self.gives_targets:
             return dict(batch)
         return {name: value for name, value in batch.items() if name not in self.targets}

@@ -17,8 +17,8 @@ Loss = Callable[[ModelOutput, Mapping[str, Tensor]], Tensor]
 class OwnLoss(TaskKind):
     """The loss is the only metric.
 
-    With a loss of one's own the model is given what its ``forward`` names of a batch, so that a
-    batch may hold more than the model takes. Without one it is given all, and is to give the loss.
+    With an own loss the model gets the columns that its ``forward`` names. So a batch may have more
+    columns than the model takes. Without one it is given all, and is to give the loss.
 
     Args:
         model: the transformers model.
@@ -37,7 +37,7 @@ class OwnLoss(TaskKind):
     def examples(
         self, split: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Examples:
-        raise ValueError("examples for a loss of your own are made by you")
+        raise ValueError("with your own loss you must make the examples yourself")
 
     def loss(self, output: ModelOutput, batch: Mapping[str, Tensor]) -> Tensor:
         return super().loss(output, batch) if self._loss is None else self._loss(output, batch)

@@ -90,8 +90,8 @@ def objective_of(
 
     Args:
         model: a transformers model.
-        kind: by default that of the model's class, see :func:`kind_of`; of a class that says
-            nothing, the model's own loss.
+        kind: by default that of the model's class, see :func:`kind_of`; for a class without a kind,
+            the model's own loss.
         loss: a loss of one's own instead.
 
     Raises:
@@ -119,14 +119,14 @@ def kind_of(model: nn.Module) -> TaskKind:
         model: a transformers model, or a subclass of one.
 
     Raises:
-        ValueError: its class says nothing; name the kind.
+        ValueError: its class has no kind; name the kind.
     """
     for ancestor in type(model).__mro__:
         for mapping, name in _OF_CLASSES:
             if any(_holds(entry, ancestor.__name__) for entry in mapping.values()):
                 return get_kind(name or _OF_PROBLEMS[_problem_of(model)])
     raise ValueError(
-        f"what a {type(model).__name__} is for is not known; give kind= (allowed: "
+        f"the kind of task of a {type(model).__name__} is not known; give kind= (allowed: "
         f"{', '.join(_KINDS)}), or loss= of your own"
     )
 

@@ -1,4 +1,4 @@
-"""How a weight becomes block-wise codes and back; knows nothing of layers or models."""
+"""How a weight becomes block-wise codes and back, without layers or models."""
 
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
 from coalora_lib.quantization.choices import BlockwiseChoice

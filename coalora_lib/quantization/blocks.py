@@ -23,7 +23,7 @@ def check_kind(weight: Tensor) -> None:
     if not weight.is_floating_point():
         raise TypeError(f"only floating-point tensors are quantized, got {weight.dtype}")
     if weight.numel() == 0:
-        raise ValueError(f"a tensor of shape {tuple(weight.shape)} has nothing to quantize")
+        raise ValueError(f"a tensor of shape {tuple(weight.shape)} has no elements to quantize")
 
 
 def check_finite(largest: Tensor, weight: Tensor) -> None:

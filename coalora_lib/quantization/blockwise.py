@@ -1,7 +1,7 @@
 """Block-wise quantization with double-quantized scales (QLoRA, arXiv 2305.14314, section 3).
 
-The tensor is cut into blocks of B0 weights. A block's scale is its largest magnitude; the scales
-themselves are quantized as :mod:`.blocks` says. With s^ the scale that is read back:
+The tensor is cut into blocks of B0 weights. A block's scale is its largest magnitude;
+:mod:`.blocks` quantizes the scales themselves. With s^ the scale that is read back:
 
     s = max |w| over a block        code = nearest level to w / s^        w^ = level[code] s^
 """
@@ -40,7 +40,7 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored, padding and offset included: what the choice's ``nbytes`` predicts."""
+        """Stored bytes with padding and offset, the same as the choice's ``nbytes``."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
 
     @property
@@ -68,6 +68,6 @@ def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
     """
     check_kind(weight)
     if not isinstance(choice, BlockwiseChoice):
-        raise TypeError(f"{choice!r:.80} is no BlockwiseChoice")
+        raise TypeError(f"{choice!r:.80} is not a BlockwiseChoice")
     parts = operators.quantize(weight.detach(), choice)
     return QuantizedTensor(*parts, choice, weight.shape, weight.dtype)

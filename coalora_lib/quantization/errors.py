@@ -56,7 +56,7 @@ def error_parts(
     for pieces and a sample together.
     """
     if sample is not None and pieces is not None:
-        raise ValueError(f"pieces={pieces} and a sample exclude each other")
+        raise ValueError(f"pieces={pieces} and a sample cannot be given together")
     check_kind(weight)
     maxima = [block_scales(to_blocks(weight, size)) for size in FIELDS["block_size"]]
     check_finite(maxima[0].max(), weight)

@@ -21,7 +21,7 @@ FORMAT = "coalora-quantized-2"
 
 
 class Stored(BaseModel):
-    """What a file says of a tensor."""
+    """A file's description of a tensor."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +74,7 @@ def load_quantized(
     try:
         described = TypeAdapter(dict[str, Stored]).validate_json(metadata.get("tensors", ""))
     except ValidationError as error:
-        raise ValueError(f"{path}: what it says of its tensors: {describe(error)}") from None
+        raise ValueError(f"{path}: its description of the tensors: {describe(error)}") from None
     for name, about in described.items():
         try:
             loaded[name] = _assemble(name, about, stored)
@@ -99,7 +99,7 @@ def assemble(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> QuantizedTensor:
-    """A quantized tensor from its parts; ValueError if one has not what the choice says."""
+    """A quantized tensor from its parts; ValueError if a part does not fit the choice."""
     shape = torch.Size(shape)
     scales = SCALE_DTYPES[choice.scale_dtype]
     codes, scale_codes, groups = choice.stored_elements(shape.numel())

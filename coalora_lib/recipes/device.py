@@ -1,4 +1,4 @@
-"""A device's description: what it can hold and run."""
+"""A device's description: its memory, and the choices that it can run."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ class Device(BaseModel):
         fixed: dict[str | int, Any] = {}
         for layer, fields in (self.fixed or {}).items():
             if layer not in model.layer_names:
-                raise ValueError(f"fixed: {layer!r} is no layer of the model{_near(layer, model)}")
+                raise ValueError(
+                    f"fixed: {layer!r} is not a layer of the model{_near(layer, model)}"
+                )
             if set(fields) != set(model.space.fields):
                 raise ValueError(
                     f"fixed: {layer} has the fields {', '.join(map(repr, fields))}; needed: "
@@ -82,13 +84,13 @@ def read_device(path: str | Path) -> Device:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no description; the field is named.
+        ValueError: it is not a description; the field is named.
     """
     path = Path(path).expanduser()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {flat(error):.200}") from None
+        raise ValueError(f"{path} is not YAML: {flat(error):.200}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no fields; allowed: {', '.join(Device.model_fields)}")
     for name in content:

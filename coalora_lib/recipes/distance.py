@@ -23,7 +23,7 @@ def has_head(model: CoaLora) -> bool:
 
 
 class Distance:
-    """What a model says under a configuration, compared with what it says unquantized.
+    """The outputs of a model under a configuration, compared with its unquantized outputs.
 
     Of a model without a head that is the pre-trained model, without the adapter. With one the
     adapter was trained for a task, and its plain factors stay.
@@ -48,7 +48,7 @@ class Distance:
     def each(self, configurations: Iterable[Configuration]) -> list[float]:
         """The same for some configurations; the last one is set afterwards.
 
-        What the unquantized model says is kept for one batch at a time: logits take memory.
+        The unquantized outputs are kept for one batch at a time, because logits take memory.
         """
         model, kind, asked = self._model, self._kind, list(configurations)
         batches = ordered_batches(self._examples, BATCH, pad_token_of(model))

@@ -80,8 +80,8 @@ def adapt_to_texts(
 
     The device's configuration is allocated, and :class:`~coalora_lib.adapter.OrderedFit` finds a
     low-rank term and a bias for every layer, which bring the quantized model near the unquantized
-    one. How near is measured on other texts than those, by the divergence of what the two say:
-    the kind's, see :class:`Distance`.
+    one. The distance is measured on other texts, as the divergence of the two outputs: the kind's,
+    see :class:`Distance`.
 
     Args:
         model: name on the hub, a folder, or the packaged model; or the folder of a run, or of a
@@ -90,7 +90,7 @@ def adapt_to_texts(
         texts: a file with one text a line (.txt), a table, or the texts themselves; each distinct
             text counts once.
         out: new, empty, or an earlier export, which is replaced.
-        device: what it can hold and run.
+        device: its memory, and the choices that it can run.
         weights: as :meth:`~coalora_lib.adapter.CoaLora.export_peft_adapter` takes it.
         gguf: write GGUF files for llama.cpp so, instead of plain PEFT.
         options: see :class:`FitSettings`.

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, the trained model, what it came to.
+"""The folder of a run: its settings, the trained model, and the outcome.
 
 run.json        settings; when the run is finished, metrics, losses and searches too
 tokenizer/      of the model
@@ -52,7 +52,7 @@ class Settings(BaseModel):
         """Settings of these values.
 
         Raises:
-            ValueError: a name is not known, or a value is not allowed; one line says which.
+            ValueError: a name is not known, or a value is not allowed; both are named.
         """
         try:
             return cls(**values)
@@ -80,7 +80,7 @@ class Outcome(BaseModel):
         if self.examples.keys() != {"training", "validation"}:
             raise ValueError("examples must say how many for training and for validation")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
-            raise ValueError("a class stands twice in classes")
+            raise ValueError("classes has a class twice")
         return self
 
 
@@ -115,7 +115,7 @@ class RunFolder:
         path = Path(path).expanduser()
         about = path / ABOUT
         if not about.is_file():
-            raise FileNotFoundError(f"{path} is no run: it holds no {ABOUT}")
+            raise FileNotFoundError(f"{path} is not a run: it has no {ABOUT}")
         try:
             described = Described.model_validate(unseal(about.read_text()))
         except ValidationError as error:
@@ -139,12 +139,12 @@ class RunFolder:
             for name, value in asked.items():
                 if there[name] != value:
                     raise ValueError(
-                        f"{path} is a run with {name}={there[name]!r}, not {value!r}; give another "
-                        "folder, or the same settings to go on"
+                        f"{path} is a run with {name}={there[name]!r}, not "
+                        f"{value!r}; give another folder, or the same settings to continue"
                     )
             return found
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path} exists and holds no {ABOUT}; it is left as it is")
+            raise FileExistsError(f"{path} exists and has no {ABOUT}, so nothing was changed")
         return cls(path, Described(settings=settings))
 
     def write(self) -> None:
@@ -166,7 +166,7 @@ class RunFolder:
             ValueError: it is not finished.
         """
         if self.described.outcome is None:
-            raise ValueError(f"{self.path} is not finished; the command that began it goes on")
+            raise ValueError(f"{self.path} is not finished; the command that began it continues it")
         return self.described.outcome
 
     @property

@@ -32,7 +32,7 @@ def model_config(name: str) -> PretrainedConfig:
 
 
 def kind_of_texts(settings: Settings, split: Dataset) -> str:
-    """The kind asked for, or what the labels and the model say.
+    """The given kind, or that of the labels and the model.
 
     Raises:
         ValueError: it is not for tables, needs labels that are missing or others than there are,
@@ -46,7 +46,7 @@ def kind_of_texts(settings: Settings, split: Dataset) -> str:
         names = model_config(settings.model).architectures or []
         if not any(name.endswith(("CausalLM", "LMHeadModel")) for name in names):
             raise ValueError(
-                "without label= the kind of task cannot be told; give kind= (allowed: "
+                "without label= the kind of task is not known; give kind= (allowed: "
                 f"{', '.join(OF_TABLES)})"
             )
         return "causal-lm"
@@ -96,7 +96,9 @@ def held_out(split: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         ValueError: there are fewer than two rows.
     """
     if len(split) < 2:
-        raise ValueError(f"{len(split)} row is too few: some are trained on, others held out")
+        raise ValueError(
+            f"{len(split)} row is not enough: some rows are trained on, others are held out"
+        )
     shuffled = split.shuffle(seed=seed)
     count = max(1, round(HELD_OUT * len(split)))
     return shuffled.select(range(count, len(split))), shuffled.select(range(count))
@@ -127,7 +129,9 @@ def drawn(texts: Sequence[str], count: int, seed: int) -> tuple[list[str], list[
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < 2:
-        raise ValueError(f"{len(distinct)} text is too few: some are fitted on, others measured on")
+        raise ValueError(
+            f"{len(distinct)} text is not enough: some texts are fitted on, others are measured on"
+        )
     random.Random(seed).shuffle(distinct)
     others = min(OTHERS, max(1, len(distinct) // FIFTH))
     return distinct[others : others + count], distinct[:others]

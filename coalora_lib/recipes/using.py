@@ -57,7 +57,7 @@ def adapt(
     Args:
         run: a finished one.
         out: new, empty, or an earlier export, which is replaced.
-        device: what it can hold and run.
+        device: its memory, and the choices that it can run.
         weights: as :meth:`~coalora_lib.adapter.CoaLora.export_peft_adapter` takes it.
         gguf: write GGUF files for llama.cpp so, instead of plain PEFT.
 

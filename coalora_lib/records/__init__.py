@@ -1,4 +1,4 @@
-"""Records of runs: what they hold, how they are kept, which may be compared, what they say."""
+"""Records of runs: their contents, how they are stored and compared, and their results."""
 
 from coalora_lib.records.evidence import Evidence, wall_seconds
 from coalora_lib.records.interval import Interval, paired_bootstrap, student_interval

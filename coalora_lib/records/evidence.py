@@ -1,4 +1,4 @@
-"""What the records of the comparison say: accuracies, leads with intervals, cost."""
+"""The results of the comparison, from its records: accuracies, leads with intervals, cost."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Evidence:
         return np.stack([_right(self._chosen(method, rank, seed, budgets)) for seed in seeds])
 
     def unseen(self, method: str, rank: int) -> Interval:
-        """By how many points unseen configurations are ahead of their seen twins, paired over
-        seeds and examples."""
+        """Lead in points of unseen configurations over their seen twins, paired by seeds and
+        examples."""
         by_seed = self._twins(method, rank)
         unseen = [_right([pair.unseen for pair in pairs]) for pairs in by_seed]
         seen = [_right([pair.seen for pair in pairs]) for pairs in by_seed]
@@ -122,7 +122,7 @@ class Evidence:
     ) -> Interval:
         """By how much the first method's :meth:`hypervolume` is larger.
 
-        Paired as :meth:`lead` is; every draw of examples has fronts of its own. A front keeps the
+        Paired as :meth:`lead`; every draw of examples has its own fronts. A front keeps the
         luckiest points, so noise raises a hypervolume, and most that of a method whose points come
         from runs of their own.
         """

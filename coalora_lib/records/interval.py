@@ -60,9 +60,9 @@ def student_interval(values: Sequence[float]) -> Interval:
 def paired_bootstrap(first: np.ndarray, second: np.ndarray) -> Interval:
     """How much better the first of two methods is, over seeds and examples.
 
-    Seeds and examples are drawn anew, with replacement, and independently of each other; both
-    methods keep the same draws (Efron and Tibshirani 1993, percentile interval). ``first`` and
-    ``second`` are (seeds, examples) correctness, averaged over configurations, of the same ones.
+    Seeds and examples are drawn with replacement, and independently of each other; both methods
+    keep the same draws (Efron and Tibshirani 1993, percentile interval). ``first`` and ``second``
+    are (seeds, examples) correctness, averaged over configurations, of the same ones.
 
     Raises:
         ValueError: shapes differ.
@@ -94,7 +94,7 @@ def resampled(seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def percentile_interval(found: np.ndarray, draws: np.ndarray) -> Interval:
-    """The mean of what was found, with as many of the draws below the interval as above."""
+    """The mean of the values, with as many of the draws below the interval as above."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(found.mean()), float(low), float(high))

@@ -1,4 +1,4 @@
-"""What a run leaves: its job, where it came from, how it was made, what it found."""
+"""A record of a run: its job, its origin, its settings, and its results."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Result(Strict):
     """A run's model under one configuration.
 
     Attributes:
-        budget: mean bits per parameter asked for, None if arbitrary; bits: what the configuration
-            stores, :data:`UNQUANTIZED` without one.
+        budget: mean bits per parameter asked for, None if arbitrary; bits: stored by the
+            configuration, :data:`UNQUANTIZED` without one.
         accuracy: 0 to 1, over ``examples``; None of embeddings.
         loss: mean cross-entropy in nats; of embeddings 1 - cosine with the unquantized model's.
         neighbours: of embeddings, the share of each text's ten nearest ones that are so for the
@@ -114,7 +114,7 @@ class Result(Strict):
             try:
                 packed = len(base64.b64decode(self.correct, validate=True))
             except ValueError:
-                raise ValueError("correct is no base 64 text") from None
+                raise ValueError("correct is not base 64 text") from None
             if packed != math.ceil(self.examples / 8):
                 raise ValueError(f"correct holds {packed} bytes for {self.examples} examples")
         return self
@@ -149,8 +149,8 @@ class SearchedSet(Strict):
         count = len(self.configurations)
         if {len(self.losses), len(self.bits)} != {count}:
             raise ValueError(
-                f"{count} configurations, {len(self.losses)} losses and {len(self.bits)} bits "
-                "must be as many"
+                f"{count} configurations, {len(self.losses)} losses and "
+                f"{len(self.bits)} bits: the numbers must be equal"
             )
         if self.proposed > count or any(position >= count for position in self.kept):
             raise ValueError(f"proposed and kept must lie within the {count} configurations")
@@ -190,10 +190,10 @@ class Twins(Strict):
 
 
 class Record(Strict):
-    """A run: its job, where it came from, how it was made, what it found; its searches, if any.
+    """A run: its job, its origin, its settings, its results, and its searches, if any.
 
     Attributes:
-        protocol: what was run and how; see :mod:`coalora_lib.experiments.methods`.
+        protocol: the rules of the run; see :mod:`coalora_lib.experiments.methods`.
         created: ISO 8601.
         parameters: of the profile, but for the rank, which is the job's.
         peak_memory: bytes that torch held on the GPU at most; None on a processor.

@@ -37,7 +37,7 @@ def write_record(record: Record, folder: str | Path) -> Path:
     """Write a record into a folder, under its :attr:`~Record.file_name`.
 
     Raises:
-        ValueError: a field is not what a record may hold, as in a copy with changed fields.
+        ValueError: a field is not valid in a record, as in a copy with changed fields.
     """
     return write_json(record, Path(folder) / _valid(record).file_name)
 
@@ -68,7 +68,7 @@ def read_records(folder: str | Path) -> list[Record]:
     """All records of a folder, by file name, which may stand in one table.
 
     Raises:
-        ValueError: there are none, one is no record, or two differ in protocol, data, model,
+        ValueError: there are none, one is not a record, or two differ in protocol, data, model,
             profile or parameters; the first two such records are named.
     """
     paths = sorted(Path(folder).glob("*.json"))

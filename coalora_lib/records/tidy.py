@@ -23,7 +23,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
         twins have the same.
 
         budget, bits, accuracy, loss, examples, seconds, steps, passes, correct, neighbours,
-        spearman: as in :class:`~coalora_lib.records.schema.Result`; NaN is what was not measured.
+        spearman: as in :class:`~coalora_lib.records.schema.Result`; NaN where it was not measured.
     """
     table = pd.DataFrame(row for i, record in enumerate(records) for row in _rows(i, record))
     numbers = dict.fromkeys(("budget", "accuracy", "neighbours", "spearman"), float)

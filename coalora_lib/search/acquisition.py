@@ -24,7 +24,7 @@ def expected_hypervolume_improvement(
     reference: tuple[float, float],
     log: bool = False,
 ) -> Tensor:
-    """How much area a candidate is expected to add to what the front dominates, in closed form.
+    """The area that a candidate is expected to add to the front's hypervolume, in closed form.
 
     A candidate's loss Y ~ N(mean, std^2) is uncertain, its cost c is not. Let L(t) be the least
     loss on the front at a cost of at most t, capped at the reference. The candidate adds the area
@@ -47,7 +47,7 @@ def expected_hypervolume_improvement(
 
     Raises:
         ValueError: mean, std and cost differ in length, one is NaN, or a std is negative.
-        TypeError: what is given are no numbers.
+        TypeError: the values are not numbers.
     """
     mean, std, cost = (
         as_numbers(name, values).double()

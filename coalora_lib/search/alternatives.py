@@ -1,4 +1,4 @@
-"""The strategies: the coordinate walk, and what it is compared with.
+"""The strategies: the coordinate walk, and the ones that it is compared with.
 
 A strategy takes a :class:`ScoredSet` and returns up to ``count`` configurations to score next, all
 of them new and allowed.

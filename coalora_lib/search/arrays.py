@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def as_numbers(name: str, values: Any) -> Tensor:
-    """The values as a tensor of real numbers; a TypeError says what was given instead."""
+    """The values as a tensor of real numbers; TypeError, with the given value, if they are not."""
     try:
         numbers = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -1,4 +1,4 @@
-"""The second objective: what a configuration costs, and which ones are not allowed."""
+"""The second objective: the cost of a configuration, and which ones are not allowed."""
 
 import math
 from collections.abc import Callable

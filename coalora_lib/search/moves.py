@@ -17,7 +17,7 @@ class Moves(NamedTuple):
     change: Tensor
 
     def applied(self, configurations: Tensor) -> Tensor:
-        """The configurations after each move by itself: (k, d)."""
+        """The configurations after each single move: (k, d)."""
         rows = configurations[self.start]
         rows[torch.arange(len(rows)), self.coordinate] += self.change
         return rows

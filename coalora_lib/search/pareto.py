@@ -63,7 +63,7 @@ def segment_pareto_filter(points: Tensor, segments: int = 40) -> Tensor:
     whole ranges of costs. (n, 2) of [loss, cost] and U segments to (kept,) int64 rows, ascending.
 
     Raises:
-        ValueError: no points, segments is no positive integer, or a value is not finite.
+        ValueError: no points, segments is not a positive integer, or a value is not finite.
     """
     points = _checked(points)
     if not float(segments).is_integer() or segments < 1 or len(points) == 0:

@@ -51,7 +51,7 @@ class Surrogate:
 
     Raises:
         ValueError: an argument is not as described.
-        TypeError: what is given are no numbers.
+        TypeError: the values are not numbers.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Surrogate:
         return conditioned
 
     def scale(self, configurations: Tensor) -> Tensor:
-        """Integers to [0, 1]: what the model sees, float64."""
+        """Integers to [0, 1], the inputs of the model, float64."""
         return configurations / self._ranges
 
     def predict(self, configurations: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,8 +291,8 @@ def _check(configurations: Tensor, losses: Tensor, cardinalities: Tensor, groups
     if (fractions := configurations != configurations.nan_to_num(0.5).floor()).any():
         row, column = fractions.nonzero()[0].tolist()
         raise ValueError(
-            f"coordinate {column} of configuration {row} is {configurations[row, column]:g}, "
-            "which is no integer"
+            f"coordinate {column} of configuration {row} is "
+            f"{configurations[row, column]:g}, which is not an integer"
         )
     outside = (configurations < 0) | (configurations >= cardinalities)
     if outside.any():

@@ -1,4 +1,4 @@
-"""Spaces of choices: what each layer may be quantized to, and what a configuration costs."""
+"""Spaces of choices: the choices for each layer, and the cost of a configuration."""
 
 from coalora_lib.spaces.blockwise import INTEGER, NORMAL_FLOAT, BlockwiseSpace
 from coalora_lib.spaces.costs import LayerCosts, mean_bits_cost

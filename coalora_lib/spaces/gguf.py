@@ -100,7 +100,7 @@ def stored(weight: Tensor, kind: str) -> GgufWeight:
     """A weight, (rows, columns) or a vector, stored as a type.
 
     Raises:
-        TypeError: it is no floating-point tensor.
+        TypeError: it is not a floating-point tensor.
         ValueError: its rows are no whole blocks, or it holds a NaN, or more than float16 can, in
             which scales are stored.
         ModuleNotFoundError: libgguf is not installed.

@@ -34,7 +34,7 @@ class QuantizedWeight(Protocol):
 
 
 class ConfigurationSpace(ABC):
-    """The choices for a layer, what each costs, and how a weight is quantized to it.
+    """The choices for a layer, the cost of each, and how a weight is quantized with it.
 
     A subclass sets :attr:`name`, what one passes as ``space``, and :attr:`fields`, each field's
     values in their order (a step of one field's index is a move of the search, so neighbours
@@ -66,7 +66,7 @@ class ConfigurationSpace(ABC):
             ValueError: a tensor is missing, or has another size or dtype than the choice says; or
                 weights of this space cannot be read, which is so unless a subclass says how.
         """
-        raise ValueError(f"space {self.name!r} does not say how its weights are read from a file")
+        raise ValueError(f"space {self.name!r} has no method that reads its weights from a file")
 
     def allowed(self, choice: Choice, shape: Shape) -> bool:
         """Whether a weight of this shape can be quantized so."""
@@ -79,8 +79,8 @@ class ConfigurationSpace(ABC):
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """The squared error of a floating-point weight under every choice: (choices,) float64.
 
-        sum F (w - w^)^2 with F the importance, of the weight's shape and not negative, or 1. What
-        is not allowed counts as if the weight were lost, sum F w^2.
+        sum F (w - w^)^2 with F the importance, of the weight's shape and not negative, or 1. A
+        choice that is not allowed gets the error of a lost weight, sum F w^2.
         """
         exact = weight.detach().double()
         factor = 1.0 if importance is None else importance.to(exact)
@@ -142,7 +142,7 @@ class ConfigurationSpace(ABC):
             return self._index[choice]
         except (KeyError, TypeError):
             raise TypeError(
-                f"{choice!r:.200} is no choice of the space {self.name!r}; its fields are "
+                f"{choice!r:.200} is not a choice of the space {self.name!r}; its fields are "
                 f"{', '.join(self.fields)}"
             ) from None
 
@@ -159,7 +159,7 @@ class ConfigurationSpace(ABC):
         """The inverse of :meth:`to_indices`, flat or not; ValueError out of range."""
         width = len(self.fields)
         if indices.numel() % width:
-            raise ValueError(f"{indices.numel()} indices are no multiple of {width}")
+            raise ValueError(f"{indices.numel()} indices are not a multiple of {width}")
         rows = indices.reshape(-1, width)
         for column, (name, size) in enumerate(zip(self.fields, self.cardinalities, strict=True)):
             outside = rows[(rows[:, column] < 0) | (rows[:, column] >= size), column]
@@ -248,11 +248,11 @@ def register_space(space: ConfigurationSpace) -> ConfigurationSpace:
     """Make a space known by its name, and return it.
 
     Raises:
-        TypeError: it is no ConfigurationSpace.
+        TypeError: it is not a ConfigurationSpace.
         ValueError: another space has the name, or a field has no values or one twice.
     """
     if not isinstance(space, ConfigurationSpace):
-        raise TypeError(f"{space!r} is no ConfigurationSpace")
+        raise TypeError(f"{space!r} is not a ConfigurationSpace")
     if _SPACES.get(space.name, space) is not space:
         raise ValueError(f"a space named {space.name!r} is registered already")
     for field, values in space.fields.items():

@@ -169,8 +169,8 @@ def hold_out(train: Dataset, count: int = HELD_OUT) -> TaskSplits:
 def apart(train: Dataset) -> TaskSplits:
     """Texts without labels, each once, some of them held out as :func:`hold_out` does.
 
-    Texts of pairs are taken one by one. What stands in a pair with a text that is held out, and
-    says the same as a rule, is not trained on.
+    Texts of pairs are taken one by one. A text that is paired with a held-out text usually means
+    the same, so it is not trained on.
     """
     columns = [name for name in ("sentence", "second") if name in train.column_names]
     groups = list(zip(*(train[name] for name in columns), strict=True))

@@ -23,9 +23,9 @@ from coalora_lib.tasks.models import Pretrained
 def small_decoder(texts: Dataset, seed: int = 0, dtype: torch.dtype = torch.float32) -> Pretrained:
     """An untrained LLaMA of four blocks, 64 wide, with a token for each word in column sentence.
 
-    It stands in for a pre-trained language model where no hub is at hand; its perplexities say
-    nothing about real text. In float64 all of it computes in float64: then the digits that are
-    printed of it do not depend on the processor's instructions.
+    It replaces a pre-trained language model where there is no hub. Its perplexities say nothing
+    about real text. In float64 all of it computes in float64: then the digits that are printed of
+    it do not depend on the processor's instructions.
     """
     words = sorted({word for text in texts["sentence"] for word in text.split()})
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}

@@ -2,7 +2,7 @@
 
 Made so that counting good and bad words is not enough: negation turns a clause round, and in a
 contrast the clause that the phrase settles on decides. The label is known by construction. It
-stands in for a data set where none is at hand, and its numbers say nothing about real reviews.
+replaces a data set where there is none. Results on it say nothing about real reviews.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def read_glue(path: Path, layout: Layout) -> Dataset:
         kept.append(_row(fields, header, chosen, f"{path}, line {line}", layout.classes))
     if short:
         shown = ", ".join(map(str, short[:10])) + (", ..." if len(short) > 10 else "")
-        warnings.warn(f"{path}: rows cut short are left out, lines {shown}", stacklevel=2)
+        warnings.warn(f"{path}: incomplete rows are left out, lines {shown}", stacklevel=2)
     if not kept:
         raise ValueError(f"{path}, line 2: the file has a header and no rows")
     names = (*("sentence", "second")[: len(layout.texts)], "label")

@@ -24,7 +24,7 @@ SHOWN = 20
 
 
 def read_labels(rows: Rows, name: Any, classes: Any = None) -> tuple[list, Any]:
-    """A column's labels as numbers, and the feature of ``datasets`` that says what they are.
+    """A column's labels as numbers, and the feature of ``datasets`` that describes them.
 
     Args:
         rows: of the table.

@@ -55,8 +55,8 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a pre-trained model for a kind of task; as :func:`load_classifier`.
 
-    ``options`` are transformers', such as ``num_labels``. A head that the checkpoint has for
-    another number of labels is made anew.
+    ``options`` are transformers', such as ``num_labels``. If the checkpoint's head has another
+    number of labels, a new head is made.
     """
     auto = getattr(transformers, get_kind(kind).auto_class)
     return _load(auto, name, dtype, ignore_mismatched_sizes=True, **options)
@@ -82,8 +82,8 @@ def load_as_saved(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
         isinstance(named, type) and issubclass(named, PreTrainedModel)
     ):
         raise ValueError(
-            f"{name:.200}: its configuration names {saved_as!r:.80}, which is no model class of "
-            "transformers"
+            f"{name:.200}: its configuration names {saved_as!r:.80}, which is not a "
+            "model class of transformers"
         )
     return _load(named, name, dtype)
 

@@ -100,7 +100,7 @@ def from_columns(
 
     Raises:
         ValueError: a column is not there or twice, columns differ in length, or there are no rows.
-        TypeError: a column is no sequence.
+        TypeError: a column is not a sequence.
     """
     names, features = list(names), features or {}
     columns, classes = {}, {}
@@ -128,7 +128,7 @@ def from_records(
     """Rows that are dictionaries, each with its number in units.
 
     Raises:
-        ValueError: a row is no dictionary or lacks a column, or there are no rows.
+        ValueError: a row is not a dictionary or lacks a column, or there are no rows.
     """
     places: list[int] = []
     columns: dict[Any, list] = {name: [] for name in wanted}

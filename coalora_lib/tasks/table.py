@@ -39,8 +39,8 @@ def from_table(
         table: the path of a file .csv, .tsv (both with a header), .jsonl, .ndjson, .json or
             .parquet, all but the last also compressed (.gz, .bz2, .xz); a pandas DataFrame; a
             ``datasets.Dataset``; a list of dictionaries; a dictionary of columns; a tuple of texts
-            and their labels; a list of texts. ``~`` is the home folder. Text files are UTF-8, or
-            what their byte-order mark says.
+            and their labels; a list of texts. ``~`` is the home folder. Text files are UTF-8,
+            unless a byte-order mark names another encoding.
         text: the column with the texts.
         label: the column with the labels; none if left out (of a tuple, its second).
         second: the column with the second texts of pairs.

@@ -70,7 +70,8 @@ class SyntheticRecord(Strict):
 def compare_on_landscape(
     layers: int, seeds: Iterable[int], plan: SearchPlan, strategies: Sequence[str], path: Path
 ) -> SyntheticRecord:
-    """Let strategies search the same landscapes, one a seed; the record is written after each.
+    """Let strategies search the same landscapes, one for each seed; the record is written after
+    each.
 
     Strategies are of :data:`~coalora_lib.search.STRATEGIES`, or :data:`ALLOCATION`; the plan's
     ``proposals`` are the budget of scored configurations. Landscapes that are in a record at
@@ -99,8 +100,8 @@ def search_landscape(
 ) -> SyntheticRun:
     """One landscape, searched by each strategy from the same allocated set.
 
-    :data:`ALLOCATION` is no search: it scores what the allocation, which does not use the
-    sensitivities, finds at further budgets. It shows what a denser set gains by itself.
+    :data:`ALLOCATION` does not search: it scores the configurations that allocation, without the
+    sensitivities, finds at further budgets. It shows how much a denser set alone gains.
     """
     landscape = Landscape(layers, seed)
     start = landscape.allocated(START)

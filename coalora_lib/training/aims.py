@@ -1,4 +1,4 @@
-"""Targets for texts without labels: what the model itself gives for them before it is quantized."""
+"""Targets for texts without labels: the outputs of the model itself before it is quantized."""
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +12,8 @@ from coalora_lib.training.evaluation import pad_token_of
 def with_aims(
     model: PreTrainedModel, examples: Examples, kind: TaskKind, batch_size: int = 256
 ) -> Examples:
-    """Examples with what an unquantized model gives as their labels; with labels, as they are.
+    """Examples with the outputs of an unquantized model as labels; examples with labels stay as
+    they are.
 
     The model computes in its own precision, in evaluation mode meanwhile.
 

@@ -1,4 +1,4 @@
-"""The search over a model's configurations: what it scores, and what it may choose from."""
+"""The search over a model's configurations: how it scores them, and which ones it may choose."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Checkpoint folders: all that a run needs to go on as if it had not been stopped, as files.
+"""Checkpoint folders: files with all that a stopped run needs to continue exactly.
 
 .. code-block:: text
 
@@ -80,7 +80,7 @@ class State(NamedTuple):
 class CheckpointFolder:
     """A folder of one run's checkpoints; only one training at a time writes into it.
 
-    ``run`` is what a checkpoint must agree with to be one of this run, as JSON holds it.
+    ``run`` has the values, as in JSON, that a checkpoint of this run must have.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:
@@ -139,9 +139,9 @@ class CheckpointFolder:
             try:
                 content = unseal((path / VALUES).read_text())
                 if not isinstance(content.get("run"), dict):
-                    raise ValueError(f"{VALUES} does not say of which run it is")
+                    raise ValueError(f"{VALUES} does not name its run")
                 if sha256_of(path / TENSORS) != content.get("tensors_sha256"):
-                    raise ValueError(f"{TENSORS} was altered: its sha256 is not the recorded one")
+                    raise ValueError(f"{TENSORS} was changed: its sha256 is not the recorded one")
             except (ValueError, OSError) as error:
                 self._put_aside(path, error)
                 continue
@@ -183,8 +183,8 @@ class CheckpointFolder:
                 values = f"{there.get(key)!r:.80} there, {ours.get(key)!r:.80}"
                 differing = f"{name}, {flat(key):.80}: {values}"
             raise ValueError(
-                f"checkpoint {path} is of another run ({differing}); give another folder, or "
-                "remove it to start anew"
+                f"checkpoint {path} is of another run ({differing}); give another "
+                "folder, or remove it to start again"
             )
 
 

@@ -49,7 +49,9 @@ class Evaluation:
         """
         right = self.objective.right(self.predicted, self.expected)
         if right is None:
-            raise ValueError(f"what a {self.objective.name} model predicts is not right or wrong")
+            raise ValueError(
+                f"the predictions of a {self.objective.name} model are not right or wrong"
+            )
         return right
 
     @property

@@ -287,9 +287,7 @@ class Trainer:
                 try:
                     self.load_state_dict(folder.read(newest))
                 except ValueError as error:
-                    raise ValueError(
-                        f"checkpoint {newest} cannot be gone on from: {error}"
-                    ) from None
+                    raise ValueError(f"checkpoint {newest} cannot be continued: {error}") from None
             yield folder
         finally:
             folder.close()

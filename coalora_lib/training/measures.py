@@ -1,10 +1,10 @@
-"""What a task's data say of a model's linear layers: moments of their inputs, and importance.
+"""Measurements of a model's linear layers on a task's data: moments of inputs, and importance.
 
 Importance is the diagonal Fisher information, squared gradients,
 
     F_ij = mean over examples of (d loss(example) / d w_ij)^2
 
-each example's own. They come out of one backward pass a batch: for a linear layer an example's
+each example's own. They come from one backward pass for each batch: for a linear layer an example's
 gradient is the product of what went in and of what came back, summed over its tokens.
 """
 

@@ -1,4 +1,4 @@
-"""The plan of a training run, and what the run leaves."""
+"""The plan of a training run, and its results."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,11 +20,11 @@ class TrainingPlan:
     Each configuration of a step sees the same examples; their losses are averaged.
 
     Attributes:
-        teacher: what the passes learn from beside the labels. "none": nothing, and
-            ``distillation`` is 0. "model": :func:`~coalora_lib.training.train`'s ``teacher``.
-            "self": the first pass of a step is under the finest configuration, and the others
-            learn from its logits, so that the teacher costs no passes of its own (Yu and Huang
-            2019, arXiv 1903.05134, section 3.3).
+        teacher: the model that the passes learn from, in addition to the labels. "none": nothing,
+            and ``distillation`` is 0. "model": :func:`~coalora_lib.training.train`'s ``teacher``.
+            "self": the first pass of a step is under the finest configuration, and the others learn
+            from its logits, so that the teacher costs no passes of its own (Yu and Huang 2019,
+            arXiv 1903.05134, section 3.3).
         cuda_graphs: capture the passes on a single GPU, for models so small that the launch of
             kernels takes most of the time. Without effect on a CPU and over several processes.
 
@@ -67,7 +67,8 @@ class TrainingPlan:
             )
         if self.teacher == "self" and self.configurations_per_step < 2:
             raise ValueError(
-                'teacher="self" needs at least 2 configurations_per_step: one teaches the others'
+                'teacher="self" needs at least 2 configurations_per_step: '
+                "one is the teacher of the others"
             )
 
 

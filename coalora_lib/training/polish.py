@@ -1,7 +1,7 @@
-"""Some gradient steps for one configuration, from what was fitted for it in closed form.
+"""Some gradient steps for one configuration, starting from its fit in closed form.
 
-The divergence of what the model says from what the unquantized one says is lessened over texts.
-Adam (arXiv 1412.6980) steps each coordinate alike, so the coordinates are those in which they
+The steps lower the divergence of the model's outputs from those of the unquantized model. Adam
+(arXiv 1412.6980) steps each coordinate alike, so the coordinates are those in which they
 count alike: with G = L L^T and R = E[x~ x~^T] = K K^T as in :mod:`coalora_lib.calibration`, a term
 is written as
 
@@ -49,7 +49,7 @@ def polish(
     learning_rate: float = 0.03,
     seed: int = 0,
 ) -> list[float]:
-    """Improve what was fitted for one configuration; it is fitted first if it was not.
+    """Improve the fit of one configuration. If it has no fit yet, it is fitted first.
 
     The trained factors of the adapter stay as they are, and so does the current configuration.
 
@@ -67,7 +67,7 @@ def polish(
 
     Raises:
         ValueError: the configuration is none of the model's, or there are no examples.
-        FloatingPointError: a divergence is not finite; what was fitted is as it was.
+        FloatingPointError: a divergence is not finite; the fit is unchanged.
     """
     model, kind = fit.model, fit.kind
     if not len(examples):
@@ -106,8 +106,8 @@ def polish(
 
 
 def _random_rows(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Rows of one batch after another, for ever. Texts of all lengths are in each: in so few steps
-    batches of like length would pull to and fro."""
+    """Rows of one batch after another, without end. Each has texts of all lengths, since with so
+    few steps batches of similar length would pull in different directions."""
     generator = torch.Generator().manual_seed(seed)
     left: list[int] = []
     while True:

@@ -110,7 +110,7 @@ def _alike(there: Any, own: Any, path: str) -> None:
 def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], own: Sequence[Tensor]) -> None:
     for number, each in moments.items():
         if number >= len(own) or each.keys() != {STEPS, *MOMENTS} or each[STEPS].ndim:
-            raise ValueError(f"optimizer.state.{number} is of no parameter of the run")
+            raise ValueError(f"optimizer.state.{number} does not belong to a parameter of the run")
         for name in MOMENTS:
             _alike(each[name], own[number].detach(), f"optimizer.state.{number}.{name}")
 
@@ -119,4 +119,4 @@ def _check_set(there: Tensor | None, own: Tensor) -> None:
     if there is None or there.dtype != own.dtype or there.shape[1:] != own.shape[1:]:
         raise ValueError(f"set must be {own.dtype} of {own.shape[1]} columns")
     if not len(there):
-        raise ValueError("set holds no configuration")
+        raise ValueError("set has no configuration")

@@ -76,7 +76,7 @@ def set_random_states(
 ) -> None:
     """Set this process's of :func:`gathered_random_states`, and the generator of draws.
 
-    ``stored`` has them as ``random`` and ``draws``. ValueError if one is no generator's state.
+    ``stored`` has them as ``random`` and ``draws``. ValueError if one is not a generator's state.
     """
     own, states = f"{accelerator.process_index}.", stored["random"]
     try:

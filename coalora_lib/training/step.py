@@ -1,4 +1,4 @@
-"""One pass of a training step, and what it learns from beside the labels."""
+"""One pass of a training step, and its targets besides the labels."""
 
 from collections.abc import Callable
 from typing import NamedTuple

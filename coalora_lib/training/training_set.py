@@ -1,4 +1,4 @@
-"""The configurations that a run trains over, and the draw of those of a step."""
+"""The configurations that a run trains over, and how those of a step are drawn."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ class TrainingSet:
     """The set C of the paper's equation 5; the expectation over it is taken by uniform draws.
 
     ``configurations`` holds what :meth:`~coalora_lib.adapter.CoaLora.set_configuration` takes, and
-    then each layer by layer; None for a model without. The state of ``generator`` says where the
-    draws stand. ValueError or TypeError for what does not fit the model, its number named.
+    then each layer by layer; None for a model without. The state of ``generator`` is the position
+    of the draws. ValueError or TypeError for what does not fit the model, its number named.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ def _spelled_out(
 ) -> list[Configuration]:
     if not isinstance(configurations, Iterable):
         raise TypeError(
-            f"configurations={configurations!r} is no set; allowed: a list of configurations, each "
+            f"configurations={configurations!r} is not a set; allowed: a list of "
+            "configurations, each "
             "as set_configuration takes it, or None"
         )
     if not isinstance(model, CoaLora):
@@ -75,8 +76,8 @@ def _spelled_out(
             raise type(error)(f"configuration {number} of the set: {error}") from error
         if model.layers.replaced(found[-1]):
             raise ValueError(
-                f"configuration {number} of the set: what was fitted for it is in LoRA's place, "
-                "and LoRA cannot be trained there"
+                f"configuration {number} of the set: fitted terms replace LoRA for "
+                "it, so LoRA cannot be trained there"
             )
     if not found:
         raise ValueError("the set of training configurations is empty")

@@ -67,7 +67,7 @@ def test_a_folder_without_anything_fitted_has_no_such_file_and_older_ones_load(t
 @pytest.mark.parametrize("damage", [truncated, flipped])
 def test_damage_is_refused_with_the_files_name(saved, damage):
     damage(saved / FITTED)
-    with pytest.raises(ValueError, match=r"fitted\.safetensors was altered"):
+    with pytest.raises(ValueError, match=r"fitted\.safetensors was changed"):
         CoaLora.from_pretrained(saved, tiny("bert"))
 
 
@@ -92,7 +92,7 @@ def replaced(folder, change, **about):
     ("change", "message"),
     [
         (lambda t: t.pop(f"{QUERY}.left"), rf"there is no tensor {QUERY}\.left"),
-        (lambda t: t.update(other=torch.zeros(1)), "'other' is no tensor of a layer"),
+        (lambda t: t.update(other=torch.zeros(1)), "'other' is not a tensor of a fitted layer"),
         (
             lambda t: t.update({f"{QUERY}.left": torch.zeros(5, 3)}),
             rf"{QUERY}\.left is \(5, 3\) in torch\.float32; the layer needs \(32, 3\)",
@@ -118,7 +118,7 @@ def test_tensors_that_do_not_fit_are_named(saved, change, message):
 def test_configurations_that_do_not_fit_are_named(saved):
     for rows, message in (
         ([[0, 1]], r"coalora\.json cannot be read: a configuration of 2 choices"),
-        ([[0] * 12], r"fitted\.safetensors: '1\..*' is no tensor of a layer that was fitted"),
+        ([[0] * 12], r"fitted\.safetensors: '1\..*' is not a tensor of a fitted layer"),
         ([[0] * 12] * 3, r"fitted\.safetensors: there is no tensor 2\."),
     ):
         about = [{"rows": each, "replaces": False} for each in rows]
@@ -131,7 +131,7 @@ def test_without_a_checksum_it_is_not_read(saved):
     content = unseal((saved / "coalora.json").read_text())
     assert json.dumps(content["fitted_sha256"])
     (saved / "coalora.json").write_text(seal(content | {"fitted_sha256": None}))
-    with pytest.raises(ValueError, match=r"fitted\.safetensors was altered"):
+    with pytest.raises(ValueError, match=r"fitted\.safetensors was changed"):
         CoaLora.from_pretrained(saved, tiny("bert"))
 
 

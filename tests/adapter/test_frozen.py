@@ -155,14 +155,14 @@ def first(about):
     ("damage", "message"),
     [
         (lambda f: (f / TENSORS).unlink(), r"model\.safetensors: no such file"),
-        (lambda f: (f / TENSORS).write_bytes(b"x" * 50), "is no safetensors file"),
-        (lambda f: (f / MARKER).write_text("{}"), "was altered"),
+        (lambda f: (f / TENSORS).write_bytes(b"x" * 50), "is not a safetensors file"),
+        (lambda f: (f / MARKER).write_text("{}"), "was changed"),
         (lambda f: changed(f, lambda a: first(a).update(row=432)), "layer '"),
         (lambda f: changed(f, lambda a: first(a).update(row=-1)), "layer '"),
         (lambda f: changed(f, lambda a: first(a).update(shape=[8, 8])), "expected"),
         (lambda f: changed(f, lambda a: a["layers"].update(nowhere=first(a))), "nowhere"),
         (lambda f: changed(f, lambda a: a.update(space="none")), "none"),
-        (lambda f: changed(f, lambda a: a.update(model_class="os")), "is no model class"),
+        (lambda f: changed(f, lambda a: a.update(model_class="os")), "is not a model class"),
         (lambda f: changed(f, lambda a: a["layers"].popitem()), "also has|lacks"),
         (lambda f: (f / "config.json").write_text("[]"), r"config\.json"),
     ],
@@ -180,6 +180,6 @@ def test_a_folder_of_something_else_is_left(folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("mine")
     frozen = load_frozen(folder)
-    with pytest.raises(FileExistsError, match="holds no coalora_frozen"):
+    with pytest.raises(FileExistsError, match="has no coalora_frozen"):
         save_frozen(frozen, tmp_path / "mine")
     assert json.loads((folder / MARKER).read_text())["space"] == get_space("nf").name

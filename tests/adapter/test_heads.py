@@ -68,7 +68,7 @@ def test_what_a_checkpoint_lacked_is_found(tmp_path):
     assert "bert.pooler.dense.weight" in fresh_parameters(classifier)
     masked = transformers.BertForMaskedLM.from_pretrained(tmp_path)
     assert find_heads(masked) == ["cls.predictions.transform"]
-    with pytest.warns(UserWarning, match=r"cls\.predictions\.bias: not in the checkpoint"):
+    with pytest.warns(UserWarning, match=r"cls\.predictions\.bias: the checkpoint does not have"):
         warn_of_random_parts(masked, find_heads(masked))
 
 
@@ -80,7 +80,9 @@ def test_a_head_of_ones_own_is_found_beside_a_loaded_encoder(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_random_parts(own, ["my_head"])
-    with pytest.warns(UserWarning, match=r"my_head\.0\.weight and 3 more: not in the checkpoint"):
+    with pytest.warns(
+        UserWarning, match=r"my_head\.0\.weight and 3 more: the checkpoint does not have"
+    ):
         warn_of_random_parts(own, [])
 
 

@@ -137,7 +137,7 @@ def test_a_configuration_of_another_model_is_refused_and_nothing_changes(model, 
     "wrong", ["3.1", True, 3j, {COARSE}, torch.tensor(3.0)], ids=lambda value: repr(value)[:9]
 )
 def test_what_is_no_configuration_is_shown_with_what_is_allowed(model, wrong):
-    with pytest.raises(TypeError, match=r"(?s)is no configuration; allowed: a budget"):
+    with pytest.raises(TypeError, match=r"(?s)is not a configuration; allowed: a budget"):
         model.set_configuration(wrong)
     assert model.configuration is None
 
@@ -321,9 +321,9 @@ def test_names_that_do_not_fit_are_named(model):
     missing = {name: named[name] for name in model.layer_names[1:]}
     with pytest.raises(ValueError, match=f"lacks '{model.layer_names[0]}'"):
         model.set_configuration(missing)
-    with pytest.raises(ValueError, match=r"no such layer as 'h\.0\.attn'"):
+    with pytest.raises(ValueError, match=r"this model has no layer 'h\.0\.attn'"):
         model.set_configuration(named | {"h.0.attn": COARSE})
-    with pytest.raises(TypeError, match="4 is no choice of the space"):
+    with pytest.raises(TypeError, match="4 is not a choice of the space"):
         model.set_configuration([4] * 12)
     assert model.configuration is None
 

@@ -80,7 +80,7 @@ def test_a_base_model_that_is_not_found_is_named(saved, monkeypatch):
     folder, _ = saved
     description = folder / "coalora.json"
     description.write_text(seal(unseal(description.read_text()) | {"base_name": "nobody/nothing"}))
-    with pytest.raises(OSError, match=r"'nobody/nothing' of .* hand it in as base_model"):
+    with pytest.raises(OSError, match=r"'nobody/nothing' of .* pass it as base_model"):
         CoaLora.from_pretrained(folder)
 
 
@@ -112,10 +112,10 @@ def test_another_base_model_is_refused(saved):
 def test_a_folder_that_is_not_ours_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         CoaLora.from_pretrained(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"holds no coalora\.json"):
+    with pytest.raises(ValueError, match=r"has no coalora\.json"):
         CoaLora.from_pretrained(tmp_path)
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds no coalora\.json"):
+    with pytest.raises(FileExistsError, match=r"has no coalora\.json"):
         attached("bert").save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 

@@ -276,7 +276,7 @@ def test_a_model_moved_from_inside_keeps_its_weights_together(kind):
 def test_a_base_that_cannot_be_adapted_is_refused():
     adapted = tiny("bert")
     CoaLora.attach(adapted, rank=4)
-    with pytest.raises(ValueError, match="carries an adapter already"):
+    with pytest.raises(ValueError, match="already has an adapter"):
         CoaLora.attach(adapted, rank=4)
     with pytest.raises(ValueError, match="meta device"):
         CoaLora.attach(tiny("llama").to("meta"), rank=4)

@@ -181,13 +181,13 @@ def test_a_device_allows_some_choices_and_fixes_some_layers():
     [
         ({"allowed": {"weight_bits": 4}}, "weight_bits=4: give the allowed values as a tuple"),
         ({"allowed": {"scale_dtype": "fp16"}}, "scale_dtype='fp16': give the allowed values"),
-        ({"fixed": {0: 4}}, "fixed layer 0: 4 is no choice of the space"),
+        ({"fixed": {0: 4}}, "fixed layer 0: 4 is not a choice of the space"),
         ({"fixed": {0.5: NF.choices[0]}}, "fixed layer 0.5 is neither a position nor a name"),
         ({"fixed": [0]}, r"fixed=\[0\] must be a dictionary"),
         ({"allowed": 4.0}, "allowed=4.0 must be a dictionary"),
         ({"budget": "3"}, "budget='3' must be a number"),
         ({"max_bytes": [300]}, r"max_bytes=\[300\] must be a number"),
-        ({"limits": "no"}, "limits: 'n' is no Limit"),
+        ({"limits": "no"}, "limits: 'n' is not a Limit"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -230,7 +230,7 @@ def test_without_limits_every_layer_takes_its_best():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"allowed": {"bits": (4,)}}, "'bits' is no field of a choice; allowed: weight_bits"),
+        ({"allowed": {"bits": (4,)}}, "'bits' is not a field of a choice; allowed: weight_bits"),
         ({"allowed": {"weight_bits": (4, 5)}}, r"weight_bits=\(4, 5\) is not among \(2, 3, 4, 8\)"),
         ({"allowed": {"weight_bits": ()}}, r"weight_bits=\(\) is not among"),
         ({"fixed": {"key": NF.choices[0]}}, "fixed layer 'key' is not among the names"),

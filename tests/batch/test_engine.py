@@ -44,11 +44,11 @@ def test_each_job_is_made_once_and_skipped_when_it_is_there(run, tmp_path):
 @pytest.mark.parametrize(
     ("jobs", "message"),
     [
-        ([Toy("../out")], r"'\.\./out' is not safe as a name"),
-        ([Toy("a/b")], "is not safe as a name"),
-        ([Toy("a\n")], "is not safe as a name"),
-        ([Toy(".hidden")], "is not safe as a name"),
-        ([Toy("x" * 300)], "is not safe as a name"),
+        ([Toy("../out")], r"'\.\./out' is not a safe name"),
+        ([Toy("a/b")], "is not a safe name"),
+        ([Toy("a\n")], "is not a safe name"),
+        ([Toy(".hidden")], "is not a safe name"),
+        ([Toy("x" * 300)], "is not a safe name"),
         ([Toy("a"), Toy("a", "fail")], "two jobs have the name a"),
     ],
     ids=["parent", "folder", "line", "hidden", "long", "twice"],

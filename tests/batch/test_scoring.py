@@ -101,5 +101,5 @@ def test_train_takes_the_address_of_a_scheduler(client, small_run, tmp_path, mon
 def test_a_worker_of_other_packages_is_refused(client, monkeypatch):
     other = {"code": "another"}
     monkeypatch.setattr("coalora_lib.batch.scoring.facts", lambda _: other)
-    with pytest.raises(ValueError, match="is not like this process: code is"):
+    with pytest.raises(ValueError, match="differs from this process: code is"):
         WorkerScorer(client)

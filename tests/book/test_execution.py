@@ -159,7 +159,9 @@ def test_an_interrupted_command_ends_its_kernel_and_says_so(project):
 def test_outside_the_project_a_command_says_so_and_writes_nothing(name, tmp_path):
     found = CliRunner().invoke(app, [name, "--root", str(tmp_path)])
     assert found.exit_code == 2
-    message = f"{tmp_path} is not the project's folder, it has no _toc.yml; --root names one"
+    message = (
+        f"{tmp_path} is not the project's folder: it has no _toc.yml; give the folder with --root"
+    )
     assert found.stderr == f"coalora: {message}\n"
     assert not list(tmp_path.iterdir())
 

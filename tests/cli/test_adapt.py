@@ -46,7 +46,7 @@ def test_a_model_and_texts_become_an_adapter(kind, tiny_folders, tmp_path, monke
         (["--no-training", "--texts", "t.txt", "--weights", "all"], "--weights all is not known"),
         (["--no-training", "--texts", "t.txt", "--dtype", "int8"], "dtype: Input should be"),
         (["--no-training", "--texts", "t.txt", "--device", "d.yaml"], "give either --bits or"),
-        ([], "model is no run: it holds no run.json"),
+        ([], "model is not a run: it has no run.json"),
     ],
     ids=["texts", "training", "length", "file", "weights", "dtype", "device", "run"],
 )

@@ -98,8 +98,8 @@ def test_bits_are_read_from_texts():
     assert bit_range("3") == (3, 3)
     assert bit_list("2.5,3, 4") == [2.5, 3, 4]
     for text in ("", "5-2", "a-b", "1-2-3", "-3", "nan", "inf"):
-        with pytest.raises(ValueError, match=r"is no range of bits; allowed: as 2\.25-5"):
+        with pytest.raises(ValueError, match=r"is not a range of bits; allowed: such as 2.25-5"):
             bit_range(text)
     for text in ("", "0", "2;3", "nan"):
-        with pytest.raises(ValueError, match=r"are no numbers; allowed: as 2\.5,3,4"):
+        with pytest.raises(ValueError, match=r"are not numbers; allowed: such as 2.5,3,4"):
             bit_list(text)

@@ -106,7 +106,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_nothing_is_written(tmp_path
     with pytest.raises(ValueError, match="BertForSequenceClassification cannot be written as GGUF"):
         other.export_gguf(out, 16.0, tokenizer)
     normal = CoaLora.attach(MODELS["bert"](), heads=())
-    with pytest.raises(ValueError, match=r"in the space 'nf', which llama\.cpp does not know"):
+    with pytest.raises(ValueError, match=r"in the space 'nf', which llama\.cpp cannot read"):
         normal.export_gguf(out, 3.0, tokenizer)
     with torch.no_grad():
         model.get_base_model().embeddings.LayerNorm.weight[3] = torch.nan
@@ -182,5 +182,5 @@ def test_other_tokenizers_are_refused():
         vocabulary_of(words, 10)
     made = byte_level()
     made.backend_tokenizer.pre_tokenizer = None
-    with pytest.raises(ValueError, match=r"cuts texts is none that llama\.cpp knows by name"):
+    with pytest.raises(ValueError, match=r"splits texts is not a known one of llama\.cpp"):
         vocabulary_of(made, 450)

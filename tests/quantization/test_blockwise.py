@@ -189,7 +189,7 @@ def test_what_cannot_be_quantized_is_refused(weight, error, message):
 
 @pytest.mark.parametrize("choice", [4, None, (4, 8, "fp32", 16, 16)], ids=str)
 def test_what_is_no_choice_is_refused(choice):
-    with pytest.raises(TypeError, match="is no BlockwiseChoice"):
+    with pytest.raises(TypeError, match="is not a BlockwiseChoice"):
         quantize(torch.ones(3), choice)
 
 

@@ -99,7 +99,7 @@ def test_the_same_estimate_at_every_call():
 
 
 def test_pieces_and_a_sample_exclude_each_other():
-    with pytest.raises(ValueError, match="pieces=1 and a sample exclude each other"):
+    with pytest.raises(ValueError, match="pieces=1 and a sample cannot be given together"):
         next(error_parts(torch.ones(4), "nf", pieces=1, sample=SHARE))
 
 

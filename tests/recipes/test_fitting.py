@@ -194,7 +194,7 @@ def test_the_draw_is_the_seeds_and_holds_others_out():
         ({"dtype": "int8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float64'"),
         ({"weights": "all"}, "weights='all' is not known"),
         ({"allocation": "loss"}, "allocation"),
-        ({"texts": ["one", "one"]}, "1 text is too few"),
+        ({"texts": ["one", "one"]}, "1 text is not enough"),
         ({"texts": "texts.txt"}, r"texts\.txt: no such file"),
         ({"device": Device(bits=1.0)}, "not feasible"),
         ({"model": "nowhere"}, "nowhere cannot be loaded"),
@@ -215,7 +215,7 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(
 
 def test_a_folder_of_something_else_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds no coalora_export\.json"):
+    with pytest.raises(FileExistsError, match=r"has no coalora_export\.json"):
         adapt_to_texts("nowhere", "nothing.txt", tmp_path, BITS)
 
 
@@ -231,6 +231,6 @@ def test_models_that_cannot_be_fitted_are_refused(tiny_folders, tmp_path):
         adapt_to_texts(tmp_path / "t5", TEXTS, tmp_path / "phone", BITS, **SMALL)
     config = json.loads((tmp_path / "t5" / "config.json").read_text())
     (tmp_path / "t5" / "config.json").write_text(json.dumps(config | {"architectures": ["os"]}))
-    with pytest.raises(ValueError, match="names 'os', which is no model class of transformers"):
+    with pytest.raises(ValueError, match="names 'os', which is not a model class of transformers"):
         adapt_to_texts(tmp_path / "t5", TEXTS, tmp_path / "phone", BITS, **SMALL)
     assert not (tmp_path / "phone").exists()

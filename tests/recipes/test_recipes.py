@@ -73,7 +73,7 @@ def test_a_finished_run_is_left_as_it_is_and_another_one_is_refused(run, reviews
     other = run.settings.model_copy(update={"rank": 8})
     with pytest.raises(ValueError, match="is a run with rank=4, not 8"):
         train_run(run.path, other)
-    with pytest.raises(FileExistsError, match=r"holds no run\.json; it is left as it is"):
+    with pytest.raises(FileExistsError, match=r"has no run\.json, so nothing was changed"):
         train_run(reviews.parent, run.settings)
 
 
@@ -124,13 +124,13 @@ def test_a_device_is_bytes_allowed_values_and_fixed_layers(run, tmp_path):
     [
         ("bite: 3", r"'bite' is not known \(did you mean 'bits'\?\); allowed: bits, bytes"),
         ("bits: many", "bits: Input should be a valid number.*got 'many'"),
-        ("bits: [", "is no YAML"),
-        ("[" * 10_000, "is no YAML"),
-        ("'\\ud800': 3", r"is not known|is no YAML"),
+        ("bits: [", "is not YAML"),
+        ("[" * 10_000, "is not YAML"),
+        ("'\\ud800': 3", r"is not known|is not YAML"),
         ('fixed: {"a\\nb": 3}', r"fixed\.a b: Input should be a valid dictionary"),
         ("- 3", "holds no fields"),
         ("bits: -1", "bits: Input should be greater than 0"),
-        ("!!python/object/apply:os.system ['true']", "is no YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )
 def test_a_wrong_description_is_named(text, message, tmp_path):
@@ -159,7 +159,7 @@ def test_what_no_device_can_do_is_refused_and_nothing_is_written(run, tmp_path):
     for device, message in (
         (Device(bits=1.0), "not feasible"),
         (Device(bytes=10), "not feasible"),
-        (Device(bits=3, fixed={"layer.9": {}}), "'layer.9' is no layer of the model"),
+        (Device(bits=3, fixed={"layer.9": {}}), "'layer.9' is not a layer of the model"),
         (Device(bits=3, allowed={"weight_bits": [5]}), "5"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -290,7 +290,7 @@ def test_what_does_not_fit_together_is_named(reviews, small_run, tmp_path):
         return Settings(**{"model": model, "data": str(reviews), **SMALL} | changed)
 
     for settings, message in (
-        (asked(label=None), "without label= the kind of task cannot be told"),
+        (asked(label=None), "without label= the kind of task is not known"),
         (asked(kind="regression"), "stars"),
         (asked(kind="tokens"), "kind='tokens' is not for tables; allowed: single-label"),
         (asked(kind="single"), "kind='single' is not known"),

@@ -238,8 +238,8 @@ def test_losses_of_any_unit_are_predicted_in_it():
         (torch.zeros(3, 6), torch.zeros(2), r"must be \(2, 6\) and .*, got \(3, 6\)"),
         (torch.zeros(12), torch.zeros(2), r"must be \(2, 6\) and .*, got \(12,\)"),
         (torch.zeros(2, 6), torch.zeros(2, 1), r"and losses one for each, got .* \(2, 1\)"),
-        (torch.full((2, 6), 0.5), torch.zeros(2), "0 is 0.5, which is no integer"),
-        (torch.full((2, 6), math.nan), torch.zeros(2), "0 is nan, which is no integer"),
+        (torch.full((2, 6), 0.5), torch.zeros(2), "0 is 0.5, which is not an integer"),
+        (torch.full((2, 6), math.nan), torch.zeros(2), "0 is nan, which is not an integer"),
         (
             torch.tensor([[0] * 6, [0, 0, 3, 0, 0, 0]]),
             torch.zeros(2),

@@ -45,7 +45,7 @@ def test_it_is_found_by_its_name_and_no_other_takes_it():
         ValueError, match=r"space='awq' is not known; allowed: nf, int, gguf.*, rounding"
     ):
         get_space("awq")
-    with pytest.raises(TypeError, match="is no ConfigurationSpace"):
+    with pytest.raises(TypeError, match="is not a ConfigurationSpace"):
         register_space("rounding")
 
 

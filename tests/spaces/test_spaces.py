@@ -67,14 +67,16 @@ def test_a_row_out_of_range_is_named(row):
 
 
 def test_a_choice_of_another_space_is_named():
-    with pytest.raises(TypeError, match="is no choice of the space 'int'; its fields are weight_b"):
+    with pytest.raises(
+        TypeError, match="is not a choice of the space 'int'; its fields are weight_b"
+    ):
         INTEGER.index(NF.choices[0])
 
 
 def test_indices_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"index 4 of weight_bits is outside 0\.\.3"):
         NF.from_indices(torch.tensor([4, 0, 0, 0, 0]))
-    with pytest.raises(ValueError, match="no multiple of 5"):
+    with pytest.raises(ValueError, match="not a multiple of 5"):
         NF.from_indices(torch.zeros(7, dtype=torch.int64))
 
 

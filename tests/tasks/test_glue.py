@@ -148,6 +148,6 @@ def test_a_header_without_the_columns_is_refused(root):
 def test_questions_cut_by_a_line_feed_are_left_out_with_a_warning(root):
     cut = "8\t3\t4\tHow does\none do it?\tHow?\t1\n9\t5\t6\t\tIs one empty?\t0\n"
     (root / "QQP" / "train.tsv").write_text(FILES["qqp"] + cut)
-    with pytest.warns(UserWarning, match=r"train\.tsv: rows cut short are left out, lines 3, 4$"):
+    with pytest.warns(UserWarning, match=r"train\.tsv: incomplete rows are left out, lines 3, 4$"):
         train = load_task("qqp").train
     assert rows(train) == [*ROWS["qqp"], ("", "Is one empty?", 0)]

@@ -200,7 +200,7 @@ def test_a_state_that_does_not_fit_is_named_and_the_model_left(
     reseal(newest / "state.json", **changed)
     model = with_dropout()
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    with pytest.raises(ValueError, match=f"checkpoint {newest} cannot be gone on from: {message}"):
+    with pytest.raises(ValueError, match=f"checkpoint {newest} cannot be continued: {message}"):
         train(model, examples, SET, plan, checkpoints=tmp_path)
     assert same(model.state_dict(), before)
 

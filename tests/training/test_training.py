@@ -114,10 +114,14 @@ def test_budgets_and_mappings_are_taken_as_configurations(model, examples):
 @pytest.mark.parametrize(
     ("wrong", "kind", "message"),
     [
-        (3.0, TypeError, "configurations=3.0 is no set"),
-        (SET[0], TypeError, r"configuration 0 of the set: BlockwiseChoice\(.* is no configuration"),
-        ([3.0, "fine"], TypeError, "configuration 1 of the set: 'fine' is no configuration"),
-        ([3.0, None], TypeError, "configuration 1 of the set: None is no configuration"),
+        (3.0, TypeError, "configurations=3.0 is not a set"),
+        (
+            SET[0],
+            TypeError,
+            r"configuration 0 of the set: BlockwiseChoice\(.* is not a configuration",
+        ),
+        ([3.0, "fine"], TypeError, "configuration 1 of the set: 'fine' is not a configuration"),
+        ([3.0, None], TypeError, "configuration 1 of the set: None is not a configuration"),
         ([3.0, 1.0], ValueError, "configuration 1 of the set: .*1"),
         ([{"layer": SET[0][0]}], ValueError, "configuration 0 of the set: the configuration lacks"),
     ],

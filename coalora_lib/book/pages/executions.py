@@ -1,4 +1,4 @@
-"""The table of executions: what the notebooks' metadata say of when and for how long they ran."""
+"""The table of executions: when and for how long the notebooks ran, from their metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terms of the glossary say what they mean under the pointer: the browser's own hover text."""
+"""A term of the glossary shows its meaning under the pointer, as the browser's own hover text."""
 
 from __future__ import annotations
 

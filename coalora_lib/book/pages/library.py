@@ -1,6 +1,6 @@
-"""The pages on the library: one a package, with what it exports.
+"""The pages on the library: one for each package, with its exported names.
 
-Of its modules, those that a page of the book names are there too, with the rest of what they have.
+They also show the modules that a page of the book names, with all their public names.
 """
 
 from __future__ import annotations

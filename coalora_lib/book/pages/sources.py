@@ -33,7 +33,7 @@ class Item:
 
 @dataclass
 class Module:
-    """What one file says."""
+    """The documented names of one file."""
 
     name: str
     doc: str
@@ -43,7 +43,7 @@ class Module:
     lines: list[str]  #: of the file
 
     def comment(self, node: ast.Assign | ast.AnnAssign) -> str:
-        """What ``#:`` says after a value, or on the lines before it."""
+        """The comment ``#:`` after a value, or on the lines before it."""
         after = self.lines[(node.end_lineno or node.lineno) - 1].partition("#: ")[2]
         before: list[str] = []
         while (line := self.lines[node.lineno - 2 - len(before)].strip()).startswith("#: "):
