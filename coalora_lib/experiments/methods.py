@@ -260,7 +260,6 @@ _DEPLOYED = (
     "in order",
     "in order, polished",
     "Shared-LoRA",
-    "CoA-LoRA",
     "calibrated, CoA-LoRA",
     "in order, CoA-LoRA",
 )
