@@ -104,7 +104,7 @@ def no_transformer(_):
 
 
 REFUSED = [
-    (with_settings("gptq"), "quantized by gptq already; load it unquantized"),
+    (with_settings("gptq"), "quantized by gptq already; load it without quantization"),
     (with_settings("awq"), "quantized by awq already"),
     (with_settings("torchao"), "quantized by torchao already"),
     (in_4_bits, "quantized by bitsandbytes already"),
