@@ -121,5 +121,5 @@ def test_polish_goes_on_towards_the_trained_model():
 def test_a_configuration_without_lora_is_not_trained_on():
     model, *_ = fitted()
     examples = [{"input_ids": ids, "labels": torch.tensor(0)} for ids in batch()["input_ids"]]
-    with pytest.raises(ValueError, match="configuration 1 of the set: what was fitted for it is"):
+    with pytest.raises(ValueError, match="fitted terms replace LoRA for it"):
         train(model, examples, [4.0, 2.5], TrainingPlan(steps=1, batch_size=1))

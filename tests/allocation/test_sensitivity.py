@@ -83,7 +83,7 @@ def test_a_space_is_asked_for_its_choices(space):
 
 @pytest.mark.parametrize(
     ("shapes", "slopes", "message"),
-    [(SHAPES[:2], [1, 1, 1], "3 rows of errors for 2 layers"), (SHAPES, [0, 0, 0], "in none")],
+    [(SHAPES[:2], [1, 1, 1], "3 rows of errors for 2 layers"), (SHAPES, [0, 0, 0], "for no layer")],
     ids=["shapes", "no rise"],
 )
 def test_what_cannot_be_told_is_refused(shapes, slopes, message, errors):

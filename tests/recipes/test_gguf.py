@@ -105,7 +105,7 @@ def test_a_model_and_texts_become_files(folders, tmp_path, monkeypatch):
         (["--weights", "packed"], "--weights is for --format peft only"),
         (["--embedding", "Q3"], "embedding='Q3' is not known; allowed: Q6_K, "),
         (["--format", "peft", "--pooling", "cls"], "--pooling is for --format gguf only"),
-        (["--space", "nf"], "the layers are quantized in the space 'nf', which llama.cpp does not"),
+        (["--space", "nf"], "the layers are quantized in the space 'nf', which llama.cpp"),
         (
             ["--device", "k.yaml"],
             "layer encoder.layer.0.attention.self.query of shape (64, 64) has no allowed choice",
