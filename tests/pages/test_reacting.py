@@ -147,7 +147,7 @@ def test_a_walk_goes_step_by_step_from_a_scored_configuration_to_what_was_propos
     assert "begins at a scored configuration" in page.locator("#fig-steps").inner_text()
     slide(page, "Step", 1)
     said = page.locator("#fig-steps .reacting-says").inner_text()
-    assert re.match(r"Block \d, \w+: \w+ from \S+ to \S+\. [\d.]+ bits, predicted loss", said)
+    assert re.match(r"Block \d, \w+: \w+ from \S+ to \S+\. [\d.]+ bits, loss foreseen", said)
     slide(page, "Step", 30)
     said = page.locator("#fig-steps .reacting-says").inner_text()
     name = "search-walk-rank4-sst2-standard-seed1.json"
