@@ -29,7 +29,7 @@ def describe_layers(names: Sequence[str]) -> LayerDescriptions:
     "bert.encoder.layer.3.attention.self.query" is "attention.self.query" in block 3, and
     "model.layers.7.mlp.up_proj" is "mlp.up_proj" in block 7. A model of several stacks, such as an
     encoder and a decoder, has types of each: "encoder.block: layer.0.SelfAttention.q". A layer
-        outside the blocks has its own type, and block 0.
+    outside the blocks has its own type, and block 0.
     """
     parts = [re.fullmatch(r"(?:(.*?)\.)??(\d+)\.(.+)", name) for name in names]
     stacks = {part[1] for part in parts if part is not None}
