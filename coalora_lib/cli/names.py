@@ -40,7 +40,7 @@ def compared() -> Collection[str]:
     """Methods of the comparisons."""
     from coalora_lib.experiments.methods import methods_of
 
-    return methods_of("main", "ablation", "recovery")
+    return methods_of("main", "ablation", "fitted", "recovery", "deployment")
 
 
 def arms() -> Collection[str]:

@@ -33,6 +33,13 @@ from coalora_lib.spaces import Configuration
 
 Group = Literal["main", "ablation", "fitted", "option", "search", "recovery", "deployment"]
 
+#: Of the groups that are not compared in chapter 6: how their slugs begin, and their experiment.
+_APART: dict[Group, tuple[str, Experiment]] = {
+    "option": ("options-", OPTIONS),
+    "search": ("search-", SEARCH),
+    "recovery": ("recovery-", RECOVERY),
+    "deployment": ("deployment-", DEPLOYMENT),
+}
 #: Bits of the arbitrary configurations that have runs of their own.
 ALONE_BITS = (2.1, 2.9, 3.7, 4.2)
 
@@ -82,20 +89,13 @@ class Method:
     @property
     def slug(self) -> str:
         """Its name in files and commands: the label in small letters with dashes."""
-        prefix = {"option": "options"}.get(self.group, self.group) + "-"
-        apart = self.group in ("option", "search", "recovery", "deployment")
-        return prefix * apart + self.label.lower().replace(", ", "-").replace(" ", "-")
+        prefix = _APART[self.group][0] if self.group in _APART else ""
+        return prefix + self.label.lower().replace(", ", "-").replace(" ", "-")
 
     @property
     def experiment(self) -> Experiment:
         """What its runs train on at first and are evaluated on."""
-        experiments = {
-            "option": OPTIONS,
-            "search": SEARCH,
-            "recovery": RECOVERY,
-            "deployment": DEPLOYMENT,
-        }
-        return experiments.get(self.group, COMPARISON)
+        return _APART[self.group][1] if self.group in _APART else COMPARISON
 
     def first_set(self, setup: Setup) -> list[Configuration]:
         """What a run over the set trains on until a search changes it."""

@@ -98,7 +98,7 @@ RECOVERY = Experiment(
     lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
     kinds=("embedding",),
 )
-#: The same over the types of GGUF files, chapter 10; at last on one type for all layers.
+#: The same over the types of GGUF files; evaluated also with one type for all layers.
 DEPLOYMENT = replace(
     RECOVERY,
     protocol="deployment-1",

@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from coalora_lib.cli import app
+from coalora_lib.cli.names import compared
 from coalora_lib.experiments import PROFILES
-from coalora_lib.experiments.methods import methods_of
+from coalora_lib.experiments.methods import compared_for, methods_of
 from coalora_lib.experiments.runner import job_for, run_job
 from coalora_lib.records import read_record, write_record
 
@@ -47,6 +48,12 @@ def test_a_label_is_no_name_in_a_command(command, option, group, tmp_path):
     found = invoke(command, option, label, "--results", tmp_path)
     assert found.exit_code == 2
     assert "is not known" in found.output
+
+
+def test_every_method_that_is_compared_can_be_named():
+    every = set(compared())
+    assert every >= {slug for each in PROFILES.values() for slug in compared_for(each)}
+    assert every >= set(methods_of("deployment"))
 
 
 def test_runs_that_are_there_are_not_made_again(small_run, small_setup, tmp_path, monkeypatch):
