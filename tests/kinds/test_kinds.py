@@ -247,7 +247,7 @@ def test_encoder_decoders_are_known_by_class_and_own_classes_by_what_they_extend
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
     )  # fmt: skip
     assert kind_of(Mine(config)).name == "seq2seq"
-    with pytest.raises(ValueError, match="what a Linear is for is not known; give kind="):
+    with pytest.raises(ValueError, match="the kind of task of a Linear is not known; give kind="):
         kind_of(torch.nn.Linear(1, 1))
 
 
