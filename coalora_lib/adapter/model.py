@@ -25,6 +25,8 @@ from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 CACHE_LIMIT = 4 * 2**30
 #: Mean bits that the start "svd" takes its residual at: one of the paper's figure 1, 2.5 to 4.
 REFERENCE_BUDGET = 3.0
+#: A configuration, or what is allocated at :data:`REFERENCE_BUDGET`.
+StartConfiguration = ConfigurationLike | Literal["reference"]
 
 
 class CoaLora(Exports):
@@ -53,7 +55,7 @@ class CoaLora(Exports):
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
         second_moments: Mapping[str, Tensor] | None = None,
-        start_configuration: ConfigurationLike | None = None,
+        start_configuration: StartConfiguration | None = None,
     ) -> None:
         super().__init__()
         # What may be refused is, before the base model is touched.
@@ -69,6 +71,8 @@ class CoaLora(Exports):
         settings.check(linears, mean_inputs, second_moments)
         reference = None
         if settings.start == "svd" and start_configuration is not None:
+            if start_configuration == "reference":
+                start_configuration = max(REFERENCE_BUDGET, self._resolver.fewest_bits())
             reference = self._resolver(start_configuration, weights)
 
         warn_of_what_is_left(base_model, self.layer_names, heads)
@@ -106,7 +110,7 @@ class CoaLora(Exports):
         *,
         space: str | ConfigurationSpace = "nf",
         errors: Literal["estimated", "exact"] | Tensor = "estimated",
-        start_configuration: ConfigurationLike = REFERENCE_BUDGET,
+        start_configuration: StartConfiguration = "reference",
         cache_bytes: int = CACHE_LIMIT,
         mean_inputs: Mapping[str, Tensor] | None = None,
         second_moments: Mapping[str, Tensor] | None = None,
@@ -123,7 +127,8 @@ class CoaLora(Exports):
             space: what layers may be quantized to; the name of a registered space, or that space.
             errors: "estimated" from a sample or "exact" when a budget is first asked for, see
                 :func:`~coalora_lib.allocation.error_table`; or the (layers, choices) table.
-            start_configuration: whose residual the start "svd" begins from.
+            start_configuration: whose residual the start "svd" begins from; by default what is
+                allocated at 3.0 bits, or at the fewest bits that the layers can take.
             cache_bytes: memory that the weights of other configurations may take.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from coalora_lib.allocation import Constraints, allocate, error_table
-from coalora_lib.spaces import Choice, ConfigurationSpace
+from coalora_lib.spaces import Choice, ConfigurationSpace, parameters
 
 #: What :meth:`CoaLora.set_configuration` takes, beside None.
 ConfigurationLike = Sequence[Choice] | Mapping[str, Choice] | Constraints | float
@@ -47,6 +47,13 @@ class ConfigurationResolver:
         if self.errors is None:
             self.errors = error_table(weights, self.space, sample=self.estimate)
         return self.errors
+
+    def fewest_bits(self) -> float:
+        """The smallest budget that is feasible, in mean bits per parameter."""
+        stored = sum(
+            parameters(shape) * self.space.allowed_bits(shape).min().item() for shape in self.shapes
+        )
+        return stored / sum(map(parameters, self.shapes))
 
     def __call__(
         self, configuration: ConfigurationLike, weights: Mapping[str, Tensor]

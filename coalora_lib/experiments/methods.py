@@ -260,6 +260,7 @@ _DEPLOYED = (
     "in order",
     "in order, polished",
     "Shared-LoRA",
+    "CoA-LoRA",
     "calibrated, CoA-LoRA",
     "in order, CoA-LoRA",
 )

@@ -383,3 +383,20 @@ def test_a_head_over_a_16_bit_model_is_trained_in_32_bits():
     assert set(trained.values()) == {torch.float32}
     model.set_configuration([FINE] * 12)
     assert torch.isfinite(logits(model)).all()
+
+
+def test_the_start_from_a_residual_takes_the_fewest_bits_that_a_space_has():
+    model = CoaLora.attach(tiny("bert"), rank=4, start="svd", space="gguf")
+    fewest = sum(
+        model.space.allowed_bits(shape).min().item() * size
+        for shape, size in zip(model.shapes, model.sizes, strict=True)
+    ) / sum(model.sizes)
+    assert fewest > 3.0  # so the 3.0 bits of other spaces are not to be had
+    given = CoaLora.attach(
+        tiny("bert"), rank=4, start="svd", space="gguf", start_configuration=fewest
+    )
+    for found, wanted in zip(model.layers.factors(), given.layers.factors(), strict=True):
+        assert torch.equal(found.l1, wanted.l1)
+        assert torch.equal(found.l2, wanted.l2)
+    with pytest.raises(ValueError, match="not feasible"):
+        model.resolve(fewest - 0.01)
