@@ -28,6 +28,7 @@ from coalora_lib.adapter.export import folded, without_idle
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.merging import copied
 from coalora_lib.files import atomic_folder, seal, unseal
+from coalora_lib.quantization.linear import with_lora
 from coalora_lib.spaces import Choice, QuantizedWeight, get_space
 from coalora_lib.validation import describe, flat
 
@@ -90,11 +91,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        weight = self.quantized.dequantize(inputs.dtype)
-        output = F.linear(inputs, weight.T if self.transposed else weight, self.bias)
-        if self.left is None or self.right is None:
-            return output
-        return output + F.linear(F.linear(inputs, self.right), self.left)
+        quantized, rest = self.quantized, (self.bias, self.left, self.right)
+        if not self.transposed:
+            return get_space(self.space).linear(quantized, inputs, *rest)
+        output = F.linear(inputs, quantized.dequantize(inputs.dtype).T, self.bias)
+        return with_lora(output, inputs, self.left, self.right)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self.get_buffer(STORED + name) for name in self._names}

@@ -39,6 +39,11 @@ class QuantizedTensor:
                 yield field.name, value
 
     @property
+    def parts(self) -> operators.Parts:
+        """The stored tensors as the operators take them."""
+        return self.codes, self.scale_codes, self.group_scales, self.offset
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes with padding and offset, the same as the choice's ``nbytes``."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
@@ -55,8 +60,7 @@ class QuantizedTensor:
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor that the codes stand for, in its original shape (and dtype by default)."""
-        parts = self.codes, self.scale_codes, self.group_scales, self.offset
-        return operators.dequantize(parts, self.choice, self.shape, dtype or self.dtype)
+        return operators.dequantize(self.parts, self.choice, self.shape, dtype or self.dtype)
 
 
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:

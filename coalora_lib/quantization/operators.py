@@ -1,4 +1,4 @@
-"""The quantizer's two operators, ``coalora::quantize`` and ``coalora::dequantize``.
+"""The quantizer's operators, ``coalora::quantize`` and ``coalora::dequantize``.
 
 torch picks the implementation by the device of the tensors. The one written here is the definition,
 for every device; on CUDA :mod:`.kernels` are faster, and tested to give the same bits.
@@ -53,18 +53,23 @@ torch.library.define(
     "(Tensor codes, Tensor scale_codes, Tensor group_scales, Tensor offset, int[] shape, "
     f"ScalarType dtype, {_CHOICE}) -> Tensor",
 )
+torch.library.define(  # see :mod:`.linear`
+    "coalora::linear",
+    "(Tensor inputs, Tensor codes, Tensor scale_codes, Tensor group_scales, Tensor offset, "
+    f"int[] shape, Tensor? bias, Tensor? left, Tensor? right, {_CHOICE}) -> Tensor",
+)
 
 
 def quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
     """Codes, scale codes, second-level scales and offset of a weight; ValueError for a NaN."""
-    return _call("quantize", weight.device, weight, choice=choice)
+    return called("quantize", weight.device, weight, choice=choice)
 
 
 def dequantize(
     parts: Parts, choice: BlockwiseChoice, shape: torch.Size, dtype: torch.dtype
 ) -> Tensor:
     """The tensor that :func:`quantize`'s parts stand for, of this shape and dtype."""
-    return _call("dequantize", parts[0].device, *parts, shape, dtype, choice=choice)
+    return called("dequantize", parts[0].device, *parts, shape, dtype, choice=choice)
 
 
 def register(name: str, device: str) -> Callable[[Callable], Callable]:
@@ -83,7 +88,7 @@ def register(name: str, device: str) -> Callable[[Callable], Callable]:
     return made
 
 
-def _call(name: str, device: torch.device, *arguments: Any, choice: BlockwiseChoice) -> Any:
+def called(name: str, device: torch.device, *arguments: Any, choice: BlockwiseChoice) -> Any:
     """The operator; outside a trace the implementation itself, without torch's way to it."""
     if torch.compiler.is_compiling():
         return getattr(torch.ops.coalora, name).default(*arguments, *astuple(choice))

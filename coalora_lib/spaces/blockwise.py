@@ -9,6 +9,7 @@ from torch import Tensor
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
 from coalora_lib.quantization.choices import FIELDS, BlockwiseChoice
 from coalora_lib.quantization.errors import error_parts
+from coalora_lib.quantization.linear import linear
 from coalora_lib.quantization.storage import assemble
 from coalora_lib.spaces.space import ConfigurationSpace, Shape, parameters, register_space
 
@@ -36,6 +37,17 @@ class BlockwiseSpace(ConfigurationSpace):
     def quantize(self, weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
         """Packed codes with double-quantized scales."""
         return quantize(weight, choice)
+
+    def linear(
+        self,
+        weight: QuantizedTensor,
+        inputs: Tensor,
+        bias: Tensor | None = None,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+    ) -> Tensor:
+        """See :func:`coalora_lib.quantization.linear.linear`."""
+        return linear(inputs, weight.parts, weight.choice, weight.shape, bias, left, right)
 
     def assemble(
         self,

@@ -9,7 +9,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from coalora_lib.quantization.linear import with_lora
 
 #: One choice of a space, with the fields as attributes.
 Choice = Any
@@ -67,6 +70,19 @@ class ConfigurationSpace(ABC):
                 weights of this space cannot be read, which is so unless a subclass says how.
         """
         raise ValueError(f"space {self.name!r} has no method that reads its weights from a file")
+
+    def linear(
+        self,
+        weight: Any,
+        inputs: Tensor,
+        bias: Tensor | None = None,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+    ) -> Tensor:
+        """y = Q x + L (R x) + b, (..., in) to (..., out), for a weight that :meth:`quantize`
+        returned; it is restored, unless a subclass knows better."""
+        output = F.linear(inputs, weight.dequantize(inputs.dtype), bias)
+        return with_lora(output, inputs, left, right)
 
     def allowed(self, choice: Choice, shape: Shape) -> bool:
         """Whether a weight of this shape can be quantized so."""
