@@ -140,6 +140,34 @@ def _dequantize(
     return restored.flatten()[:parameters].reshape(shape).to(dtype)
 
 
+# What a compiler is told of the results: shape, dtype and device.
+@torch.library.register_fake("coalora::quantize")
+def _quantized_outline(weight: Tensor, *fields: Any) -> Parts:
+    choice = _choice(*fields)
+    codes, second, groups = choice.stored_elements(weight.numel())
+    scales = weight.new_empty(groups, dtype=SCALE_DTYPES[choice.scale_dtype])
+    return (
+        weight.new_empty(codes, dtype=torch.uint8),
+        weight.new_empty(second, dtype=torch.uint8),
+        scales,
+        weight.new_empty((), dtype=torch.float32),
+    )
+
+
+@torch.library.register_fake("coalora::dequantize")
+def _dequantized_outline(
+    codes: Tensor, scale_codes: Tensor, group_scales: Tensor, offset: Tensor, *rest: Any
+) -> Tensor:
+    shape, dtype = rest[:2]
+    return codes.new_empty(shape, dtype=dtype)
+
+
+@torch.library.register_fake("coalora::linear")
+def _product_outline(inputs: Tensor, *rest: Any) -> Tensor:
+    shape = rest[4]
+    return inputs.new_empty(*inputs.shape[:-1], shape[0])
+
+
 if find_spec("triton") is not None:
 
     @register("quantize", "cuda")

@@ -48,7 +48,7 @@ def bitsandbytes_linear(weight):
 def product(way, weight):
     """What multiplies inputs with a weight, and the bytes that it reads of it."""
     if way == "bfloat16":
-        return lambda inputs: F.linear(inputs, weight.clone()), weight.nbytes
+        return lambda inputs: F.linear(inputs, weight), weight.nbytes
     if way == "bitsandbytes":
         return bitsandbytes_linear(weight), weight.numel() // 2
     packed = quantize(weight, BlockwiseChoice(int(way[0]), 8, "fp32", 64, 256))
@@ -107,10 +107,10 @@ def packed_llama():
 
 @pytest.mark.benchmark(group="a token, LLaMA-2-7B's shapes, one sequence")
 @pytest.mark.parametrize("device", [GPU])
-@pytest.mark.parametrize("way", ["bfloat16", "3 bits"])
+@pytest.mark.parametrize("way", ["bfloat16", "bfloat16, compiled", "3 bits", "3 bits, compiled"])
 def test_decode(benchmark, device, way):
     """One token over 128 before it: a static cache, a CUDA graph."""
-    model = llama() if way == "bfloat16" else packed_llama()
+    model = llama() if way.startswith("bfloat16") else packed_llama()
     held = {
         t.untyped_storage().data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())
     }
@@ -122,8 +122,9 @@ def test_decode(benchmark, device, way):
         place = torch.full((1, 1), 128, device=device)
         seen = torch.ones(1, 1, 1, 256, dtype=torch.bool, device=device)
         seen[..., 129:] = False
+        run = torch.compile(model, dynamic=False) if way.endswith("compiled") else model
         step = functools.partial(
-            model, ids, attention_mask=seen, position_ids=place, cache_position=place[0], **start
+            run, ids, attention_mask=seen, position_ids=place, cache_position=place[0], **start
         )
         graph = captured(step)
     benchmark.extra_info["bytes"] = sum(held.values())

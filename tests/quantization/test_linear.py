@@ -1,6 +1,7 @@
 """The product with a packed weight, against the restored one."""
 
 import itertools
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -71,6 +72,24 @@ def test_nothing_unpacked_is_kept_for_the_gradient():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         product(weight, inputs.requires_grad_())
     assert sum(each.nbytes for each in kept) <= weight.nbytes
+
+
+def test_a_compiler_keeps_it_whole():
+    weight, given = made(SOME[4])
+    compiled = torch.compile(product, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(weight, *given), product(weight, *given))
+    for name, arguments in (
+        ("linear", (given[0], *weight.parts, weight.shape, *given[1:])),
+        ("dequantize", (*weight.parts, weight.shape, torch.float32)),
+        ("quantize", (torch.randn(70, 192),)),
+    ):
+        operator = getattr(torch.ops.coalora, name).default
+        torch.library.opcheck(
+            operator,
+            (*arguments, *astuple(weight.choice)),
+            test_utils=("test_schema", "test_faketensor"),
+        )
 
 
 @pytest.mark.parametrize("bits", FIELDS["weight_bits"])
