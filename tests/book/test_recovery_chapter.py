@@ -68,6 +68,19 @@ def span(values, digits=2, sign=""):
     return f"{middle:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
 
 
+def test_other_sentences(printed):
+    folder = BOOK / "results/recovery-stsb"
+    files = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    _, rows = printed[0]["rank 8, on STS-B's sentences"]
+    assert {SLUGS[name] for name in rows} == {each["job"]["method"] for each in files}
+    shared = means(files, SHARED, 8)
+    for name, cells in rows.items():
+        found = means(files, name, 8)
+        alike = mean(means(files, name, 8, "spearman").values())
+        share = span(paired(found, shared))
+        assert cells == [f"{mean(found.values()):.3f}", share, f"{alike:.3f}"], name
+
+
 def ranks_of(files):
     return sorted({each["job"]["rank"] for each in files} - {None})
 
