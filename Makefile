@@ -25,7 +25,7 @@ help:
 	@echo "make lint      style, imports between the layers, types"
 	@echo "make outputs   execute the chapters in place, after an edit of a .md"
 	@echo "make experiments  the runs behind chapter 6's tables, into _build/results/  [PROFILE=standard] [DATASET=sst2] [SEEDS=5] [JOBS=2: runs at a time]"
-	@echo "make benchmarks  time each fast path beside its peer, for chapter 7  [MACHINE=cpu|gpu]"
+	@echo "make benchmarks  time each fast path beside its peer, for chapters 7 and 10  [MACHINE=cpu|gpu]"
 	@echo "make fuzz      ten times the bad inputs of make test, and new ones each time"
 	@echo "make lock      requirements.lock anew, from requirements.txt"
 	@echo "make audit     what is known of the locked packages' vulnerabilities"
@@ -74,10 +74,16 @@ experiments: $(INSTALLED)
 	$(BIN)/coalora experiments --profile $(PROFILE) --dataset $(DATASET) --seeds $(SEEDS) \
 	  --jobs $(JOBS) --results _build/results/$(DATASET)-$(PROFILE)
 
+# These have a file of their own, for chapter 10.
+PACKED := tests/benchmarks/test_packed_speed.py
+
 benchmarks: $(INSTALLED)
 	mkdir -p book/results/benchmarks
-	$(BIN)/pytest tests/benchmarks -k $(if $(filter gpu,$(MACHINE)),cuda,"not cuda") \
+	$(BIN)/pytest tests/benchmarks --ignore $(PACKED) \
+	  -k $(if $(filter gpu,$(MACHINE)),cuda,"not cuda") \
 	  --benchmark-json=book/results/benchmarks/$(MACHINE).json
+	$(if $(filter gpu,$(MACHINE)), \
+	  $(BIN)/pytest $(PACKED) --benchmark-json=book/results/benchmarks/packed.json)
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz --hypothesis-profile nightly

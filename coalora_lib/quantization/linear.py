@@ -7,7 +7,6 @@ through ``linear.cu``, which reads the packed bytes alone. Products that one may
 only the packed weight for it.
 """
 
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ ROWS, GROUP = 32, 8
 GROUPS = (1, 2, 4, 8)
 #: Codes that a lane reads at a time: a row of Q must be whole ones.
 CODES = 32
+#: Bytes that a lane reads at once.
+ALIGNED = 16
 DTYPES = (torch.bfloat16, torch.float16)
 #: As the kernel numbers them.
 SCALE_DTYPES = {"fp32": 0, "bf16": 1, "fp16": 2}
@@ -116,11 +117,11 @@ def _on_gpu(
 ) -> Tensor:
     parts = codes, scale_codes, group_scales, offset
     rest = (bias, left, right)
-    if not _fits(inputs, shape, choice, *rest):
+    if not _fits(inputs, codes, shape, choice, *rest):
         return _restored(inputs, *parts, shape, *rest, choice)
     out, width = shape
     device, dtype = inputs.device, inputs.dtype
-    x = inputs.reshape(-1, width).contiguous()
+    x = _aligned(inputs.reshape(-1, width))
     groups = next(each for each in GROUPS if GROUP * each >= len(x))
     kernels = _kernels(choice, dtype, groups, -(-out // ROWS), device)
     output = torch.empty(*inputs.shape[:-1], out, dtype=dtype, device=device)
@@ -128,14 +129,14 @@ def _on_gpu(
     if left is not None and right is not None:
         rank = len(right)
         inner = torch.empty(len(x), rank, dtype=torch.float32, device=device)
-        kernels["narrow"]((rank, len(x)), right.contiguous(), x, inner, rank, width)
+        kernels["narrow"]((rank, len(x)), _aligned(right), x, inner, rank, width)
         left = left.contiguous()
     kernels["linear"](
         (-(-out // ROWS),),
         *parts,
         _table(choice.code_book, choice.weight_bits, dtype, device),
         x,
-        bias,
+        None if bias is None else bias.contiguous(),
         left,
         inner,
         output,
@@ -145,17 +146,27 @@ def _on_gpu(
     return output
 
 
-def _fits(inputs: Tensor, shape: list[int], choice: BlockwiseChoice, *rest: Tensor | None) -> bool:
+def _fits(
+    inputs: Tensor, codes: Tensor, shape: list[int], choice: BlockwiseChoice, *rest: Tensor | None
+) -> bool:
     """Whether the kernel takes a product."""
-    rows = inputs.numel() // shape[1]
+    out, width = shape
     return (
-        0 < rows <= GROUP * GROUPS[-1]
-        and inputs.dtype in DTYPES
+        inputs.dtype in DTYPES
+        and inputs.shape[-1] == width
+        and 0 < inputs.numel() // width <= GROUP * GROUPS[-1]
         and all(each is None or each.dtype == inputs.dtype for each in rest)
-        and shape[1] % max(CODES, choice.block_size) == 0
-        and math.prod(shape) < 2**31
+        and width % max(CODES, choice.block_size) == 0
+        and out * width < 2**31
+        and codes.data_ptr() % ALIGNED == 0
         and cuda.is_available(inputs.device)
     )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, from where :data:`ALIGNED` bytes can be read at once."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % ALIGNED == 0 else tensor.clone()
 
 
 @cache

@@ -140,6 +140,10 @@ def test_the_kernel_in_a_captured_graph_and_on_inputs_of_any_layout():
     first = product(weight, inputs, *rest)
     apart = torch.stack([inputs, inputs], -1)[..., 0]
     assert torch.equal(product(weight, apart, *rest), first)
+    shifted = torch.cat([inputs.flatten()[:1], inputs.flatten()])[1:].view_as(inputs)
+    assert torch.equal(product(weight, shifted, *rest), first)
+    with pytest.raises(RuntimeError, match="shape"):
+        product(weight, inputs[..., :256], *rest)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         again = product(weight, product(weight, inputs, *rest)[..., :1] * 0 + inputs, *rest)
