@@ -273,24 +273,40 @@ linear(const u32* codes, const unsigned char* scale_codes, const void* group_sca
     }
 }
 
+__device__ __forceinline__ float dot(uint4 first, uint4 second) {
+    const u32 a[] = {first.x, first.y, first.z, first.w};
+    const u32 b[] = {second.x, second.y, second.z, second.w};
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        sum += widened(a[k], BF16) * widened(b[k], BF16);
+        sum += widened(a[k] >> 16, BF16) * widened(b[k] >> 16, BF16);
+    }
+    return sum;
+}
+
 // One value of R x: a program for each row of R and of x.
 extern "C" __global__ void __launch_bounds__(256)
 narrow(const unsigned short* right, const unsigned short* x, float* inner, int rank, int in) {
     __shared__ float partial[8];
+    const uint4* row = (const uint4*)(right + (size_t)blockIdx.x * in);
+    const uint4* values = (const uint4*)(x + (size_t)blockIdx.y * in);
+    constexpr int EARLY = 6;  // read before x is there
+    uint4 known[EARLY];
+#pragma unroll
+    for (int k = 0; k < EARLY; k++) {
+        const int i = threadIdx.x + 256 * k;
+        if (i < in / 8) known[k] = row[i];
+    }
     let_the_next_start();
     wait_for_inputs();
     float sum = 0;
-    for (int i = threadIdx.x; i < in / 8; i += 256) {
-        const uint4 first = ((const uint4*)(right + (size_t)blockIdx.x * in))[i];
-        const uint4 second = ((const uint4*)(x + (size_t)blockIdx.y * in))[i];
-        const u32 a[] = {first.x, first.y, first.z, first.w};
-        const u32 b[] = {second.x, second.y, second.z, second.w};
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            sum += widened(a[k], BF16) * widened(b[k], BF16);
-            sum += widened(a[k] >> 16, BF16) * widened(b[k] >> 16, BF16);
-        }
+    for (int k = 0; k < EARLY; k++) {
+        const int i = threadIdx.x + 256 * k;
+        if (i < in / 8) sum += dot(known[k], values[i]);
     }
+    for (int i = threadIdx.x + 256 * EARLY; i < in / 8; i += 256) sum += dot(row[i], values[i]);
 #pragma unroll
     for (int far = 16; far > 0; far /= 2) sum += __shfl_xor_sync(~0u, sum, far);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
