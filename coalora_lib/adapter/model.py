@@ -133,8 +133,8 @@ class CoaLora(Exports):
                 :func:`~coalora_lib.allocation.error_table`; or the (layers, choices) table.
             start_configuration: whose residual the start "svd" begins from; by default what is
                 allocated at 3.0 bits, or at the fewest bits that the layers can take.
-            cache_bytes: memory that the weights of other configurations may take; by default a
-                share of the adapted weights, see :func:`.cache.default_limit`.
+            cache_bytes: memory that the weights of other configurations may take; by default four
+                times that of the adapted weights, and 4 GiB at most; an eighth of those kept apart.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
             second_moments: E[x x^T] of each layer, (in, in), by name, for ``start="calibrated"``;

@@ -51,10 +51,8 @@ def taken():
 
 def attach(place, base, **options):
     """With made-up errors, by which bits are allocated: to measure them takes seconds."""
-    errors = (
-        torch.rand(7 * base.config.num_hidden_layers, 1, dtype=torch.float64)
-        * 4.0 ** -NF.bits_table()
-    )
+    layers = 7 * base.config.num_hidden_layers
+    errors = torch.rand(layers, 1, dtype=torch.float64) * 4.0 ** -NF.bits_table()
     return CoaLora.attach(base, rank=2, alpha=2, pretrained=place, errors=errors, **options)
 
 
