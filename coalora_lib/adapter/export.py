@@ -80,11 +80,11 @@ def write_adapter(
     settings = deepcopy(model.peft_config["default"])
     scaling = settings.lora_alpha / settings.r
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    factors, ranks = without_idle(factors, stored), {}
+    factors, ranks = without_idle(factors, layers.have_terms(configuration)), {}
     for (name, layer), under, each in zip(
         layers.quantized.items(), layers.states(configuration), factors, strict=True
     ):
-        tensors = _peft_tensors(layer, under, each, scaling)
+        tensors = _peft_tensors(layer, under, stored[name], each, scaling)
         ranks[name] = len(tensors["lora_A.weight"])
         state |= {f"base_model.model.{name}.{part}": t for part, t in tensors.items()}
     _set_ranks(settings, ranks, scaling)
@@ -110,14 +110,10 @@ def write_adapter(
     return Path(folder)
 
 
-def without_idle(
-    factors: Sequence[Factors], stored: Mapping[str, PackedWeight]
-) -> Sequence[Factors]:
-    """Drop LoRA where it adds nothing, as before training, and frozen terms replace it: it would
-    only add rank."""
-    if any(weight.left is None for weight in stored.values()) or any(
-        each.l1.any() for each in factors
-    ):
+def without_idle(factors: Sequence[Factors], have_terms: bool) -> Sequence[Factors]:
+    """Drop LoRA where it adds nothing, as before training, and all layers have frozen terms: it
+    would only add rank."""
+    if not have_terms or any(each.l1.any() for each in factors):
         return factors
     return [Factors(l1[:, :0], l2[:0]) for l1, l2, _ in factors]
 
@@ -136,29 +132,33 @@ def _alpha(value: float) -> int | float:
 
 
 def folded(
-    layers: AdaptedLayers, configuration: Sequence[Choice], factors: Sequence[Factors]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """What each layer adds to its quantized weight, as B A without a scaling; and its bias.
+    layer: QuantizedLinear,
+    state: LayerState,
+    stored: PackedWeight,
+    factors: Factors,
+    scaling: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a layer adds to its quantized weight, as B A without a scaling; and its bias.
 
-    B, (out, k), and A, (k, in), are of the LoRA and the frozen term together; biases, (out,), of
-    those layers that have one, hold the correction of the mean output and L1 v.
+    B, (out, k), and A, (k, in), are of the LoRA and the frozen term together. The bias, (out,), if
+    there is one, holds the correction of the mean output and L1 v. ``stored`` is the weight under
+    the state, ``scaling`` is alpha / r.
     """
-    terms, biases = {}, {}
-    states = layers.states(configuration)
-    for (name, layer), state, each in zip(layers.quantized.items(), states, factors, strict=True):
-        tensors = _peft_tensors(layer, state, each, layers.scaling)
-        terms[name] = layers.scaling * tensors["lora_B.weight"], tensors["lora_A.weight"]
-        added = tensors.get("lora_B.bias")
-        parts = [] if layer.bias is None else [layer.bias]
-        if added is not None and added.any():  # a bias of zeros needs no place
-            parts.append(layers.scaling * added)
-        if parts:
-            biases[name] = torch.stack(parts).sum(0)
-    return terms, biases
+    tensors = _peft_tensors(layer, state, stored, factors, scaling)
+    added = tensors.get("lora_B.bias")
+    parts = [] if layer.bias is None else [layer.bias]
+    if added is not None and added.any():  # a bias of zeros needs no place
+        parts.append(scaling * added)
+    bias = torch.stack(parts).sum(0) if parts else None
+    return scaling * tensors["lora_B.weight"], tensors["lora_A.weight"], bias
 
 
 def _peft_tensors(
-    layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
+    layer: QuantizedLinear,
+    state: LayerState,
+    stored: PackedWeight,
+    factors: Factors,
+    scaling: float,
 ) -> dict[str, Tensor]:
     """PEFT's tensors of a layer by the last part of their names; ``scaling`` is alpha / r."""
     l1, l2, shift = factors
@@ -166,7 +166,7 @@ def _peft_tensors(
     if (correction := layer.correction_of(state)) is not None:
         biases.append((correction / scaling).to(l1.dtype))
     found = {"lora_B.bias": torch.stack(biases).sum(0)} if biases else {}
-    left, right = layer.packed(state).left, layer.packed(state).right
+    left, right = stored.left, stored.right
     if left is not None and right is not None:
         if layer.transposed:
             left, right = right.T, left.T

@@ -63,7 +63,7 @@ def take(
             parts = [left.pop(each) for each in names]
             _check(names, parts, layer)
             state = Corrected(choice, parts[0], parts[1], parts[2], about.replaces)
-            states.append(state.to(layer.pretrained))
+            states.append(state.to(layer.kept))
         found[tuple(configuration)] = states
     if left:
         raise ValueError(f"{FITTED}: {min(left)!r:.200} is not a tensor of a fitted layer")
@@ -72,7 +72,7 @@ def take(
 
 def _check(names: Sequence[str], parts: Sequence[Tensor], layer: QuantizedLinear) -> None:
     """ValueError for the first tensor whose dtype or shape is not what the layer needs."""
-    rows, columns = layer.pretrained.shape
+    rows, columns = layer.kept.shape
     rank = parts[0].shape[-1] if parts[0].ndim else 0
     expected = (rows, rank), (rank, columns), (layer.out_features,)
     for name, part, shape in zip(names, parts, expected, strict=True):

@@ -130,20 +130,21 @@ def frozen(
     Raises:
         TypeError: the space's quantized weights are no dataclasses.
     """
-    stored = layers.packed(configuration)
-    terms, biases = folded(layers, configuration, without_idle(factors, stored))
+    factors = without_idle(factors, layers.have_terms(configuration))
+    each = zip(configuration, layers.states(configuration), factors, strict=True)
+    given = dict(zip(layers.quantized, each, strict=True))
     packed: dict[str, nn.Module] = {}
-    for (name, layer), choice in zip(layers.quantized.items(), configuration, strict=True):
-        dtype, quantized = layer.pretrained.dtype, stored[name].quantized
-        left, right = (part.to(dtype) for part in terms[name])
-        idle, bias = not left.any(), biases.get(name)
+    for name, stored in layers.each_packed(configuration):
+        layer, (choice, state, own) = layers.quantized[name], given[name]
+        left, right, bias = folded(layer, state, stored, own, layers.scaling)
+        dtype, idle = layer.kept.dtype, not left.any()
         packed[name] = PackedLinear(
-            _copied(quantized),
+            _copied(stored.quantized),
             layer.space.name,
             layer.space.index(choice),
             layer.transposed,
-            None if idle else left,
-            None if idle else right.clone(),
+            None if idle else left.to(dtype),
+            None if idle else right.to(dtype, copy=True),
             None if bias is None else bias.to(dtype, copy=True),
         )
     plain = copied(base, packed, deepcopy(base.config), owner)

@@ -62,7 +62,7 @@ def checked_file(
 
 def size_limit(file: BaseFile, layers: AdaptedLayers, most: int) -> Limit:
     """What the layers may take for base.gguf to have so many bytes at most."""
-    shapes = {name: tuple(weight.shape) for name, weight in layers.pretrained.items()}
+    shapes = layers.shapes
     space = next(iter(layers.quantized.values())).space
     stored = torch.stack([space.bytes_table(shape) for shape in shapes.values()])
     costs = stored.apply_(padded).numpy()
@@ -87,13 +87,20 @@ def write_gguf(
         for name, each in stored.items()
         if isinstance(each.quantized, GgufWeight)  # all of them, as their space was checked
     }
-    terms, biases = folded(layers, configuration, without_idle(factors, stored))
+    terms, biases = {}, {}
+    states = layers.states(configuration)
+    factors = without_idle(factors, layers.have_terms(configuration))
+    for (name, layer), state, each in zip(layers.quantized.items(), states, factors, strict=True):
+        left, right, bias = folded(layer, state, stored[name], each, layers.scaling)
+        terms[name] = left, right
+        if bias is not None:
+            biases[name] = bias
     file = checked_file(model, layers, tokenizer, options, biases)
     space = next(iter(layers.quantized.values())).space
     rows = dict(zip(layers.quantized, space.to_rows(configuration), strict=True))
     base = model.get_base_model()
     about = {"base_model": base.name_or_path, "space": space.name, "configuration": rows}
-    bits = space.mean_bits(configuration, [weight.shape for weight in layers.pretrained.values()])
+    bits = space.mean_bits(configuration, list(layers.shapes.values()))
     types = {name: weight.kind for name, weight in weights.items()}
     with atomic_folder(folder, MARKER, FILES) as partial:
         (partial / MARKER).write_text(seal(about))

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ModelOutput
 from coalora_lib.adapter.checkpointing import checkpointable_modules
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.tied import keep_once
+from coalora_lib.spaces import parameters
 
 #: What transformers' Trainer, pipelines and ``generate`` read of a model beside what is defined
 #: below; of the transformers model inside, as far as that has it.
@@ -123,7 +124,7 @@ class TransformersInterface(nn.Module):
         if only_trainable:
             return total
         # They follow the configuration, and so are no parameters of the module.
-        return total + sum(weight.numel() for weight in self.layers.pretrained.values())
+        return total + sum(parameters(shape) for shape in self.layers.shapes.values())
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trained, in PEFT's words."""

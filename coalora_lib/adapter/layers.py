@@ -8,15 +8,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from coalora_lib.adapter.adjusters import Factors
+from coalora_lib.adapter.cache import WeightCache
 from coalora_lib.adapter.linear import LoraFactor, frozen_copies
 from coalora_lib.adapter.quantized import (
     Corrected,
     LayerState,
     PackedWeight,
     QuantizedLinear,
-    WeightCache,
 )
 from coalora_lib.adapter.together import packed_together
+from coalora_lib.adapter.weights import PretrainedWeight, ReadWeights
 from coalora_lib.decomposition import truncated_svd
 from coalora_lib.spaces import Choice, ConfigurationSpace
 
@@ -26,7 +27,8 @@ class AdaptedLayers:
 
     What is behind and inside each LoRA of the model is replaced. ``quantized`` has the layer behind
     each by name; ``configuration`` is None while the weights are the pre-trained ones. Moments of
-    inputs are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`.
+    inputs are by name; see :class:`~coalora_lib.adapter.quantized.QuantizedLinear`. ``kept`` are
+    the pre-trained weights by name.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class AdaptedLayers:
         names: Sequence[str],
         space: ConfigurationSpace,
         cache: WeightCache,
+        kept: Mapping[str, PretrainedWeight],
         frozen_rank: int,
         mean_inputs: Mapping[str, Tensor] | None,
         second_moments: Mapping[str, Tensor] | None,
@@ -47,7 +50,9 @@ class AdaptedLayers:
             second = None if second_moments is None else second_moments[name]
             if second is not None:
                 second = moved.setdefault(id(second), second.to(lora.base_layer.weight.device))
-            layer = QuantizedLinear(lora.base_layer, space, cache, frozen_rank, mean, second)
+            layer = QuantizedLinear(
+                lora.base_layer, space, cache, frozen_rank, mean, second, kept[name]
+            )
             self.quantized[name] = lora.base_layer = layer
             for place in (lora.lora_A, lora.lora_B):
                 place["default"] = LoraFactor(place["default"])
@@ -65,9 +70,14 @@ class AdaptedLayers:
         return self._loras[0].scaling["default"]
 
     @property
-    def pretrained(self) -> dict[str, Tensor]:
-        """The unquantized weights by name; not to be written to."""
-        return {name: layer.pretrained for name, layer in self.quantized.items()}
+    def pretrained(self) -> Mapping[str, Tensor]:
+        """The unquantized weights by name, each read when it is asked for; not to be written to."""
+        return ReadWeights({name: layer.kept for name, layer in self.quantized.items()})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights by name."""
+        return {name: tuple(layer.kept.shape) for name, layer in self.quantized.items()}
 
     @property
     def mean_inputs(self) -> dict[str, Tensor]:
@@ -95,7 +105,7 @@ class AdaptedLayers:
         """Have what was fitted follow the weights to another device or dtype."""
         self.fitted = {
             configuration: [
-                state.to(layer.pretrained)
+                state.to(layer.kept)
                 for layer, state in zip(self.quantized.values(), states, strict=True)
             ]
             for configuration, states in self.fitted.items()
@@ -103,15 +113,26 @@ class AdaptedLayers:
 
     def packed(self, configuration: Sequence[Choice]) -> dict[str, PackedWeight]:
         """The weights under a configuration by name, as they are stored."""
+        found = dict(self.each_packed(configuration))
+        return {name: found[name] for name in self.quantized}
+
+    def each_packed(self, configuration: Sequence[Choice]) -> Iterator[tuple[str, PackedWeight]]:
+        """:meth:`packed` one by one, in no certain order: nothing but the cache holds them."""
         states = self.states(configuration)
-        found = {}
-        for layer, choice, packed, weight in packed_together(self._missing(states)):
+        missing = self._missing(states)
+        names = {layer: name for name, layer in self.quantized.items()}
+        absent = {layer for layer, _ in missing}
+        for layer, state in zip(names, states, strict=True):
+            if layer not in absent:
+                yield names[layer], layer.packed(state)
+        for layer, choice, packed, weight in packed_together(missing):
             layer.take(choice, packed, weight)
-            found[layer] = packed
-        return {
-            name: found[layer] if layer in found else layer.packed(state)
-            for (name, layer), state in zip(self.quantized.items(), states, strict=True)
-        }
+            yield names[layer], packed
+
+    def have_terms(self, configuration: Sequence[Choice]) -> bool:
+        """Whether the weight of every layer has a frozen term."""
+        pairs = zip(self.quantized.values(), self.states(configuration), strict=True)
+        return all(layer.frozen_rank or isinstance(state, Corrected) for layer, state in pairs)
 
     def _missing(self, states: Sequence[LayerState | None]) -> list[tuple[QuantizedLinear, Choice]]:
         """The layers whose frozen terms are not held, with their choices."""
@@ -153,8 +174,11 @@ class AdaptedLayers:
             return
         places, values = [], []
         for layer, _, weight, correction in self._under(states):
-            places.append(layer.weight)
-            values.append(weight)
+            if layer.kept.apart:  # at once: to hold all of them would take the model's memory again
+                layer.weight.copy_(weight)
+            else:
+                places.append(layer.weight)
+                values.append(weight)
             if layer.correction is not None:
                 places.append(layer.correction)
                 values.append(layer.no_correction() if correction is None else correction)

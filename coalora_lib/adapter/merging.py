@@ -96,7 +96,7 @@ def _plain_linear(
     layer: QuantizedLinear, state: LayerState, factors: Factors, scaling: float
 ) -> nn.Linear | Conv1D:
     """The layer under a choice, with its LoRA folded in; summed in float32 at least."""
-    dtype = layer.pretrained.dtype
+    dtype = layer.kept.dtype
     wide = torch.promote_types(dtype, torch.float32)
     l1, l2 = factors.l1.to(wide), factors.l2.to(wide)
     change = scaling * (l1 @ l2)

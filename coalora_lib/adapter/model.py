@@ -10,19 +10,18 @@ from transformers import PreTrainedModel
 
 from coalora_lib.adapter import fitted, saving
 from coalora_lib.adapter.adjusters import Adjustment, Factors, HyperNetwork, new_adjuster
+from coalora_lib.adapter.cache import WeightCache, default_limit
 from coalora_lib.adapter.checkpointing import recompute_as_before
 from coalora_lib.adapter.export import packed_tensors
 from coalora_lib.adapter.exports import Exports
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.lora import attach_lora, check_base
-from coalora_lib.adapter.quantized import WeightCache
 from coalora_lib.adapter.report import Report, warn_of_what_is_left
 from coalora_lib.adapter.resolving import ConfigurationLike, ConfigurationResolver
 from coalora_lib.adapter.settings import AdapterSettings, Start
+from coalora_lib.adapter.weights import Place, keep
 from coalora_lib.spaces import Choice, ConfigurationSpace, get_space, parameters
 
-#: Bytes that a model's weight cache may hold, unless told otherwise.
-CACHE_LIMIT = 4 * 2**30
 #: Mean bits that the start "svd" takes its residual at: one of the paper's figure 1, 2.5 to 4.
 REFERENCE_BUDGET = 3.0
 #: A configuration, or what is allocated at :data:`REFERENCE_BUDGET`.
@@ -52,10 +51,11 @@ class CoaLora(Exports):
         base_model: PreTrainedModel,
         settings: AdapterSettings,
         errors: Tensor | None = None,
-        cache_bytes: int = CACHE_LIMIT,
+        cache_bytes: int | None = None,
         mean_inputs: Mapping[str, Tensor] | None = None,
         second_moments: Mapping[str, Tensor] | None = None,
         start_configuration: StartConfiguration | None = None,
+        pretrained: Place = "device",
     ) -> None:
         super().__init__()
         # What may be refused is, before the base model is touched.
@@ -74,6 +74,8 @@ class CoaLora(Exports):
             if start_configuration == "reference":
                 start_configuration = max(REFERENCE_BUDGET, self._resolver.fewest_bits())
             reference = self._resolver(start_configuration, weights)
+        kept = keep(weights, pretrained)
+        del linears, weights  # where the weights are kept apart, nothing else holds on to them
 
         warn_of_what_is_left(base_model, self.layer_names, heads)
         self.model = attach_lora(base_model, settings.rank, settings.alpha, heads, self.layer_names)
@@ -82,7 +84,8 @@ class CoaLora(Exports):
             base_model,
             self.layer_names,
             self.space,
-            WeightCache(cache_bytes),
+            WeightCache(default_limit(kept.values()) if cache_bytes is None else cache_bytes),
+            kept,
             settings.rank_of_frozen_term,
             mean_inputs,
             second_moments,
@@ -111,9 +114,10 @@ class CoaLora(Exports):
         space: str | ConfigurationSpace = "nf",
         errors: Literal["estimated", "exact"] | Tensor = "estimated",
         start_configuration: StartConfiguration = "reference",
-        cache_bytes: int = CACHE_LIMIT,
+        cache_bytes: int | None = None,
         mean_inputs: Mapping[str, Tensor] | None = None,
         second_moments: Mapping[str, Tensor] | None = None,
+        pretrained: Place = "device",
         **options: Any,
     ) -> Self:
         """Put LoRA on linear layers: those inside the model's blocks, or ``target_layers``.
@@ -129,14 +133,21 @@ class CoaLora(Exports):
                 :func:`~coalora_lib.allocation.error_table`; or the (layers, choices) table.
             start_configuration: whose residual the start "svd" begins from; by default what is
                 allocated at 3.0 bits, or at the fewest bits that the layers can take.
-            cache_bytes: memory that the weights of other configurations may take.
+            cache_bytes: memory that the weights of other configurations may take; by default four
+                times that of the adapted weights, and 4 GiB at most; an eighth of those kept apart.
             mean_inputs: E[x] of each layer, (in,), by name, for ``bias_correction=True``; of the
                 unquantized model on the task's data.
             second_moments: E[x x^T] of each layer, (in, in), by name, for ``start="calibrated"``;
                 with the means from :func:`~coalora_lib.training.input_moments`.
+            pretrained: where the unquantized weights are kept. "device": with the model, which is
+                fastest. "cpu": in the processor's memory. "disk": in a temporary folder, of which
+                the system loads what is read. A Path: in that folder, which is filled if it is
+                new or empty; or in the safetensors files of the model's checkpoint. Apart from the
+                model, only the quantized weights that compute take memory on its device.
 
         Raises:
             ValueError: the model is refused, or a setting is not known or out of range.
+            FileExistsError: ``pretrained`` is a folder with other things.
         """
         table = errors if isinstance(errors, Tensor) else None
         if table is None and errors not in ("estimated", "exact"):
@@ -144,7 +155,9 @@ class CoaLora(Exports):
         options |= {"errors": errors if table is None else "given", "space": get_space(space).name}
         settings = AdapterSettings.of(rank=rank, alpha=alpha, start=start, **options)
         moments = mean_inputs, second_moments
-        return cls(base_model, settings, table, cache_bytes, *moments, start_configuration)
+        return cls(
+            base_model, settings, table, cache_bytes, *moments, start_configuration, pretrained
+        )
 
     @property
     def configuration(self) -> list[Choice] | None:
@@ -168,8 +181,9 @@ class CoaLora(Exports):
         return self._resolver.measured_errors(self.pretrained_weights)
 
     @property
-    def pretrained_weights(self) -> dict[str, Tensor]:
-        """The unquantized weight of each adapted layer, by name; not to be written to."""
+    def pretrained_weights(self) -> Mapping[str, Tensor]:
+        """The unquantized weight of each adapted layer, by name; not to be written to. Each is read
+        when it is asked for, from where it is kept."""
         return self.layers.pretrained
 
     @property
@@ -271,9 +285,13 @@ class CoaLora(Exports):
         cls,
         folder: str | Path,
         base_model: PreTrainedModel | None = None,
-        cache_bytes: int = CACHE_LIMIT,
+        cache_bytes: int | None = None,
+        pretrained: Place = "device",
     ) -> Self:
         """Read what :meth:`save_pretrained` wrote; the base model is loaded by name unless given.
+
+        ``cache_bytes`` and ``pretrained`` are those of :meth:`attach`: a folder does not record how
+        the memory was used.
 
         Raises:
             FileNotFoundError: there is no such folder, or a file is missing in it.
@@ -286,7 +304,15 @@ class CoaLora(Exports):
         base_model = saving.matching_base(saved, base_model)
         means, seconds = content.mean_inputs or None, content.second_moments or None
         with saving.named(saved.folder):
-            model = cls(base_model, about.settings, content.errors, cache_bytes, means, seconds)
+            model = cls(
+                base_model,
+                about.settings,
+                content.errors,
+                cache_bytes,
+                means,
+                seconds,
+                pretrained=pretrained,
+            )
             saving.load_parameters(model, content.parameters, saving.WEIGHTS)
             fitted.take(model.layers, about.fitted, content.fitted)
         model.training_set = [model.space.from_rows(rows) for rows in about.training_set]

@@ -114,7 +114,7 @@ class OrderedFit:
         if rank < 1:
             raise ValueError(f"rank={rank} must be at least 1")
         layers = model.layers.quantized
-        ranks = {name: min(rank, *layer.pretrained.shape) for name, layer in layers.items()}
+        ranks = {name: min(rank, *layer.kept.shape) for name, layer in layers.items()}
         with unquantized(model):
             fitted, gains = self._fitted(resolved, ranks)
             if self.spread:
@@ -181,7 +181,7 @@ def _spread_ranks(
 ) -> dict[str, int]:
     """As many numbers as these ranks take in all, given to the directions that gain most for each;
     every layer has one at least."""
-    costs = {name: sum(layer.pretrained.shape) for name, layer in layers.quantized.items()}
+    costs = {name: sum(layer.kept.shape) for name, layer in layers.quantized.items()}
     left = sum(ranks[name] * cost for name, cost in costs.items()) - sum(costs.values())
     found = dict.fromkeys(costs, 1)
     further = ((gain / costs[n], n) for n, each in gains.items() for gain in each[1:].tolist())
@@ -230,7 +230,7 @@ class _Pass:
             real = self.aims.tokens(name, entered)
             if self._last is None or self._last[0] is not entered:
                 self._last = entered, _Inputs(real)
-            layer.swap(Current(layer.plain(choice).restore(layer.pretrained.dtype), None, choice))
+            layer.swap(Current(layer.plain(choice).restore(layer.kept.dtype), None, choice))
             return real.to(entered.dtype)
 
         return hook
@@ -260,7 +260,7 @@ class _Pass:
         """Fit the layer called last, which misses this; its output with what was found."""
         assert self._last is not None  # it was called
         inputs, layer, rank = self._last[1], self.layers[name], self.ranks[name]
-        most = min(self.most * rank, *layer.pretrained.shape)
+        most = min(self.most * rank, *layer.kept.shape)
         lora = self.loras.get(name)
         product = None if lora is None else wide(lora.l1) @ wide(lora.l2) * self.scaling
         term, correction = inputs.fit(missing, rank, most, self.metrics.get(name), product)

@@ -1,15 +1,16 @@
-"""A frozen linear layer whose weight follows a choice, and the memory of weights made before."""
+"""A frozen linear layer whose weight follows a choice."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from coalora_lib.adapter.cache import WeightCache
+from coalora_lib.adapter.weights import PretrainedWeight
 from coalora_lib.calibration import output_svd
 from coalora_lib.decomposition import truncated_svd
 from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight
@@ -47,8 +48,8 @@ class Corrected:
     correction: Tensor  #: (out,), added to the bias
     replaces: bool = False  #: the trained LoRA, which is then off
 
-    def to(self, weight: Tensor) -> Self:
-        """The same where a weight is, in its dtype, or float32 if that is finer."""
+    def to(self, weight: PretrainedWeight) -> Self:
+        """The same where a weight is read to, in its dtype, or float32 if that is finer."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
         if self.left.device == weight.device and self.left.dtype == dtype:
             return self  # caches go by its identity
@@ -71,55 +72,6 @@ class Current:
     state: LayerState | None = None
 
 
-class WeightCache:
-    """What layers made for choices they had lately: restored weights, and packed ones behind them.
-
-    Switching a layer to a choice seen before is a look-up while its restored weight is held, and a
-    de-quantization while only its packed form is. When more bytes than the limit are held, the
-    restored weights used longest ago go first, then the packed ones; a limit of 0 holds nothing. A
-    copy of a cache begins empty, since its keys are the identities of layers.
-    """
-
-    #: In the order in which they are given up.
-    KINDS = ("restored", "packed")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.clear()
-
-    def get(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What is held of a kind under a key, or else what ``make`` returns, which is then held.
-
-        It has ``nbytes``, and is handed out whatever its size.
-        """
-        entries = self._entries[kind]
-        if key in entries:
-            entries.move_to_end(key)
-            return entries[key]
-        made = make()
-        entries[key] = made
-        self.held += made.nbytes
-        for each in self._entries.values():
-            while self.held > self.limit and each:
-                _, dropped = each.popitem(last=False)
-                self.held -= dropped.nbytes
-        return made
-
-    def holds(self, kind: str, key: Hashable) -> bool:
-        """Whether something is held of a kind under a key."""
-        return key in self._entries[kind]
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        self.held = 0
-        self._entries: dict[str, OrderedDict[Hashable, Any]] = {
-            kind: OrderedDict() for kind in self.KINDS
-        }
-
-    def __reduce__(self) -> tuple[type[Self], tuple[int]]:  # for copies and pickles
-        return type(self), (self.limit,)
-
-
 class QuantizedLinear(nn.Module):
     """y = W x + b under one choice of a space: W = Q(W_pre; c), b = bias + (W_pre - Q) E[x].
 
@@ -135,6 +87,8 @@ class QuantizedLinear(nn.Module):
             for the weight, SVD_k(W_pre - Q), or for the output where second moments are given.
         mean_input: E[x], (in,), for the correction of the mean output; None corrects nothing.
         second_moment: E[x x^T], (in, in), see :mod:`coalora_lib.calibration`.
+        kept: where the pre-trained weight is; by default with the model. Where it is apart, the
+            weight under a choice is not held by the cache, only its packed form.
     """
 
     def __init__(
@@ -145,23 +99,31 @@ class QuantizedLinear(nn.Module):
         frozen_rank: int = 0,
         mean_input: Tensor | None = None,
         second_moment: Tensor | None = None,
+        kept: PretrainedWeight | None = None,
     ) -> None:
         super().__init__()
         self.transposed = isinstance(linear, Conv1D)
-        self.pretrained = linear.weight.detach()
-        rows, columns = self.pretrained.shape
+        weight = linear.weight.detach()
+        self.kept = PretrainedWeight(weight) if kept is None else kept
+        rows, columns = weight.shape
         self.out_features, self.in_features = (
             (columns, rows) if self.transposed else (rows, columns)
         )
         self.bias = linear.bias
         self.space, self.frozen_rank = space, frozen_rank
-        device = self.pretrained.device
-        self.mean_input = None if mean_input is None else mean_input.to(device)
-        self.second_moment = None if second_moment is None else second_moment.to(device)
+        self.mean_input = None if mean_input is None else mean_input.to(weight.device)
+        self.second_moment = None if second_moment is None else second_moment.to(weight.device)
         self._cache = cache
-        self._current = Current(self.pretrained)
+        # Where reading would copy, what the layer had is there already.
+        there = self.kept.held.device == weight.device
+        self._current = Current(self.pretrained if there else weight)
         # An output's worth each, small beside the weights, so all are kept.
         self._corrections: dict[Choice, Tensor] = {}
+
+    @property
+    def pretrained(self) -> Tensor:
+        """The pre-trained weight, read from where it is kept; not to be written to."""
+        return self.kept.read()
 
     @property
     def weight(self) -> Tensor:
@@ -215,9 +177,9 @@ class QuantizedLinear(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Weight and correction under a choice; the weight in the pre-trained dtype by default."""
         if state is None:
-            return self.pretrained.to(dtype or self.pretrained.dtype), self.correction_of(None)
+            return self.pretrained.to(dtype or self.kept.dtype), self.correction_of(None)
         weight = self.restored(state, dtype)
-        same = weight.dtype == self.pretrained.dtype
+        same = weight.dtype == self.kept.dtype
         return weight, self.correction_of(state, weight if same else None)
 
     def lacks(self, state: LayerState | None) -> bool:
@@ -233,7 +195,8 @@ class QuantizedLinear(nn.Module):
         self._cache.get("packed", (id(self), choice), lambda: packed)
         correction = self.correction_of(choice, weight)
         wanted = weight.to(dtype or weight.dtype)
-        self._cache.get("restored", (id(self), choice, wanted.dtype), lambda: wanted)
+        if not self.kept.apart:
+            self._cache.get("restored", (id(self), choice, wanted.dtype), lambda: wanted)
         return wanted, correction
 
     def own_memory(self, corrected: bool) -> None:
@@ -253,7 +216,7 @@ class QuantizedLinear(nn.Module):
     def packed(self, state: LayerState) -> PackedWeight:
         """The weight under a choice, as it is stored."""
         if isinstance(state, Corrected):  # over the plain weight, which is held
-            left, right = (part.to(self.pretrained.dtype) for part in (state.left, state.right))
+            left, right = (part.to(self.kept.dtype) for part in (state.left, state.right))
             return replace(self.plain(state.choice), left=left, right=right)
         if not self.frozen_rank:
             return self.plain(state)
@@ -279,12 +242,14 @@ class QuantizedLinear(nn.Module):
         dtype: what is held must not keep alive the batch that it is a part of."""
         if self.transposed:
             left, right = right.T, left.T
-        dtype = self.pretrained.dtype
+        dtype = self.kept.dtype
         return replace(plain, left=left.to(dtype, copy=True), right=right.to(dtype, copy=True))
 
     def restored(self, state: LayerState, dtype: torch.dtype | None = None) -> Tensor:
         """The weight under a choice, to compute with; by default in the pre-trained dtype."""
-        dtype = dtype or self.pretrained.dtype
+        dtype = dtype or self.kept.dtype
+        if self.kept.apart:
+            return self.packed(state).restore(dtype)
         key = id(self), state, dtype
         return self._cache.get("restored", key, lambda: self.packed(state).restore(dtype))
 
@@ -303,7 +268,7 @@ class QuantizedLinear(nn.Module):
         if state is None:
             return self.no_correction()
         if state not in self._corrections:
-            wide = torch.promote_types(self.pretrained.dtype, torch.float32)
+            wide = torch.promote_types(self.kept.dtype, torch.float32)
             weight = self.packed(state).restore() if weight is None else weight
             lost = self.pretrained.to(wide) - weight.to(wide)
             mean = self.mean_input.to(lost)
@@ -312,8 +277,8 @@ class QuantizedLinear(nn.Module):
 
     def no_correction(self) -> Tensor:
         """Zeros, (out,)."""
-        wide = torch.promote_types(self.pretrained.dtype, torch.float32)
-        return self.pretrained.new_zeros(self.out_features, dtype=wide)
+        wide = torch.promote_types(self.kept.dtype, torch.float32)
+        return torch.zeros(self.out_features, dtype=wide, device=self.kept.device)
 
     def _frozen_term(self, lost: Tensor) -> tuple[Tensor, Tensor]:
         """Of what quantization takes, (out, in) float32: (out, k) and (k, in)."""
@@ -325,17 +290,15 @@ class QuantizedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``.to()`` and its kin do; what was made of the weight in its old form is dropped."""
         super()._apply(fn, recurse)
-        converted = fn(self.pretrained)
-        if converted is not self.pretrained:
+        now, plain = self._current, self._current.weight is self.kept.held
+        if self.kept.follow(fn):
             self._cache.clear()
             self._corrections.clear()
-        now = self._current
-        now.weight = converted if now.weight is self.pretrained else fn(now.weight)
+        now.weight = self.pretrained if plain else fn(now.weight)
         now.correction = None if now.correction is None else fn(now.correction)
-        self.pretrained = converted
         self.mean_input = None if self.mean_input is None else fn(self.mean_input)
         if self.second_moment is not None:  # never rounded: 16 bits would change the directions
-            self.second_moment = self.second_moment.to(converted.device)
+            self.second_moment = self.second_moment.to(self.kept.device)
         return self
 
 

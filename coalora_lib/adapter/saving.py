@@ -11,8 +11,7 @@
 The base model's weights stay where they are: they are named, and recognised by checksum.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from coalora_lib.adapter.checksum import base_checksum
 from coalora_lib.adapter.fitted import FITTED, FittedRows
-from coalora_lib.adapter.heads import is_inside, plain_name
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
@@ -284,34 +283,6 @@ def load_parameters(model: nn.Module, values: dict[str, Tensor], source: str) ->
             raise ValueError(f"{source}: {name} is {there} there and {here} in the model")
     for name, value in values.items():
         parameters[name].copy_(value)
-
-
-def base_checksum(
-    base: PreTrainedModel, weights: Mapping[str, Tensor], heads: Sequence[str]
-) -> str:
-    """sha256 over the pre-trained parameters, the same before and after LoRA is attached.
-
-    ``weights`` are the adapted layers' own. Heads, which are trained in full, are left out.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_pretrained(base, weights, heads)):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        plain = tensor.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _pretrained(
-    base: PreTrainedModel, weights: Mapping[str, Tensor], heads: Sequence[str]
-) -> Iterator[tuple[str, Tensor]]:
-    for layer, weight in weights.items():
-        yield f"{layer}.weight", weight
-    for name, parameter in base.named_parameters():
-        if is_inside(name, heads) or ".lora_" in name:
-            continue
-        layer, _, part = plain_name(name).rpartition(".")
-        if layer not in weights or part != "weight":
-            yield f"{layer}.{part}", parameter
 
 
 def _load_base(saved: Saved) -> PreTrainedModel:

@@ -56,14 +56,14 @@ def _pieces(wanted: Iterable[Wanted]) -> Iterator[Sequence[Sequence[Wanted]]]:
 def _kind(layer: QuantizedLinear) -> tuple:
     """What layers that are stacked have in common."""
     given = layer.second_moment is None, layer.mean_input is None
-    return layer.out_features, layer.in_features, layer.frozen_rank, layer.pretrained.device, *given
+    return layer.out_features, layer.in_features, layer.frozen_rank, layer.kept.device, *given
 
 
 def _stacked_bytes(row: Sequence[Wanted]) -> int:
     """What a row takes: float32 of what is lost and of the moment, and the restored weights."""
     layer = row[0][0]
     moment = 0 if layer.second_moment is None else 4 * layer.in_features**2
-    return len(row) * (4 * layer.pretrained.numel() + layer.pretrained.nbytes) + moment
+    return len(row) * (4 * layer.kept.shape.numel() + layer.kept.nbytes) + moment
 
 
 def _packed(
@@ -71,7 +71,7 @@ def _packed(
 ) -> Iterator[tuple[QuantizedLinear, Choice, PackedWeight, Tensor]]:
     first = rows[0][0][0]
     size = len(rows), len(rows[0]), first.out_features, first.in_features
-    lost = torch.empty(size, dtype=torch.float32, device=first.pretrained.device)
+    lost = torch.empty(size, dtype=torch.float32, device=first.kept.device)
     quantized = []
     for row, places in zip(rows, lost, strict=True):
         for (layer, choice), place in zip(row, places, strict=True):

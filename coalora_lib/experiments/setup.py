@@ -47,6 +47,8 @@ from coalora_lib.training.evaluation import pad_token_of
 
 #: The fewest and the most bits that arbitrary configurations are drawn at.
 ARBITRARY_BITS = (2.1, 5.0)
+#: What a model's cache may hold: of a small model, the restored weights of a whole training set.
+CACHE_BYTES = 2**32
 #: Training examples that mean inputs are measured on; a mean over their thousands of tokens has a
 #: standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
@@ -119,7 +121,12 @@ class Setup:
         The options are :meth:`CoaLora.attach`'s; rank, alpha and space are the set-up's by default.
         """
         profile = self.run.profile
-        known = {"rank": profile.rank, "alpha": profile.alpha, "space": self.space}
+        known = {
+            "rank": profile.rank,
+            "alpha": profile.alpha,
+            "space": self.space,
+            "cache_bytes": CACHE_BYTES,
+        }
         return CoaLora.attach(self.new_base(), errors=self.errors, **dict(known, **options))
 
     def new_base(self) -> PreTrainedModel:

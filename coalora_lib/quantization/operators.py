@@ -35,6 +35,9 @@ from coalora_lib.quantization.packing import pack, unpack
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Blocks that are coded together: what is made on the way stays in the processor's cache.
 ROWS = 4096
+#: Weights that are restored together, whole blocks of any size. What is made on the way is small
+#: beside a large layer, which takes half the time so; a small one is a single piece.
+RESTORED = 2**20
 
 #: (operator, device) to what implements it.
 _IMPLEMENTATIONS: dict[tuple[str, str], Callable] = {}
@@ -107,15 +110,15 @@ def _quantize(weight: Tensor, choice: BlockwiseChoice) -> Parts:
     stored = group_scales(excess, SCALE_DTYPES[choice.scale_dtype])
     second = scale_codes(excess, stored.float()[:, None], top)
     scales = restored_scales(second, stored.float()[:, None], offset, top)
-    grid = book_grid(choice.code_book, choice.weight_bits, blocks.device)
+    bits = choice.weight_bits
+    grid = book_grid(choice.code_book, bits, blocks.device)
     rows = scales.flatten()[: len(blocks)].split(ROWS)
     codes = [
-        grid.codes(some / nonzero(scale)[:, None]).to(torch.uint8)
+        pack(grid.codes(some / nonzero(scale)[:, None]).to(torch.uint8).flatten(), bits)
         for some, scale in zip(blocks.split(ROWS), rows, strict=True)
     ]
-    packed = pack(torch.cat(codes).flatten(), choice.weight_bits)
     second = second.flatten()[: len(blocks)].to(torch.uint8)
-    return packed, pack(second, choice.scale_bits), stored, offset
+    return torch.cat(codes), pack(second, choice.scale_bits), stored, offset
 
 
 @register("dequantize", "default")
@@ -133,11 +136,14 @@ def _dequantize(
     groups = group_scales.float().repeat_interleave(choice.scale_block_size)[:blocks]
     second = unpack(scale_codes, choice.scale_bits)[:blocks].float()
     scales = restored_scales(second, groups, offset, 2**choice.scale_bits - 1)
-    rows = unpack(codes, choice.weight_bits).view(-1, choice.block_size)
     levels = code_levels(choice.code_book, choice.weight_bits, codes.device)
-    restored = levels.index_select(0, rows.flatten().long()).view(rows.shape)
-    restored.mul_(scales[:, None])
-    return restored.flatten()[:parameters].reshape(shape).to(dtype)
+    restored = torch.empty(blocks, choice.block_size, dtype=dtype, device=codes.device)
+    rows = RESTORED // choice.block_size
+    pieces = codes.split(RESTORED * choice.weight_bits // 8), scales.split(rows)
+    for some, scale, place in zip(*pieces, restored.split(rows), strict=True):
+        found = levels.index_select(0, unpack(some, choice.weight_bits).int())
+        torch.mul(found.view(place.shape), scale[:, None], out=place)
+    return restored.flatten()[:parameters].view(shape)
 
 
 # What a compiler is told of the results: shape, dtype and device.

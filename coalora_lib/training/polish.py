@@ -198,7 +198,7 @@ class _Term:
         """Have the layer compute with it."""
         left, right, bias = self.factors()
         term = (left @ right).T if self.layer.transposed else left @ right
-        weight = (self.plain + term).to(self.layer.pretrained.dtype)
+        weight = (self.plain + term).to(self.layer.kept.dtype)
         self.layer.swap(Current(weight, bias, self.state))
 
     @torch.no_grad()

@@ -5,8 +5,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from coalora_lib.adapter import CoaLora, describe_layers
+from coalora_lib.adapter.cache import WeightCache
 from coalora_lib.adapter.lora import adaptable_layers
-from coalora_lib.adapter.quantized import QuantizedLinear, WeightCache
+from coalora_lib.adapter.quantized import QuantizedLinear
 from coalora_lib.allocation import Constraints, error_table
 from coalora_lib.quantization import BlockwiseChoice, quantize
 from coalora_lib.spaces import NORMAL_FLOAT as NF

@@ -162,7 +162,7 @@ def test_numbers_go_where_they_gain_most(shapes):
     """Against all ways to spread them; of unequal layers the last number may find no place."""
     gains = {"a": [9.0, 2.0, 1.0], "b": [8.0, 7.0, 6.5], "c": [3.0, 2.5, 0.1]}
     layers = {
-        name: SimpleNamespace(pretrained=torch.empty(shape))
+        name: SimpleNamespace(kept=torch.empty(shape))
         for name, shape in zip(gains, shapes, strict=True)
     }
     costs = [sum(shape) for shape in shapes]

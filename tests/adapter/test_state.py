@@ -16,6 +16,14 @@ from tests.adapter.test_export import attached, logits
 from tests.conftest import some_means, tiny
 
 each_kind = pytest.mark.parametrize("kind", ["bert", "llama"])
+
+
+@pytest.fixture(params=["device", "disk"], autouse=True)
+def _place(request, monkeypatch):
+    """Every habit, with the pre-trained weights beside the model and in a file."""
+    monkeypatch.setitem(CoaLora.attach.__func__.__kwdefaults__, "pretrained", request.param)
+
+
 LAYERS = {"bert": 12, "llama": 14}
 
 
