@@ -1,14 +1,14 @@
-"""llama.cpp in a process of its own: what it does not like aborts the process that it is in."""
+"""llama.cpp in a process of its own, asked for more than vectors: logits, tokens, and scales."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+
+from coalora_lib.book.llamacpp import answer_with, ask, serve, vector
 
 needs_llamacpp = pytest.mark.skipif(
     find_spec("xllamacpp") is None, reason="xllamacpp, which brings llama.cpp, is not installed"
@@ -33,42 +33,13 @@ def run(folder, what, inputs, adapter=None, base="base.gguf"):
     asked = {"what": what, "inputs": inputs, "base": str(folder / base)}
     if adapter is not None:
         asked |= {"lora": str(folder / "adapter.gguf"), "scale": adapter}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gguf.llamacpp"],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def served(asked):
-    """A server of the model, on one thread, with nothing rounded but what the file's types say."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = asked["base"]
-    params.n_ctx = params.n_batch = params.n_ubatch = 512
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.warmup = False
-    params.embedding = asked["what"] == "embeddings"
-    if "lora" in asked:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(asked["lora"], asked["scale"])]
-    return xllamacpp.Server(params)
+    return ask("tests.gguf.llamacpp", asked, Path(__file__).parents[2])
 
 
 def computed(server, what, given):
     """The answer for one input."""
     if what == "embeddings":
-        return server.handle_embeddings({"input": given})["data"][0]["embedding"]
+        return vector(server, given)
     if what == "tokens":
         content = json.dumps({"content": given, "add_special": True}).encode()
         with urlopen(Request(f"{server.listening_address}/tokenize", content)) as answer:
@@ -90,7 +61,8 @@ def computed(server, what, given):
 
 if __name__ == "__main__":
     question = json.load(sys.stdin)
-    serving = served(question)
-    answers = [computed(serving, question["what"], each) for each in question["inputs"]]
-    print("\n" + json.dumps(answers), flush=True)
-    os._exit(0)  # the server's threads need not be waited for
+    what = question["what"]
+    serving = serve(
+        question["base"], question.get("lora"), question.get("scale", 1.0), what == "embeddings"
+    )
+    answer_with([computed(serving, what, each) for each in question["inputs"]])
