@@ -20,7 +20,7 @@ def new_chapter(root: Path, name: str, title: str | None = None) -> Path:
 
     Args:
         root: the project's folder.
-        name: two digits, an underline, small letters: ``10_pruning``. Also the title without one.
+        name: two digits, an underline, small letters: ``11_pruning``. Also the title without one.
         title: the chapter's heading.
 
     Returns:
@@ -34,7 +34,7 @@ def new_chapter(root: Path, name: str, title: str | None = None) -> Path:
     there = listed(root)
     if not (found := _NAME.fullmatch(name)):
         raise ValueError(
-            f"name={name!r} must be two digits, an underline and small letters, as 10_pruning"
+            f"name={name!r} must be two digits, an underline and small letters, as 11_pruning"
         )
     label = name.partition("_")[2].replace("_", "-")
     title = label.replace("-", " ").capitalize() if title is None else title.strip()

@@ -45,7 +45,7 @@ _COMMANDS = (
     ("The book", outputs, "coalora outputs 04 && git diff book/"),
     ("The book", render, "coalora render --strict"),
     ("The book", pdf, "coalora pdf --out book.pdf"),
-    ("The book", new, "coalora new 10_pruning --title 'Pruning heads'"),
+    ("The book", new, "coalora new 11_pruning --title 'Pruning heads'"),
     ("Batches", batches.batch, "coalora batch grid.yaml --processes 2 --results runs"),
     ("Batches", batches.results, "coalora results runs --where rank=4 --by method,budget"),
     ("Experiments", experiments, f"{_RUN} experiments {_SIZE} --seeds 3 --jobs 12"),

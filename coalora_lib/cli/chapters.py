@@ -99,7 +99,7 @@ def pdf(
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="Number and name of the chapter, as 10_pruning.")],
+    name: Annotated[str, typer.Argument(help="Number and name of the chapter, as 11_pruning.")],
     title: Annotated[
         str | None, typer.Option(help="Its heading; by default the name in words.")
     ] = None,

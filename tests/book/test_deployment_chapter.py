@@ -71,16 +71,19 @@ def shares(files, first, second, budget):
     return [one[seed] / other[seed] for seed in sorted(one)]
 
 
-def test_shares_of_the_distance(files, printed):
-    _, rows = printed[0]["part of the distance"]
-    assert len(rows) == 6
-    for title, cells in rows.items():
-        name, other = title.rsplit(", of ", 1)
-        for budget, cell in zip(BUDGETS, cells, strict=True):
-            values = shares(files, name, other, budget)
-            middle, half = np.mean(values), scipy.stats.sem(values)
-            low, high = scipy.stats.t.interval(0.95, len(values) - 1, middle, half)
-            assert cell == f"{middle:.2f} ({low:.2f} to {high:.2f})", (title, budget)
+@pytest.mark.parametrize(
+    ("title", "other"), [("no adapter's", "quantized"), ("Shared-LoRA's", "Shared-LoRA")]
+)
+def test_parts_of_the_distance(title, other, files, printed):
+    head, rows = printed[0][f"part of {title}, bits"]
+    assert [float(first) for first in rows] == BUDGETS
+    assert len(head) == 4
+    for first, cells in rows.items():
+        for name, cell in zip(head[1:], cells, strict=True):
+            values = shares(files, name, other, float(first))
+            middle, scale = np.mean(values), scipy.stats.sem(values)
+            low, high = scipy.stats.t.interval(0.95, len(values) - 1, middle, scale)
+            assert cell == f"{middle:.2f} ({low:.2f} to {high:.2f})", (first, name)
 
 
 def test_the_sentence_of_the_goal(files, printed):

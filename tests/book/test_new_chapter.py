@@ -13,7 +13,7 @@ from coalora_lib.book.new import new_chapter
 from coalora_lib.cli import app
 
 ROOT = Path(__file__).parents[2]
-NEW = Path("book/10_pruning_heads.ipynb")
+NEW = Path("book/11_pruning_heads.ipynb")
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def files(book):
 
 def test_a_chapter_is_the_last_of_the_numbered_ones_and_has_its_title(book):
     before = (book / "_toc.yml").read_text().splitlines()
-    made = run(book, "10_pruning_heads", "--title", "Which heads matter?")
+    made = run(book, "11_pruning_heads", "--title", "Which heads matter?")
     assert made.exit_code == 0, made.output
-    assert "coalora outputs 10_pruning_heads" in made.output
+    assert "coalora outputs 11_pruning_heads" in made.output
     wanted = listed(ROOT)
     numbered = [page for page in wanted if page.stem[:2].isdigit()]
     wanted.insert(len(numbered), NEW)
@@ -51,21 +51,21 @@ def test_a_chapter_is_the_last_of_the_numbered_ones_and_has_its_title(book):
 
 
 def test_without_a_title_the_name_is_it(book):
-    text = new_chapter(book, "10_pruning_heads").read_text()
+    text = new_chapter(book, "11_pruning_heads").read_text()
     assert "\n# Pruning heads\n" in text
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["10-pruning"], "name='10-pruning' must be two digits, an underline and small letters"),
-        (["pruning"], "as 10_pruning"),
-        (["10_Pruning"], "as 10_pruning"),
-        (["../10_pruning"], "as 10_pruning"),
+        (["11-pruning"], "name='11-pruning' must be two digits, an underline and small letters"),
+        (["pruning"], "as 11_pruning"),
+        (["11_Pruning"], "as 11_pruning"),
+        (["../11_pruning"], "as 11_pruning"),
         (["03_adapter"], "03_adapter: the number 03 is that of book/03_adapter"),
         (["03_other"], "03_other: the number 03 is that of book/03_adapter"),
-        (["10_adapter"], "10_adapter: the label 'adapter' is that of book/03_adapter.md"),
-        (["10_pruning", "--title", " "], "title='' must be one line of text"),
+        (["11_adapter"], "11_adapter: the label 'adapter' is that of book/03_adapter.md"),
+        (["11_pruning", "--title", " "], "title='' must be one line of text"),
     ],
     ids=["dash", "no number", "capital", "path", "there", "number", "label", "title"],
 )
