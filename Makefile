@@ -15,6 +15,10 @@ INSTALLED := $(VENV)/.installed
 # What keeps the list of packages, apart from them: uv and pip-audit.
 TOOLS := _build/tools
 
+# Without stored bytecode every process compiles torch and transformers anew, for 18 seconds. Some
+# containers forbid Python to store it, and the installation leaves it to the first process.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help book pdf lab test lint pages outputs experiments benchmarks fuzz lock audit clean
 
 help:

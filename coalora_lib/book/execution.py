@@ -247,8 +247,8 @@ def build(source: Path, into: Path, builder: str, *flags: str) -> Path:
         RuntimeError: the build failed.
     """
     shutil.rmtree(into, ignore_errors=True)
-    program = Path(sys.executable).with_name("jupyter-book")
-    words = (program, "build", source, "--builder", builder, "--path-output", into, *flags)
+    program = (sys.executable, "-m", "coalora_lib.book.building")
+    words = (*program, "build", source, "--builder", builder, "--path-output", into, *flags)
     if status := subprocess.run(list(map(str, words)), check=False).returncode:
         raise RuntimeError(f"jupyter-book ended with status {status}")
     return into / "_build" / builder

@@ -19,12 +19,17 @@ MENDED = {'role="doc-biblioentry"': 'role="listitem"', ' aria-label="Toggle hidd
 SIGNATURE = re.compile(r"<dl>\n((?:<dd><em class=\"sig-param\">.*?</dd>\n)+)</dl>", re.DOTALL)
 #: What draws the figures that react; it weighs 5 MB, so only pages that have one load it.
 PLOTLY = "plotly.min.js"
+#: Numbers sections once all pages are read, so that pages may be read side by side. It does not say
+#: so: Sphinx would read them one after another, with a warning.
+NUMBERING = "sphinx_multitoc_numbering"
 #: What extensions copy into ``_static`` and no page loads: patterns below it.
 UNUSED = ("vendor", "locales", "**/*.map", "*webpack-macros.html")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    if NUMBERING in app.extensions:
+        app.extensions[NUMBERING].parallel_read_safe = True
     app.connect("html-page-context", _mend)
     app.connect("build-finished", _finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

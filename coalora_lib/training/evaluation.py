@@ -14,6 +14,10 @@ from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.kinds import Examples, Loss, TaskKind, Values, objective_of
 from coalora_lib.training.batches import ordered_batches
 
+#: The most examples that a CPU takes at a time: what they pass through stays in its cache, and
+#: short batches pad less. 256 phrases in float64 took 4.1 s in one batch and 1.9 s in eight.
+CPU_BATCH = 32
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -99,12 +103,17 @@ def evaluate_each(
     kind: str | TaskKind | None = None,
     loss: Loss | None = None,
 ) -> Iterator[Evaluation]:
-    """:func:`evaluate` under one configuration after another; the batches are made once."""
+    """:func:`evaluate` under one configuration after another; the batches are made once.
+
+    A CPU takes at most :data:`CPU_BATCH` examples at a time.
+    """
     if not len(examples):
         raise ValueError("there are no examples to evaluate on")
     objective = objective_of(transformers_model(model), kind, loss)
     accelerator = new_accelerator()
     model.to(accelerator.device)
+    if accelerator.device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     batches = [
         (rows, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         for rows, batch in ordered_batches(examples, batch_size, pad_token_of(model))

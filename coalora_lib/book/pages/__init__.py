@@ -11,4 +11,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """What ``_config.yml`` names among its extensions."""
     for part in (library, commands, figures, executions, glossary, downloads):
         part.setup(app)
-    return {"parallel_read_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
