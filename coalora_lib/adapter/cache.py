@@ -10,7 +10,7 @@ from coalora_lib.adapter.weights import PretrainedWeight
 #: ask for 11 choices of each layer, which take 1.2 times its float32 weights, and 25 arbitrary
 #: configurations take 3 times these. With a share of 1/4 nearly all switches quantize again, and a
 #: step on a processor takes 1.6 times as long. All restored weights would take a share of 12, and
-#: save a tenth of a step.
+#: save a sixth of a step.
 SHARE = 4.0
 #: And so many bytes at most: beside the steps of a large model, a switch takes little time.
 MOST = 2**32
