@@ -17,6 +17,7 @@ from coalora_lib.training import (
     train,
 )
 from coalora_lib.training.batches import ShuffledBatches, collate, ordered_batches
+from coalora_lib.training.evaluation import CPU_BATCH
 from coalora_lib.training.loop import Trainer
 from coalora_lib.training.step import distillation_loss
 from tests.conftest import tiny, tiny_bert
@@ -138,6 +139,19 @@ def test_evaluation_counts_in_the_examples_order(model, examples):
         single = evaluate(model, examples[i : i + 1], None)
         assert single.correct[0] == result.correct[i]
     assert result.accuracy == result.correct.double().mean()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes what is asked for")
+def test_a_cpu_takes_few_examples_at_a_time_and_gives_the_same(model, examples):
+    taken = []
+    model.register_forward_pre_hook(
+        lambda _, args, given: taken.append(len(given["input_ids"])), with_kwargs=True
+    )
+    whole = evaluate(model, examples, SET[0], batch_size=1000)
+    assert taken == [CPU_BATCH, len(examples) - CPU_BATCH]
+    small = evaluate(model, examples, SET[0], batch_size=1)
+    assert whole.loss == pytest.approx(small.loss, rel=1e-5)
+    assert torch.equal(whole.correct, small.correct)
 
 
 def test_alternation_trains_every_step_and_grows_the_set(model, examples):
