@@ -93,6 +93,9 @@ def test_the_sentence_of_the_goal(files, printed):
         found = [mean(shares(files, "in order", other, each)) for each in BUDGETS]
         expected.append((f"{min(found):.2f}", f"{max(found):.2f}"))
     assert re.findall(r"([0-9.]+) to ([0-9.]+)", text) == expected
+    values = shares(files, "calibrated, CoA-LoRA", "quantized", 8.5)
+    high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))[1]
+    assert f"goes beyond it, to {high:.2f}." in text
 
 
 @pytest.mark.parametrize("ours", ["in order", "in order, polished", "calibrated, CoA-LoRA"])
