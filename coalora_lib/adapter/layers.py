@@ -227,7 +227,7 @@ class AdaptedLayers:
         for layer, choice, (l1, l2, _) in zip(
             self.quantized.values(), configuration, self.factors(), strict=True
         ):
-            rest = layer.pretrained.float() - layer.packed(choice).restore().float()
+            rest = layer.lost(layer.packed(choice).restore())
             left, right = truncated_svd(rest.T if layer.transposed else rest, rank)
             l1.copy_(left / self.scaling**0.5)
             l2.copy_(right / self.scaling**0.5)

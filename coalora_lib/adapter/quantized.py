@@ -223,7 +223,7 @@ class QuantizedLinear(nn.Module):
 
         def make() -> PackedWeight:  # alone; :mod:`.together` does it for many layers
             plain = self.quantize(state)
-            lost = self.pretrained.float() - plain.restore().float()
+            lost = self.lost(plain.restore())
             return self.with_term(plain, *self._frozen_term(lost.T if self.transposed else lost))
 
         return self._cache.get("packed", (id(self), state), make)
@@ -268,20 +268,26 @@ class QuantizedLinear(nn.Module):
         if state is None:
             return self.no_correction()
         if state not in self._corrections:
-            wide = torch.promote_types(self.kept.dtype, torch.float32)
-            weight = self.packed(state).restore() if weight is None else weight
-            lost = self.pretrained.to(wide) - weight.to(wide)
+            lost = self.lost(self.packed(state).restore() if weight is None else weight)
             mean = self.mean_input.to(lost)
             self._corrections[state] = mean @ lost if self.transposed else lost @ mean
         return self._corrections[state]
 
     def no_correction(self) -> Tensor:
         """Zeros, (out,)."""
-        wide = torch.promote_types(self.kept.dtype, torch.float32)
-        return torch.zeros(self.out_features, dtype=wide, device=self.kept.device)
+        return torch.zeros(self.out_features, dtype=self.wide, device=self.kept.device)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The pre-trained dtype, or float32 if that is finer: what is decomposed is in it."""
+        return torch.promote_types(self.kept.dtype, torch.float32)
+
+    def lost(self, weight: Tensor) -> Tensor:
+        """W_pre - Q of a restored weight, in the shape of the two."""
+        return self.pretrained.to(self.wide) - weight.to(self.wide)
 
     def _frozen_term(self, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """Of what quantization takes, (out, in) float32: (out, k) and (k, in)."""
+        """Of what quantization takes, (out, in): (out, k) and (k, in)."""
         if self.second_moment is None:
             return truncated_svd(lost, self.frozen_rank)
         mean = None if self.mean_input is None else self.mean_input.to(lost)

@@ -60,10 +60,11 @@ def _kind(layer: QuantizedLinear) -> tuple:
 
 
 def _stacked_bytes(row: Sequence[Wanted]) -> int:
-    """What a row takes: float32 of what is lost and of the moment, and the restored weights."""
+    """What a row takes: what is lost and the moment, both wide, and the restored weights."""
     layer = row[0][0]
-    moment = 0 if layer.second_moment is None else 4 * layer.in_features**2
-    return len(row) * (4 * layer.kept.shape.numel() + layer.kept.nbytes) + moment
+    wide = layer.wide.itemsize
+    moment = 0 if layer.second_moment is None else wide * layer.in_features**2
+    return len(row) * (wide * layer.kept.shape.numel() + layer.kept.nbytes) + moment
 
 
 def _packed(
@@ -71,7 +72,7 @@ def _packed(
 ) -> Iterator[tuple[QuantizedLinear, Choice, PackedWeight, Tensor]]:
     first = rows[0][0][0]
     size = len(rows), len(rows[0]), first.out_features, first.in_features
-    lost = torch.empty(size, dtype=torch.float32, device=first.kept.device)
+    lost = torch.empty(size, dtype=first.wide, device=first.kept.device)
     quantized = []
     for row, places in zip(rows, lost, strict=True):
         for (layer, choice), place in zip(row, places, strict=True):
