@@ -88,7 +88,7 @@ _QUICK = Profile(
     training_budgets=spread(2.25, 5.0, 6),
     random_configurations=3,
     search=SearchPlan(rounds=2, restarts=3, max_steps=30, proposals=6),
-    budgets=(2.5, 3.0, 3.5, 4.0),
+    budgets=(2.5, 4.0),
     arbitrary_configurations=6,
 )
 _STANDARD = Profile(
