@@ -25,8 +25,8 @@ NEEDS = {
     "book": "book",
     "cli": "book",
 }
-#: Imported where it is there: a GPU build of torch brings it.
-OPTIONAL = {"triton"}
+#: Imported where they are there: a GPU build of torch brings them.
+OPTIONAL = {"triton", "cuda"}
 #: Not part of the pinned environment.
 LEFT_OUT = {"mlflow"}
 CORE = sorted(
@@ -153,7 +153,12 @@ def test_the_library_alone_needs_no_package_of_an_extra():
     assert done.stdout == "CoaLora []\n"
 
 
-def test_py_typed_is_packaged():
+def test_what_is_no_python_is_packaged():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    assert tool["setuptools"]["package-data"]["coalora_lib"] == ["py.typed"]
-    assert (PACKAGE / "py.typed").is_file()
+    patterns = tool["setuptools"]["package-data"]["coalora_lib"]
+    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    there = {
+        path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert PACKAGE / "py.typed" in packaged
+    assert packaged == {path for path in there if path.suffix != ".py"}
