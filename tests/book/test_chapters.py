@@ -200,7 +200,7 @@ def test_exercises_have_solutions_that_run(chapter):
 
 @each_chapter
 def test_what_may_warn_at_import_is_imported_after_the_library_which_silences_it(chapter):
-    lines = chapter.with_suffix(".md").read_text().splitlines()
+    lines = (ROOT / chapter).with_suffix(".md").read_text().splitlines()
     ours = next(i for i, line in enumerate(lines) if line.startswith("from coalora_lib"))
     theirs = [
         i for i, line in enumerate(lines) if line.startswith(("from bitsandbytes", "from peft"))
