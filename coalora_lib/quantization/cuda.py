@@ -7,6 +7,7 @@ that no toolkit is needed.
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 
+@cache
 def is_available(device: torch.device) -> bool:
     """Whether kernels can be compiled for a device: it must be of NVIDIA's Ampere or newer."""
     return (

@@ -1,8 +1,6 @@
 """Every figure that chapter 10 prints of its records, from the raw files by another route."""
 
-import json
 import re
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -10,32 +8,20 @@ import pytest
 import scipy.stats
 
 from coalora_lib.experiments.methods import labels_of
+from tests.book.printed import printed_by, raw_records
 
-BOOK = Path(__file__).parents[2] / "book"
 SLUGS = {label: slug for slug, label in labels_of("deployment").items()}
 BUDGETS = [3.8, 4.2, 4.8, 5.5, 8.5]
 
 
 @pytest.fixture(scope="module")
 def files():
-    """Contents of all records."""
-    found = [json.loads(path.read_text()) for path in (BOOK / "results/deployment").glob("*.json")]
-    assert found, "there are no records"
-    return found
+    return raw_records("deployment")
 
 
 @pytest.fixture(scope="module")
 def printed():
-    """Tables of the page by the first cell of their head: head and rows; and the text outputs."""
-    tables, texts = {}, []
-    for cell in json.loads((BOOK / "10_deployment.ipynb").read_text())["cells"]:
-        for output in cell.get("outputs", ()):
-            text = "".join(output.get("data", {}).get("text/markdown", output.get("text", ())))
-            texts.append(text.replace("\N{NO-BREAK SPACE}", " "))
-            lines = [line.strip("| ").split(" | ") for line in texts[-1].splitlines()]
-            if lines and len(lines[0]) > 1:
-                tables[lines[0][0]] = lines[0], {line[0]: line[1:] for line in lines[2:]}
-    return tables, texts
+    return printed_by("10_deployment")
 
 
 def losses(files, label, budget):
