@@ -69,27 +69,16 @@ class CoaLora(Exports):
         self.shapes = self._resolver.shapes
         self.sizes = [parameters(shape) for shape in self.shapes]
         settings.check(linears, mean_inputs, second_moments)
-        reference = None
-        if settings.start == "svd" and start_configuration is not None:
-            if start_configuration == "reference":
-                start_configuration = max(REFERENCE_BUDGET, self._resolver.fewest_bits())
-            reference = self._resolver(start_configuration, weights)
+        reference = self._reference(start_configuration, weights)
         kept = keep(weights, pretrained)
         del linears, weights  # where the weights are kept apart, nothing else holds on to them
 
         warn_of_what_is_left(base_model, self.layer_names, heads)
         self.model = attach_lora(base_model, settings.rank, settings.alpha, heads, self.layer_names)
         self.model.save_pretrained = saving.refuse_inner_save
-        self.layers = AdaptedLayers(
-            base_model,
-            self.layer_names,
-            self.space,
-            WeightCache(default_limit(kept.values()) if cache_bytes is None else cache_bytes),
-            kept,
-            settings.rank_of_frozen_term,
-            mean_inputs,
-            second_moments,
-        )
+        cache = WeightCache(default_limit(kept.values()) if cache_bytes is None else cache_bytes)
+        moments = settings.rank_of_frozen_term, mean_inputs, second_moments
+        self.layers = AdaptedLayers(base_model, self.layer_names, self.space, cache, kept, *moments)
         self.training_set: list[list[Choice]] = []
         self._indices: Tensor | None = None
         self.adjuster = new_adjuster(
@@ -102,6 +91,16 @@ class CoaLora(Exports):
         self.join_transformers()
         # On the transformers model, so that every way in passes it: forward, PEFT, generate.
         base_model.register_forward_pre_hook(self.adapt)
+
+    def _reference(
+        self, asked: StartConfiguration | None, weights: Mapping[str, Tensor]
+    ) -> list[Choice] | None:
+        """What the start "svd" takes its residual at; None for other starts, and without one."""
+        if self.settings.start != "svd" or asked is None:
+            return None
+        if asked == "reference":
+            asked = max(REFERENCE_BUDGET, self._resolver.fewest_bits())
+        return self._resolver(asked, weights)
 
     @classmethod
     def attach(

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from coalora_lib.cli import batches, models
+from coalora_lib.cli.adapting import adapt
 from coalora_lib.cli.chapters import book, new, outputs, pdf, render
 from coalora_lib.cli.errors import TRACEBACK, TRACEBACK_VARIABLE, Commands
 from coalora_lib.cli.runs import experiments, landscape, options, reproduce, scale, search_ablation
@@ -35,7 +36,7 @@ _COMMANDS = (
     ),
     (
         "A model of your own",
-        models.adapt,
+        adapt,
         "coalora adapt run --bits 3.1 --out phone\n"
         "  coalora adapt run --bits 4.5 --format gguf --out phone\n"
         "  coalora adapt all-MiniLM-L6-v2 --no-training --texts texts.txt --bits 3 --out phone",

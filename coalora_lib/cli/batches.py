@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,38 +16,55 @@ from coalora_lib.cli.shared import BUILD, AsJson, Root, one_of
 if TYPE_CHECKING:
     from distributed import Client
 
+    from coalora_lib.batch import cluster
     from coalora_lib.batch.jobs import BatchJob
     from coalora_lib.batch.progress import Summary
 
 
+Grid = Annotated[Path | None, typer.Argument(help="YAML: methods or chapters, values.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value of a grid, such as seeds=[0,1]; before the file's."),
+]
+Results = Annotated[Path | None, typer.Option(help="Folder, instead of the grid's.")]
+Processes = Annotated[int, typer.Option(help="Jobs at a time on this machine.", min=1)]
+Memory = Annotated[str | None, typer.Option(help="A job's process is ended at this, such as 8GB.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Of Dask, which is there: tcp://node:8786, or tls://.")
+]
+Slurm = Annotated[bool, typer.Option("--slurm", help="Workers from a SLURM queue.")]
+Pbs = Annotated[bool, typer.Option("--pbs", help="Workers from a PBS queue.")]
+Queue = Annotated[str | None, typer.Option(help="The queue's name.")]
+Cores = Annotated[int, typer.Option(help="Of the queue, for a worker.", min=1)]
+NodeMemory = Annotated[str, typer.Option(help="Of the queue, for a worker.")]
+Walltime = Annotated[str, typer.Option(help="Of the queue, for a worker.")]
+Workers = Annotated[int, typer.Option(help="To ask the queue for.", min=1)]
+Directive = Annotated[list[str] | None, typer.Option(help="Of the queue, such as --gres=gpu:1.")]
+Retry = Annotated[bool, typer.Option(help="Run again what failed in an earlier batch.")]
+Remake = Annotated[bool, typer.Option(help="Replace files of other parameters.")]
+Limit = Annotated[float | None, typer.Option(help="Seconds for a job.", min=0.1)]
+DryRun = Annotated[bool, typer.Option(help="Show jobs, and a queue's script; stop.")]
+
+
 def batch(
-    grid: Annotated[Path | None, typer.Argument(help="YAML: methods or chapters, values.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value of a grid, such as seeds=[0,1]; before the file's."),
-    ] = None,
-    results: Annotated[Path | None, typer.Option(help="Folder, instead of the grid's.")] = None,
-    processes: Annotated[int, typer.Option(help="Jobs at a time on this machine.", min=1)] = 2,
-    memory: Annotated[
-        str | None, typer.Option(help="A job's process is ended at this, such as 8GB.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Of Dask, which is there: tcp://node:8786, or tls://.")
-    ] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Workers from a SLURM queue.")] = False,
-    pbs: Annotated[bool, typer.Option("--pbs", help="Workers from a PBS queue.")] = False,
-    queue: Annotated[str | None, typer.Option(help="The queue's name.")] = None,
-    cores: Annotated[int, typer.Option(help="Of the queue, for a worker.", min=1)] = 4,
-    node_memory: Annotated[str, typer.Option(help="Of the queue, for a worker.")] = "16GB",
-    walltime: Annotated[str, typer.Option(help="Of the queue, for a worker.")] = "04:00:00",
-    workers: Annotated[int, typer.Option(help="To ask the queue for.", min=1)] = 1,
-    directive: Annotated[
-        list[str] | None, typer.Option(help="Of the queue, such as --gres=gpu:1.")
-    ] = None,
-    retry: Annotated[bool, typer.Option(help="Run again what failed in an earlier batch.")] = False,
-    remake: Annotated[bool, typer.Option(help="Replace files of other parameters.")] = False,
-    limit: Annotated[float | None, typer.Option(help="Seconds for a job.", min=0.1)] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show jobs, and a queue's script; stop.")] = False,
+    grid: Grid = None,
+    set_: Set = None,
+    results: Results = None,
+    processes: Processes = 2,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    slurm: Slurm = False,
+    pbs: Pbs = False,
+    queue: Queue = None,
+    cores: Cores = 4,
+    node_memory: NodeMemory = "16GB",
+    walltime: Walltime = "04:00:00",
+    workers: Workers = 1,
+    directive: Directive = None,
+    retry: Retry = False,
+    remake: Remake = False,
+    limit: Limit = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     root: Root = Path(),
 ) -> None:
@@ -56,10 +73,7 @@ def batch(
     Exit status: 0 if every job succeeded, 1 if one failed, 2 if nothing could be begun.
     """
     from coalora_lib.batch import cluster
-    from coalora_lib.batch.engine import run_batch
-    from coalora_lib.batch.estimate import estimate
     from coalora_lib.batch.grid import Grid
-    from coalora_lib.batch.progress import shown, span
 
     if sum((slurm, pbs, scheduler is not None)) > 1:
         raise ValueError("only one of --scheduler, --slurm and --pbs can be given")
@@ -68,53 +82,59 @@ def batch(
     asked = None
     if slurm or pbs:
         asked = cluster.Queue(
-            system="slurm" if slurm else "pbs",
-            name=queue,
-            cores=cores,
-            memory=node_memory,
-            walltime=walltime,
-            jobs=workers,
-            directives=tuple(directive or ()),
-        )
+            system="slurm" if slurm else "pbs", name=queue, cores=cores, memory=node_memory,
+            walltime=walltime, jobs=workers, directives=tuple(directive or ()),
+        )  # fmt: skip
     if dry_run:
-        seconds = estimate(jobs, [folder, root / "book/results"])
-        about = "" if seconds is None else f", about {span(seconds)} of one process"
-        script = asked.script() if asked else ""
-        _say(
-            {"jobs": [job.name for job in jobs], "seconds": seconds, "script": script},
-            as_json,
-            [*(job.name for job in jobs), f"{len(jobs)} jobs{about}; results in {folder}", script],
-        )
-        return
-    opened: AbstractContextManager[Client]
-    if scheduler is not None:
-        opened = cluster.connected(scheduler)
-    elif asked is not None:
-        opened = cluster.queued(asked)
-    else:
-        opened = cluster.local(processes, cluster.visible_gpus(), memory)
-    with opened as client, shown(client.dashboard_link) as progress:
-        summary = run_batch(
-            jobs,
-            folder,
-            client,
-            progress,
-            retry=retry,
-            remake=remake,
-            limit=limit,
-            alike=scheduler is None and asked is None,
-        )
-    end(summary, as_json)
+        return _say_what_would_run(jobs, [folder, root / "book/results"], asked, as_json)
+    place = asked or scheduler
+    ways = {"retry": retry, "remake": remake, "limit": limit, "alike": place is None}
+    end(_run(jobs, folder, _workers(place, processes, memory), **ways), as_json)
+
+
+def _say_what_would_run(
+    jobs: Sequence[BatchJob], folders: Sequence[Path], asked: cluster.Queue | None, as_json: bool
+) -> None:
+    """The jobs, how long they take by the results in the folders, of which the first is theirs, and
+    a queue's script."""
+    from coalora_lib.batch.estimate import estimate
+    from coalora_lib.batch.progress import span
+
+    seconds = estimate(jobs, folders)
+    about = "" if seconds is None else f", about {span(seconds)} of one process"
+    script = asked.script() if asked else ""
+    _say(
+        {"jobs": [job.name for job in jobs], "seconds": seconds, "script": script},
+        as_json,
+        [*(job.name for job in jobs), f"{len(jobs)} jobs{about}; results in {folders[0]}", script],
+    )
 
 
 def run_here(jobs: Iterable[BatchJob], folder: Path, processes: int) -> Summary:
     """Run jobs on this machine's cores and GPUs, and show how it goes."""
+    return _run(jobs, folder, _workers(None, processes), retry=True, alike=True)
+
+
+def _workers(
+    place: cluster.Queue | str | None, processes: int, memory: str | None = None
+) -> AbstractContextManager[Client]:
+    """Those of a queue, of the scheduler at an address, or of this machine."""
     from coalora_lib.batch import cluster
+
+    if place is None:
+        return cluster.local(processes, cluster.visible_gpus(), memory)
+    return cluster.connected(place) if isinstance(place, str) else cluster.queued(place)
+
+
+def _run(
+    jobs: Iterable[BatchJob], folder: Path, opened: AbstractContextManager[Client], **ways: Any
+) -> Summary:
+    """Run jobs and show how it goes; ``ways`` are those of the engine."""
     from coalora_lib.batch.engine import run_batch
     from coalora_lib.batch.progress import shown
 
-    with cluster.local(processes, cluster.visible_gpus()) as client, shown() as progress:
-        return run_batch(jobs, folder, client, progress, retry=True, alike=True)
+    with opened as client, shown(client.dashboard_link) as progress:
+        return run_batch(jobs, folder, client, progress, **ways)
 
 
 def end(summary: Summary, as_json: bool = False) -> None:

@@ -2,56 +2,74 @@
 
 # What does the work is imported in the commands: `--help` is to answer at once.
 
-import json
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coalora_lib.cli.shared import AsJson
+from coalora_lib.cli.shared import AsJson, show
+
+if TYPE_CHECKING:
+    from coalora_lib.recipes import RunFolder, Settings
 
 RunPath = Annotated[Path, typer.Argument(help="Folder that `coalora train` wrote.")]
 
 
+Data = Annotated[str, typer.Option(help="Table of texts: .csv, .tsv, .jsonl or .parquet.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run; an unfinished one goes on.")]
+Text = Annotated[str, typer.Option(help="Column with the texts.")]
+Label = Annotated[str | None, typer.Option(help="Column with the labels.")]
+Second = Annotated[
+    str | None, typer.Option(help="Column with second texts, or with texts to be written.")
+]
+Model = Annotated[str, typer.Option(help="Name on the hub, a folder, or the packaged model.")]
+Dtype = Annotated[str, typer.Option(help="Of the model's weights: float32, bfloat16 or float64.")]
+Task = Annotated[
+    str | None, typer.Option(help="Kind of task, as causal-lm; by default what labels say.")
+]
+Validation = Annotated[
+    str | None, typer.Option(help="Another table; by default a tenth of the rows.")
+]
+Budgets = Annotated[str, typer.Option(help="From so many to so many mean bits.")]
+Configurations = Annotated[int, typer.Option(help="In the training set.", min=1)]
+Space = Annotated[str, typer.Option(help="What layers may be quantized to.")]
+Rank = Annotated[int, typer.Option(help="Of the LoRA factors.", min=1)]
+Alpha = Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)]
+Epochs = Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)]
+BatchSize = Annotated[int, typer.Option(help="Texts in a step.", min=1)]
+LearningRate = Annotated[float, typer.Option(help="At its peak.", min=0)]
+MaxLength = Annotated[int, typer.Option(help="In tokens; longer texts are cut.", min=2)]
+Searches = Annotated[int, typer.Option(help="Between stretches of training.", min=0)]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a Dask scheduler, whose workers score what searches propose."),
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+
+
 def train(
-    data: Annotated[str, typer.Option(help="Table of texts: .csv, .tsv, .jsonl or .parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one goes on.")],
-    text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
-    label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
-    second: Annotated[
-        str | None, typer.Option(help="Column with second texts, or with texts to be written.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Name on the hub, a folder, or the packaged model.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
-    dtype: Annotated[
-        str, typer.Option(help="Of the model's weights: float32, bfloat16 or float64.")
-    ] = "float32",
-    task: Annotated[
-        str | None, typer.Option(help="Kind of task, as causal-lm; by default what labels say.")
-    ] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Another table; by default a tenth of the rows.")
-    ] = None,
-    budgets: Annotated[str, typer.Option(help="From so many to so many mean bits.")] = "2.25-5",
-    configurations: Annotated[int, typer.Option(help="In the training set.", min=1)] = 50,
-    space: Annotated[str, typer.Option(help="What layers may be quantized to.")] = "nf",
-    rank: Annotated[int, typer.Option(help="Of the LoRA factors.", min=1)] = 16,
-    alpha: Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)] = 16,
-    epochs: Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)] = 3,
-    batch_size: Annotated[int, typer.Option(help="Texts in a step.", min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0)] = 1e-3,
-    max_length: Annotated[int, typer.Option(help="In tokens; longer texts are cut.", min=2)] = 128,
-    searches: Annotated[int, typer.Option(help="Between stretches of training.", min=0)] = 0,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Dask scheduler, whose workers score what searches propose."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    data: Data,
+    out: Out,
+    text: Text = "text",
+    label: Label = None,
+    second: Second = None,
+    model: Model = "sentence-transformers/all-MiniLM-L6-v2",
+    dtype: Dtype = "float32",
+    task: Task = None,
+    validation: Validation = None,
+    budgets: Budgets = "2.25-5",
+    configurations: Configurations = 50,
+    space: Space = "nf",
+    rank: Rank = 16,
+    alpha: Alpha = 16,
+    epochs: Epochs = 3,
+    batch_size: BatchSize = 16,
+    learning_rate: LearningRate = 1e-3,
+    max_length: MaxLength = 128,
+    searches: Searches = 0,
+    scheduler: Scheduler = None,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a quantized model once, for every bit budget.
@@ -59,37 +77,16 @@ def train(
     Called again with the same options, a stopped training continues. On several processes:
     `accelerate launch -m coalora_lib train ...`.
     """
-    from coalora_lib.recipes import Settings, train_run
+    from coalora_lib.recipes import Settings
 
     settings = Settings.of(
-        model=model,
-        dtype=dtype,
-        data=_absolute(data),
-        text=text,
-        label=label,
-        second=second,
-        kind=task,
-        validation=None if validation is None else _absolute(validation),
-        budgets=bit_range(budgets),
-        configurations=configurations,
-        space=space,
-        rank=rank,
-        alpha=alpha,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        searches=searches,
-        seed=seed,
-    )
-    if scheduler is None:
-        run = train_run(out, settings)
-    else:
-        from coalora_lib.batch import cluster
-        from coalora_lib.batch.scoring import WorkerScorer
-
-        with cluster.connected(scheduler) as client:
-            run = train_run(out, settings, WorkerScorer(client))
+        model=model, dtype=dtype, data=_absolute(data), text=text, label=label, second=second,
+        kind=task, validation=None if validation is None else _absolute(validation),
+        budgets=bit_range(budgets), configurations=configurations, space=space, rank=rank,
+        alpha=alpha, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        max_length=max_length, searches=searches, seed=seed,
+    )  # fmt: skip
+    run = _trained(out, settings, scheduler)
     if run.described.outcome is None:  # another process of the same run writes it
         return
     outcome = run.outcome
@@ -100,6 +97,19 @@ def train(
         f"{outcome.seconds:.0f} s. On {outcome.examples['validation']} others:",
         outcome.metrics,
     )
+
+
+def _trained(out: Path, settings: "Settings", scheduler: str | None) -> "RunFolder":
+    """Train, with searches' scores from the workers of a scheduler if one is given."""
+    from coalora_lib.recipes import train_run
+
+    if scheduler is None:
+        return train_run(out, settings)
+    from coalora_lib.batch import cluster
+    from coalora_lib.batch.scoring import WorkerScorer
+
+    with cluster.connected(scheduler) as client:
+        return train_run(out, settings, WorkerScorer(client))
 
 
 def evaluate(
@@ -113,141 +123,6 @@ def evaluate(
 
     found = evaluate_run(RunFolder.open(run), bit_list(bits), _absolute(data))
     show({"run": str(run), "metrics": found}, as_json, f"{run} on {data}:", found)
-
-
-def adapt(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Folder that `coalora train` wrote; with --no-training also a saved CoaLora, or "
-            "any model of transformers: a folder, a name on the hub, or all-MiniLM-L6-v2."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export.")],
-    bits: Annotated[float | None, typer.Option(help="Mean bits of the layers.", min=0)] = None,
-    device: Annotated[
-        Path | None, typer.Option(help="YAML: bits, bytes, size, allowed fields, fixed layers.")
-    ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="peft, or gguf: files for llama.cpp.")
-    ] = "peft",
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Beside PEFT's adapter: base_model, packed or none.  [default: base_model]"
-        ),
-    ] = None,
-    embedding: Annotated[
-        str | None,
-        typer.Option(help="In GGUF: type of token embedding, output layer.  [default: F16]"),
-    ] = None,
-    pooling: Annotated[
-        str | None, typer.Option(help="In GGUF: an encoder's, mean or cls.  [default: mean]")
-    ] = None,
-    no_training: Annotated[
-        bool, typer.Option("--no-training", help="Fit the adapter to texts; the rest is for this.")
-    ] = False,
-    texts: Annotated[
-        str | None, typer.Option(help=".txt with one text a line, .csv, .tsv, .jsonl or .parquet.")
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Column with the texts, of a table.  [default: text]")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option(help="Texts to fit on, at most.  [default: 256]", min=1)
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="Of what is fitted.  [default: 8]", min=1)
-    ] = None,
-    polish: Annotated[
-        int | None, typer.Option(help="Gradient steps after the fit.  [default: 0]", min=0)
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="In tokens; longer texts are cut.  [default: 128]", min=2)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the draw of texts.  [default: 0]", min=0)
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Of a model without an adapter.  [default: float32]"),
-    ] = None,
-    space: Annotated[
-        str | None,
-        typer.Option(help="What its layers may be quantized to.  [default: nf, or gguf]"),
-    ] = None,
-    allocation: Annotated[
-        str | None,
-        typer.Option(
-            help="Give bits by the error of weights, or by sensitivity: what the error of each "
-            "layer does to the model, measured on 64 of the texts.  [default: error]"
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the adapter for one device, as plain PEFT or as GGUF, with the quantized model.
-
-    With --no-training it is not a run's, but fitted to some hundred texts: a low-rank term and a
-    bias for each layer, in closed form.
-    """
-    from coalora_lib.recipes import Device, RunFolder, adapt_to_texts, read_device
-    from coalora_lib.recipes import adapt as adapt_run
-
-    options = {
-        "column": column, "count": count, "rank": rank, "polish": polish, "seed": seed,
-        "max_length": max_length, "dtype": dtype, "space": space, "allocation": allocation,
-    }  # fmt: skip
-    options = {name: value for name, value in options.items() if value is not None}
-    if no_training and texts is None:
-        raise ValueError("--no-training needs --texts: a file of texts to fit the adapter to")
-    if not no_training and (texts is not None or options):
-        given = "texts" if texts is not None else next(iter(options)).replace("_", "-")
-        raise ValueError(f"--{given} is for --no-training only")
-    if (bits is None) == (device is None):
-        raise ValueError("give either --bits or --device")
-    beside, gguf = _written(form, weights, embedding=embedding, pooling=pooling)
-    described = Device(bits=bits) if device is None else read_device(device)
-    if texts is None:
-        found, fit, said = adapt_run(RunFolder.open(model), out, described, beside, gguf), {}, ""
-    else:
-        found, *rest = adapt_to_texts(model, texts, out, described, beside, gguf, **options)
-        fit = dict(zip(("measure", "before", "after", "texts", "seconds"), rest, strict=True))
-        said = (
-            "\n{measure} to the unquantized model: {before:.4f} before, {after:.4f} after, on "
-            "{texts[measured]} texts beside the {texts[fitted]} fitted to; {seconds:.1f} s"
-        ).format_map(fit)
-    files = "".join(f", {name} {size / 1e6:.1f} MB" for name, size in found.files.items())
-    show(
-        {"folder": str(found.folder), "bits": found.bits, "bytes": found.nbytes}
-        | ({"files": found.files} if found.files else {})
-        | fit,
-        as_json,
-        f"{found.folder}: {found.bits:.3f} bits per parameter, {found.nbytes / 1e6:.1f} MB in "
-        f"{len(found.layers)} layers{files}{said}",
-        [],
-    )
-
-
-def _written(form: str, weights: str | None, **options: str | None) -> tuple[str | None, Any]:
-    """What is written beside PEFT's adapter, and how GGUF is, of which the other is None.
-
-    Raises:
-        ValueError: a value is not known, or is for the other format.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if form not in (allowed := ("peft", "gguf")):
-        raise ValueError(f"--format {form} is not known; allowed: {', '.join(allowed)}")
-    if form == "gguf":
-        from coalora_lib.gguf import Options
-
-        if weights is not None:
-            raise ValueError("--weights is for --format peft only")
-        return None, Options(**given)
-    if given:
-        raise ValueError(f"--{next(iter(given))} is for --format gguf only")
-    if weights not in (None, *(known := ("base_model", "packed", "none"))):
-        raise ValueError(f"--weights {weights} is not known; allowed: {', '.join(known)}")
-    return None if weights == "none" else weights or "base_model", None
 
 
 def report(
@@ -308,24 +183,6 @@ def bit_list(text: str) -> list[float]:
     if not found or not all(0 < bits < float("inf") for bits in found):
         raise ValueError(f"--bits {text} are not numbers; allowed: such as 2.5,3,4")
     return found
-
-
-def show(
-    content: Mapping[str, Any], as_json: bool, heading: str, rows: Sequence[Mapping[str, float]]
-) -> None:
-    """Print as JSON, or a heading and a table."""
-    if as_json:
-        typer.echo(json.dumps(content, indent=1, default=str))
-        return
-    typer.echo(heading)
-    if rows:
-        typer.echo("".join(f"{name:>16}" for name in rows[0]))
-    for row in rows:
-        typer.echo("".join(f"{_number(name, value):>16}" for name, value in row.items()))
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name == "bytes" else f"{value:.4f}"
 
 
 def _absolute(path: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,3 +60,21 @@ def summary(records: Sequence[Record]) -> str:
         f"{name:<34}" + "".join(f"{c:>10}" for c in cells) for name, *cells in (columns, *rows)
     ]
     return "\n".join(lines)
+
+
+def show(
+    content: Mapping[str, Any], as_json: bool, heading: str, rows: Sequence[Mapping[str, float]]
+) -> None:
+    """Print as JSON, or a heading and a table."""
+    if as_json:
+        typer.echo(json.dumps(content, indent=1, default=str))
+        return
+    typer.echo(heading)
+    if rows:
+        typer.echo("".join(f"{name:>16}" for name in rows[0]))
+    for row in rows:
+        typer.echo("".join(f"{_number(name, value):>16}" for name, value in row.items()))
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name == "bytes" else f"{value:.4f}"

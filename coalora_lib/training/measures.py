@@ -10,6 +10,7 @@ gradient is the product of what went in and of what came back, summed over its t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -61,49 +62,65 @@ def _moments(
         raise ValueError(
             f"the layers of a {type(model).__name__} see two sequences; {what} are over one"
         )
-    wide = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-    sums: dict[str, Tensor] = {}
-    products: dict[str, Tensor] = {}
-    leader: dict[str, str] = {}  # of the layers that are given one tensor, the first
-    last: tuple[Tensor, str] | None = None
-    tokens, real = 0, torch.empty(0, dtype=torch.bool)
-
-    def add_to(name: str) -> Callable:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            nonlocal last
-            if last is not None and inputs[0] is last[0]:
-                leader[name] = last[1]
-                return
-            last, leader[name] = (inputs[0], name), name
-            entered = inputs[0].reshape(-1, inputs[0].shape[-1])[real.flatten()]
-            sums[name] = sums.get(name, 0) + entered.double().sum(0)
-            if second:
-                entered = entered.to(wide)
-                products[name] = products.get(name, 0) + entered.T @ entered
-
-        return hook
-
+    sums = _Sums(layers, second, wide=next(model.parameters()).dtype == torch.float64)
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         batches = ordered_batches(examples, batch_size, pad_token_of(model))
         total = -(-len(examples) // batch_size)
-        with hooks(model, {name: add_to(name) for name in layers}, before=True):
+        with hooks(model, sums.hooks(), before=True):
             for _, batch in tqdm(batches, what, total, disable=None, leave=False):
                 batch = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-                real = batch["attention_mask"].bool()
-                tokens += int(real.sum())
-                last = None
+                sums.begin(batch["attention_mask"].bool())
                 model(**batch)
     finally:
         model.train(training)
-    means = {name: (total / tokens).to(wide) for name, total in sums.items()}
-    # Symmetric to the last digit, which products of floats are not.
-    seconds = {name: (total + total.T) / (2 * tokens) for name, total in products.items()}
-    return InputMoments(
-        {name: means[leader[name]].clone() for name in layers},
-        {name: seconds[leader[name]] for name in layers} if second else {},
-    )
+    return sums.moments()
+
+
+class _Sums:
+    """Sums over the tokens of what enters each layer; what several layers are given is summed once,
+    for the first of them."""
+
+    def __init__(self, layers: Sequence[str], second: bool, wide: bool) -> None:
+        self._layers, self._second = layers, second
+        self._dtype = torch.float64 if wide else torch.float32
+        self._sums: dict[str, Tensor] = {}
+        self._products: dict[str, Tensor] = {}
+        self._leader: dict[str, str] = {}  # of the layers that are given one tensor, the first
+        self._last: tuple[Tensor, str] | None = None
+        self._tokens, self._real = 0, torch.empty(0, dtype=torch.bool)
+
+    def begin(self, real: Tensor) -> None:
+        """A batch comes, with (texts, length) bool: which of its tokens are no padding."""
+        self._real, self._last = real, None
+        self._tokens += int(real.sum())
+
+    def hooks(self) -> dict[str, Callable]:
+        """What adds each layer's inputs, by name: forward pre-hooks."""
+        return {name: partial(self._add, name) for name in self._layers}
+
+    def _add(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._last is not None and inputs[0] is self._last[0]:
+            self._leader[name] = self._last[1]
+            return
+        self._last, self._leader[name] = (inputs[0], name), name
+        entered = inputs[0].reshape(-1, inputs[0].shape[-1])[self._real.flatten()]
+        self._sums[name] = self._sums.get(name, 0) + entered.double().sum(0)
+        if self._second:
+            entered = entered.to(self._dtype)
+            self._products[name] = self._products.get(name, 0) + entered.T @ entered
+
+    def moments(self) -> InputMoments:
+        """Over all tokens that there were."""
+        tokens, leader = self._tokens, self._leader
+        means = {name: (total / tokens).to(self._dtype) for name, total in self._sums.items()}
+        # Symmetric to the last digit, which products of floats are not.
+        seconds = {name: (each + each.T) / (2 * tokens) for name, each in self._products.items()}
+        return InputMoments(
+            {name: means[leader[name]].clone() for name in self._layers},
+            {name: seconds[leader[name]] for name in self._layers} if self._second else {},
+        )
 
 
 def fisher_importance(
