@@ -24,8 +24,10 @@ def rows_far_apart():
 
 
 def minilm():
+    """Every second block: an exact table of all of them takes a minute."""
     base = load_classifier()[0]
-    return {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
+    layers = [name for name in adaptable_layers(base) if int(name.split(".layer.")[1][0]) % 2 == 0]
+    return {name: base.get_submodule(name).weight.detach() for name in layers}
 
 
 def excess_errors(exact, estimated, sizes):

@@ -9,7 +9,6 @@ import torch
 from typer.testing import CliRunner
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.batch import cluster
 from coalora_lib.batch.scoring import WorkerScorer
 from coalora_lib.cli import app
 from coalora_lib.search import SearchPlan
@@ -57,21 +56,20 @@ def test_a_run_is_the_same(client, examples):
 
 
 @pytest.mark.parametrize("error", [OSError, CancelledError], ids=["scheduler gone", "cancelled"])
-def test_without_workers_it_is_done_here(error, model, examples, monkeypatch):
-    with cluster.local(1) as client:
-        scorer, asked = WorkerScorer(client), some_configurations(model, 3)
-        expected = list(losses(copy.deepcopy(model), asked, examples))
-        monkeypatch.setattr(client, "nthreads", dict)
-        assert list(scorer(model, asked, examples)) == pytest.approx(expected)
-        monkeypatch.undo()
+def test_without_workers_it_is_done_here(error, client, model, examples, monkeypatch):
+    scorer, asked = WorkerScorer(client), some_configurations(model, 3)
+    expected = list(losses(copy.deepcopy(model), asked, examples))
+    monkeypatch.setattr(client, "nthreads", dict)
+    assert list(scorer(model, asked, examples)) == pytest.approx(expected)
+    monkeypatch.undo()
 
-        def lost(*_, **__):
-            raise error("the scheduler is gone")
+    def lost(*_, **__):
+        raise error("the scheduler is gone")
 
-        monkeypatch.setattr(client, "submit", lost)
-        with pytest.warns(UserWarning, match="workers were lost, so this process scores"):
-            found = list(scorer(model, asked, examples))
-        assert found == pytest.approx(expected)
+    monkeypatch.setattr(client, "submit", lost)
+    with pytest.warns(UserWarning, match="workers were lost, so this process scores"):
+        found = list(scorer(model, asked, examples))
+    assert found == pytest.approx(expected)
 
 
 def test_train_takes_the_address_of_a_scheduler(client, small_run, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""train, evaluate, adapt and report as processes of their own, one of them killed."""
+"""train, evaluate, adapt and report, after a process that was killed; two processes of one run."""
 
 import json
 import os
@@ -11,7 +11,9 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from coalora_lib.cli import app
 from coalora_lib.cli.models import bit_list, bit_range
 from coalora_lib.recipes import RunFolder, Settings, train_run
 from coalora_lib.tasks.embedded import review_phrases
@@ -19,17 +21,16 @@ from coalora_lib.tasks.embedded import review_phrases
 COALORA = [sys.executable, "-m", "coalora_lib"]
 
 
-def coalora(*words, folder):
+def coalora(*words):
     """The command's JSON."""
-    done = subprocess.run(
-        [*COALORA, *map(str, words), "--json"], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output[-2000:]
     return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-def test_the_four_commands_and_a_kill_between(small_run, tmp_path):
+def test_the_four_commands_and_a_kill_between(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rows = [(text, ("bad", "good")[label]) for text, label in review_phrases(200, 0)]
     pd.DataFrame(rows, columns=["review", "stars"]).to_csv(tmp_path / "reviews.csv", index=False)
     words = [
@@ -37,21 +38,21 @@ def test_the_four_commands_and_a_kill_between(small_run, tmp_path):
         "--label", "stars", "--budgets", "2.25-5", "--out", "run", "--rank", "4", "--epochs", "8",
         "--configurations", "4", "--batch-size", "8",
     ]  # fmt: skip
-    killed = subprocess.Popen([*COALORA, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen([*COALORA, *words], stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("run/checkpoints/step-*")):
         assert killed.poll() is None, "it ended before its first checkpoint"
         time.sleep(0.05)
     killed.kill()
     killed.wait()
     assert RunFolder.open(tmp_path / "run").described.outcome is None
-    trained = coalora(*words, folder=tmp_path)
+    trained = coalora(*words)
     assert trained["classes"] == ["bad", "good"]
     assert not (tmp_path / "run" / "checkpoints").exists()
-    measured = coalora("evaluate", "run", "--data", "reviews.csv", "--bits", "3", folder=tmp_path)
+    measured = coalora("evaluate", "run", "--data", "reviews.csv", "--bits", "3")
     assert measured["metrics"][0]["accuracy"] >= 0.5
-    adapted = coalora("adapt", "run", "--bits", "3.1", "--out", "phone", folder=tmp_path)
+    adapted = coalora("adapt", "run", "--bits", "3.1", "--out", "phone")
     assert 2.9 < adapted["bits"] <= 3.1
-    reported = coalora("report", "run", "--picture", "run.png", folder=tmp_path)
+    reported = coalora("report", "run", "--picture", "run.png")
     assert len(reported["layers"]) == 12
     assert (tmp_path / "run.png").stat().st_size > 10_000
 
