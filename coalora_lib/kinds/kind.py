@@ -158,6 +158,13 @@ class TaskKind(ABC):
         chosen = reached.sum(-1, keepdim=True).clamp(max=logs.shape[-1] - 1)
         return logs.gather(-1, chosen).sum()
 
+    def aimed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as :meth:`loss` and :meth:`score` need it: with targets that its examples lack.
+
+        Asked once for a batch, whatever the model's configurations, and under autocast as it is.
+        """
+        return dict(batch)
+
     def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of a batch that a model in training gets: all, for its own loss."""
         return dict(batch)

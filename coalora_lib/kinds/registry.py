@@ -11,6 +11,7 @@ from coalora_lib.kinds.classification import Regression, SeveralLabels, SingleLa
 from coalora_lib.kinds.embedding import Embedding
 from coalora_lib.kinds.kind import TaskKind
 from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
+from coalora_lib.kinds.next_token import NextToken
 from coalora_lib.kinds.own import Loss, OwnLoss
 from coalora_lib.kinds.tokens import Spans, Tokens
 from coalora_lib.validation import did_you_mean
@@ -59,6 +60,7 @@ for _kind in (
     MaskedLanguageModel,
     SequenceToSequence,
     Embedding,
+    NextToken,
 ):
     register_kind(_kind())
 
