@@ -108,7 +108,7 @@ def evaluate_each(
 ) -> Iterator[Evaluation]:
     """:func:`evaluate` under one configuration after another; the batches are made once.
 
-    A CPU takes at most :data:`CPU_BATCH` examples at a time, and a model of tokens as many as have
+    A CPU takes at most :data:`CPU_BATCH` examples at a time, and a language model as many as have
     :data:`MOST_LOGITS`.
     """
     if not len(examples):
@@ -133,10 +133,12 @@ def evaluate_each(
 
 
 def _most_at_a_time(model: nn.Module, examples: Examples) -> int:
-    """Examples that together have :data:`MOST_LOGITS`; at least one."""
-    config = transformers_model(model).config.get_text_config()
+    """Examples that together have :data:`MOST_LOGITS`, at least one; all without a vocabulary."""
+    output = transformers_model(model).get_output_embeddings()
+    if output is None:
+        return len(examples)
     longest = max(len(each["labels"]) if "labels" in each else length_of(each) for each in examples)
-    return max(1, MOST_LOGITS // max(1, longest * config.vocab_size))
+    return max(1, MOST_LOGITS // max(1, longest * len(output.weight)))
 
 
 @torch.no_grad()
