@@ -57,7 +57,10 @@ def experiments(
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
-    """Run the comparison of chapter 6; with a profile of embeddings, what gives them back.
+    """Run the comparison of chapter 6; with a profile of recovery, that of chapter 5.
+
+    Recovery brings a quantized model's outputs near the unquantized one's: embeddings of sentences,
+    or a decoder's distributions of the next token.
 
     A run whose record is in the folder is not made again; a record of other parameters, data or
     protocol is refused.
