@@ -254,9 +254,8 @@ def _evaluate_into(
             prepare(configuration)
             yield configuration if isinstance(model, CoaLora) else None
 
-    found = evaluate_each(
-        model, setup.validation, switched(), EVALUATION_BATCH, kind=setup.objective
-    )
+    on, kind = setup.validation, setup.objective
+    found = evaluate_each(model, on, switched(), EVALUATION_BATCH, kind=kind)
     correlations = _correlations(setup, model)
     results = [
         Result(

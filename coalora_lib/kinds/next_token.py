@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -29,7 +29,7 @@ class NextToken(CausalLanguageModel):
 
     Args:
         unquantized: the model aimed at, put into evaluation mode; None where no loss is asked for.
-            It is another model than the one that is trained: adapters change theirs in place.
+            It is not the model that is trained: an adapter changes that in place.
     """
 
     name = "next-token"
@@ -44,6 +44,13 @@ class NextToken(CausalLanguageModel):
         """The same blocks of texts as of a language model, without labels."""
         blocks = super().examples(split, tokenizer, max_length)
         return [self.inputs(block) for block in blocks]
+
+    def check(self, model: nn.Module) -> None:
+        if model is self._unquantized:
+            raise ValueError(
+                f"the {type(model).__name__} to aim at is the one that is to be like it; load it "
+                "once more, or copy it before an adapter is attached"
+            )
 
     @torch.no_grad()
     def aimed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -97,14 +97,16 @@ def objective_of(
         loss: a loss of one's own instead.
 
     Raises:
-        ValueError: both are given, or the kind is not known.
+        ValueError: both are given, or the kind is not known or not for this model.
     """
     if loss is not None:
         if kind is not None:
             raise ValueError(f"kind={kind!r} and loss= are both given; allowed: one of them")
         return OwnLoss(model, loss)
     if kind is not None:
-        return get_kind(kind)
+        found = get_kind(kind)
+        found.check(model)
+        return found
     try:
         return kind_of(model)
     except ValueError:

@@ -75,6 +75,16 @@ def test_the_unquantized_model_is_asked_once_for_all_configurations_of_a_step(bl
     assert kind.batches == [8, 8, 8]
 
 
+def test_a_model_does_not_aim_at_itself(blocks):
+    """An adapter changes its model in place: the loss would be zero whatever it does."""
+    shared = base()
+    kind, model = NextToken(shared), CoaLora.attach(shared, rank=4, alpha=8)
+    with pytest.raises(ValueError, match="the LlamaForCausalLM to aim at is the one that is to be"):
+        train(model, blocks, configurations(model), PLAN, kind=kind)
+    with pytest.raises(ValueError, match="load it once more, or copy it before an adapter"):
+        evaluate(model, blocks, kind=kind)
+
+
 def test_a_search_scores_by_the_same_aims(blocks):
     kind, model = NextToken(base()), adapted()
     search = SearchPlan(rounds=2, restarts=1, max_steps=2, proposals=1)
