@@ -127,7 +127,9 @@ def search_ablation(
 def _run_missing(jobs: Sequence[Job], run: Run, results: Path, processes: int = 1) -> None:
     """Make the records that are not in the folder; exit status 1 if one cannot be made."""
     from coalora_lib.batch.jobs import MethodRun
+    from coalora_lib.experiments.setup import refuse_misfit
 
+    refuse_misfit(run)  # once, not for each job
     end(run_here((MethodRun(job, run) for job in jobs), results, processes))
 
 
