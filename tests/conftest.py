@@ -168,6 +168,14 @@ def tiny_folders(small_run, tmp_path_factory):
     return found
 
 
+def write_c4(folder, train, validation):
+    """A data folder with C4's file names, and these texts in them."""
+    (folder / "c4").mkdir()
+    for name, texts in (("train", train), ("validation", validation)):
+        lines = (json.dumps({"text": text, "url": "x"}) + "\n" for text in texts)
+        (folder / "c4" / f"{name}.jsonl").write_text("".join(lines))
+
+
 @pytest.fixture
 def base_model():
     return tiny_bert()

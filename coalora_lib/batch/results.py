@@ -15,7 +15,13 @@ from coalora_lib.validation import not_known
 __all__ = ["compared", "filtered", "frame", "grouped", "read_below", "send", "write"]
 
 #: What a table may be of: the factor that it is shown by, and digits behind the point.
-METRICS = {"accuracy": (100, 2), "loss": (1, 4), "neighbours": (100, 2), "spearman": (1, 4)}
+METRICS = {
+    "accuracy": (100, 2),
+    "loss": (1, 4),
+    "neighbours": (100, 2),
+    "spearman": (1, 4),
+    "agreement": (100, 2),
+}
 #: Files of a table, with what writes them.
 FORMATS = {".parquet": "to_parquet", ".csv": "to_csv"}
 

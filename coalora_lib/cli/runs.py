@@ -57,7 +57,10 @@ def experiments(
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
 ) -> None:
-    """Run the comparison of chapter 6; with a profile of embeddings, what gives them back.
+    """Run the comparison of chapter 6; with a profile of recovery, that of chapter 5.
+
+    Recovery brings a quantized model's outputs near the unquantized one's: embeddings of sentences,
+    or a decoder's distributions of the next token.
 
     A run whose record is in the folder is not made again; a record of other parameters, data or
     protocol is refused.
@@ -124,7 +127,9 @@ def search_ablation(
 def _run_missing(jobs: Sequence[Job], run: Run, results: Path, processes: int = 1) -> None:
     """Make the records that are not in the folder; exit status 1 if one cannot be made."""
     from coalora_lib.batch.jobs import MethodRun
+    from coalora_lib.experiments.setup import refuse_misfit
 
+    refuse_misfit(run)  # once, not for each job
     end(run_here((MethodRun(job, run) for job in jobs), results, processes))
 
 

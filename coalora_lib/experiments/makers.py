@@ -47,11 +47,13 @@ def in_order(steps: int = 0, **parts: Any) -> Fitter:
     """The frozen factors of a configuration, fitted in the layers' order; polished for some steps.
 
     ``parts`` are :class:`~coalora_lib.adapter.OrderedFit`'s. Terms that replace trained factors
-    have the rank of these and of the frozen ones together.
+    have the rank of these and of the frozen ones together. Of a decoder, a step of the polish takes
+    a batch of the training.
     """
 
     def fitter(setup: Setup, model: CoaLora) -> Callable[[Configuration], object]:
-        fit = OrderedFit(model, setup.fitting_batch(model), **parts)
+        fit = OrderedFit(model, setup.fitting_batch(model), kind=setup.objective, **parts)
+        sizes = {"batch_size": setup.run.profile.batch_size} if setup.objective.of_tokens else {}
         rank = model.settings.frozen_rank or 0
         if parts.get("trained"):
             rank += model.settings.rank
@@ -59,7 +61,7 @@ def in_order(steps: int = 0, **parts: Any) -> Fitter:
         def prepare(configuration: Configuration) -> None:
             fit.fit(configuration, rank)
             if steps:
-                polish(fit, configuration, setup.train, steps, seed=setup.run.seed)
+                polish(fit, configuration, setup.train, steps, seed=setup.run.seed, **sizes)
 
         return prepare
 

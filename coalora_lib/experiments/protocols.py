@@ -91,12 +91,12 @@ SEARCH = Experiment(
     lambda setup: _targets(setup, UNSEEN_BUDGETS, setup.arbitrary()),
     unmet=True,
 )
-#: Ways to give a quantized model its embeddings back.
+#: Ways to give a quantized model its embeddings back, or its distributions of the next token.
 RECOVERY = Experiment(
     "recovery-1",
     Setup.training_set,
     lambda setup: _targets(setup, setup.run.profile.budgets, setup.arbitrary()),
-    kinds=("embedding",),
+    kinds=("embedding", "next-token"),
 )
 #: The same over the types of GGUF files; evaluated also with one type for all layers.
 DEPLOYMENT = replace(
@@ -106,6 +106,7 @@ DEPLOYMENT = replace(
     targets=lambda setup: _targets(
         setup, GGUF_BUDGETS, [everywhere(setup, each) for each in GGUF_UNIFORM]
     ),
+    kinds=("embedding",),
 )
 
 

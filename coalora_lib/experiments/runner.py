@@ -144,11 +144,11 @@ def _train(
 ) -> int:
     """Train over the method's set, or on the configuration of a run for one: how many steps."""
     job, method = record.job, METHODS[record.job.method]
-    plan = plan_of(setup, method)
+    plan, kind = plan_of(setup, method), setup.objective
 
     def trained(phase: Phase, model: nn.Module, *given: Any, **settings: Any) -> History:
         place = None if checkpoints is None else Path(checkpoints) / phase
-        history = train(model, setup.train, *given, checkpoints=place, **settings)
+        history = train(model, setup.train, *given, kind=kind, checkpoints=place, **settings)
         record.phases[phase] = round(history.seconds - history.search_seconds, 2)
         return history
 
@@ -254,7 +254,8 @@ def _evaluate_into(
             prepare(configuration)
             yield configuration if isinstance(model, CoaLora) else None
 
-    found = evaluate_each(model, setup.validation, switched(), batch_size=EVALUATION_BATCH)
+    on, kind = setup.validation, setup.objective
+    found = evaluate_each(model, on, switched(), EVALUATION_BATCH, kind=kind)
     correlations = _correlations(setup, model)
     results = [
         Result(
@@ -281,6 +282,7 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": metrics.get("token_accuracy" if objective.of_tokens else "accuracy"),
         "loss": evaluation.loss,
         "neighbours": metrics.get("neighbours"),
+        "agreement": metrics.get("agreement"),
         "examples": len(evaluation.predicted if right is None else right),
         "correct": None if right is None or objective.of_tokens else pack(right),
     }

@@ -16,7 +16,7 @@ from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.allocation import allocate, error_table, layer_sensitivities, spread
 from coalora_lib.experiments.profiles import Run
 from coalora_lib.experiments.similarity import ScoredPairs
-from coalora_lib.kinds import Examples, get_kind
+from coalora_lib.kinds import Examples, NextToken, TaskKind, get_kind
 from coalora_lib.spaces import (
     NORMAL_FLOAT,
     Configuration,
@@ -52,9 +52,13 @@ CACHE_BYTES = 2**32
 #: Training examples that mean inputs are measured on; a mean over their thousands of tokens has a
 #: standard error of a few percent of a feature's spread.
 MEAN_EXAMPLES = 512
-#: Training examples that whatever takes second moments is made from, closed form and fits: their
-#: some 50,000 tokens are 36 for each of the widest layer's inputs.
+#: Training examples that whatever takes second moments is made from, closed form and fits: of
+#: sentences, some 50,000 tokens, which are 36 for each of the widest layer's inputs.
 FITTED_EXAMPLES = 4096
+#: Tokens that a decoder is fitted in order on, at most. Each of Qwen2.5-1.5B's takes 6 MB: 3 MB for
+#: the outputs of its layers, the rest for logits (measured on one and three layers). With 19 GB of
+#: metrics and 13 GB of weights that is 56 GB, less than a GPU of 80 GB has.
+FITTED_TOKENS = 4096
 #: Examples that sensitivities are measured on.
 SENSITIVITY_EXAMPLES = 256
 #: Added to a run's seed where twins and arbitrary configurations are drawn, apart from the training
@@ -71,6 +75,7 @@ class Setup:
             split for the search; ``validation`` is what results are reported on.
         weights: the pre-trained weight of each adapted layer.
         errors: (layers, choices), the squared quantization errors in the space.
+        objective: the profile's kind of task; of "next-token" it aims at the pre-trained model.
         pairs: of texts whose likeness people have scored, for embeddings; None elsewhere, and
             where there are none at hand.
     """
@@ -82,6 +87,7 @@ class Setup:
     validation: Examples = field(repr=False)
     weights: dict[str, Tensor] = field(repr=False)
     errors: Tensor = field(repr=False)
+    objective: TaskKind = field(repr=False)
     pairs: ScoredPairs | None = field(default=None, repr=False)
     space: ConfigurationSpace = NORMAL_FLOAT
     _allocated: dict[float, Configuration] = field(default_factory=dict, repr=False)
@@ -154,7 +160,10 @@ class Setup:
         seen = self.scoring[:SENSITIVITY_EXAMPLES]
 
         weights = layer_sensitivities(
-            self.errors, self.shapes, lambda asked: losses(model, asked, seen), self.space
+            self.errors,
+            self.shapes,
+            lambda asked: losses(model, asked, seen, self.objective),
+            self.space,
         )
         return replace(self, errors=self.errors * weights[:, None].to(self.errors), _allocated={})
 
@@ -175,7 +184,7 @@ class Setup:
 
     @property
     def moments(self) -> InputMoments:
-        """E[x] and E[x x^T] of each layer of the pre-trained model, on the texts of fits."""
+        """E[x] and E[x x^T] of each layer of the pre-trained model, on training examples."""
         if not self._moments:
             seen = self.train[:FITTED_EXAMPLES]
             self._moments.append(input_moments(self.new_base(), list(self.weights), seen))
@@ -183,7 +192,10 @@ class Setup:
 
     def fitting_batch(self, model: CoaLora) -> Mapping[str, Tensor]:
         """The texts of fits, all at once: the first training examples."""
-        return collate(self.train[:FITTED_EXAMPLES], pad_token_of(model))
+        count = FITTED_EXAMPLES
+        if self.objective.of_tokens:
+            count = max(1, FITTED_TOKENS // self.run.profile.max_length)
+        return collate(self.train[:count], pad_token_of(model))
 
     def training_set(self, budgets: Sequence[float] | None = None) -> list[Configuration]:
         """Allocated at budgets, the profile's by default, and random ones from end to end."""
@@ -235,15 +247,19 @@ def prepare(run: Run) -> Setup:
     base, tokenizer = _load(run)
     weights = {name: base.get_submodule(name).weight.detach() for name in adaptable_layers(base)}
 
+    kind = get_kind(profile.kind)
+    if isinstance(kind, NextToken):  # its aims are too many to be stored with the examples
+        kind = NextToken(base)
+
     def examples(split: Dataset) -> Examples:
-        kind = get_kind(profile.kind)
-        return with_aims(base, kind.examples(split, tokenizer, profile.max_length), kind)
+        found = kind.examples(split, tokenizer, profile.max_length)
+        return found if isinstance(kind, NextToken) else with_aims(base, found, kind)
 
     train, scoring, validation = (examples(part) for part in _parts(run, splits))
     scored = similarity_pairs() if run.dataset in TEXTS else None
     pairs = None if scored is None else ScoredPairs.of(scored, examples)
     errors = error_table(weights, pieces=profile.error_pieces)
-    return Setup(run, splits, train, scoring, validation, weights, errors, pairs)
+    return Setup(run, splits, train, scoring, validation, weights, errors, kind, pairs)
 
 
 def refuse_misfit(run: Run) -> None:

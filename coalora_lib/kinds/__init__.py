@@ -4,6 +4,7 @@ from coalora_lib.kinds.classification import Regression, SeveralLabels, SingleLa
 from coalora_lib.kinds.embedding import Embedding
 from coalora_lib.kinds.kind import IGNORED, Examples, Scored, TaskKind, Values
 from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
+from coalora_lib.kinds.next_token import NextToken
 from coalora_lib.kinds.own import Loss, OwnLoss
 from coalora_lib.kinds.registry import get_kind, kind_of, kinds, objective_of, register_kind
 from coalora_lib.kinds.tokens import Spans, Tokens
@@ -15,6 +16,7 @@ __all__ = [
     "Examples",
     "Loss",
     "MaskedLanguageModel",
+    "NextToken",
     "OwnLoss",
     "Regression",
     "Scored",

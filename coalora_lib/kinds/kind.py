@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -157,6 +157,21 @@ class TaskKind(ABC):
         reached = logs.detach().exp().cumsum(-1) < uniform.to(logs)
         chosen = reached.sum(-1, keepdim=True).clamp(max=logs.shape[-1] - 1)
         return logs.gather(-1, chosen).sum()
+
+    def check(self, model: nn.Module) -> None:
+        """Nothing, if the transformers model can be trained for this and measured by it.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        return None
+
+    def aimed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as :meth:`loss` and :meth:`score` need it: with targets that its examples lack.
+
+        Asked once for a batch, whatever the model's configurations, and under autocast as it is.
+        """
+        return dict(batch)
 
     def training_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of a batch that a model in training gets: all, for its own loss."""

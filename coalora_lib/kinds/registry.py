@@ -11,6 +11,7 @@ from coalora_lib.kinds.classification import Regression, SeveralLabels, SingleLa
 from coalora_lib.kinds.embedding import Embedding
 from coalora_lib.kinds.kind import TaskKind
 from coalora_lib.kinds.language import CausalLanguageModel, MaskedLanguageModel, SequenceToSequence
+from coalora_lib.kinds.next_token import NextToken
 from coalora_lib.kinds.own import Loss, OwnLoss
 from coalora_lib.kinds.tokens import Spans, Tokens
 from coalora_lib.validation import did_you_mean
@@ -59,6 +60,7 @@ for _kind in (
     MaskedLanguageModel,
     SequenceToSequence,
     Embedding,
+    NextToken,
 ):
     register_kind(_kind())
 
@@ -95,14 +97,16 @@ def objective_of(
         loss: a loss of one's own instead.
 
     Raises:
-        ValueError: both are given, or the kind is not known.
+        ValueError: both are given, or the kind is not known or not for this model.
     """
     if loss is not None:
         if kind is not None:
             raise ValueError(f"kind={kind!r} and loss= are both given; allowed: one of them")
         return OwnLoss(model, loss)
     if kind is not None:
-        return get_kind(kind)
+        found = get_kind(kind)
+        found.check(model)
+        return found
     try:
         return kind_of(model)
     except ValueError:

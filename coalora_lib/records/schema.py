@@ -85,11 +85,14 @@ class Result(Strict):
     Attributes:
         budget: mean bits per parameter asked for, None if arbitrary; bits: stored by the
             configuration, :data:`UNQUANTIZED` without one.
-        accuracy: 0 to 1, over ``examples``; None of embeddings.
-        loss: mean cross-entropy in nats; of embeddings 1 - cosine with the unquantized model's.
+        accuracy: 0 to 1, over ``examples``; None of what aims at the unquantized model.
+        loss: mean cross-entropy in nats; of embeddings 1 - cosine with the unquantized model's; of
+            distributions of the next token KL(unquantized || model) in nats.
         neighbours: of embeddings, the share of each text's ten nearest ones that are so for the
             unquantized model; spearman: Spearman's correlation of cosines with people's scores on
             the dev pairs of STS-B, None where there were none.
+        agreement: of distributions of the next token, the share of tokens whose likeliest next one
+            is the unquantized model's.
         seconds: wall time of the whole training, search included.
         steps: optimizer steps; passes: forward-backward passes, steps times configurations.
         correct: which examples are right, in their order, as :func:`pack` makes it; None of
@@ -107,6 +110,7 @@ class Result(Strict):
     correct: str | None = None
     neighbours: Share | None = None
     spearman: Annotated[float, Field(ge=-1, le=1)] | None = None
+    agreement: Share | None = None
 
     @model_validator(mode="after")
     def _one_bit_per_example(self) -> Result:

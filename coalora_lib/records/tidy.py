@@ -23,10 +23,12 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
         twins have the same.
 
         budget, bits, accuracy, loss, examples, seconds, steps, passes, correct, neighbours,
-        spearman: as in :class:`~coalora_lib.records.schema.Result`; NaN where it was not measured.
+        spearman, agreement: as in :class:`~coalora_lib.records.schema.Result`; NaN where it was not
+        measured.
     """
     table = pd.DataFrame(row for i, record in enumerate(records) for row in _rows(i, record))
-    numbers = dict.fromkeys(("budget", "accuracy", "neighbours", "spearman"), float)
+    measured = ("budget", "accuracy", "neighbours", "spearman", "agreement")
+    numbers = dict.fromkeys(measured, float)
     return table.astype({"rank": "Int64", **numbers}) if len(table) else table
 
 

@@ -25,7 +25,7 @@ class HubTask(NamedTuple):
 
     Attributes:
         labels: number of classes; None where texts have no labels.
-        kind: of task that it is for, see :mod:`coalora_lib.kinds`.
+        kinds: of task that it is for, see :mod:`coalora_lib.kinds`.
     """
 
     path: str
@@ -34,9 +34,10 @@ class HubTask(NamedTuple):
     validation: str
     labels: int | None
     files: dict[str, str] | None = None
-    kind: str = "single-label"
+    kinds: tuple[str, ...] = ("single-label",)
 
 
+_OF_DECODERS, _OF_EMBEDDINGS = ("causal-lm", "next-token"), ("embedding",)
 _C4_FILES = {
     "train": "en/c4-train.00000-of-01024.json.gz",
     "validation": "en/c4-validation.00000-of-00008.json.gz",
@@ -47,7 +48,7 @@ TASKS: dict[str, HubTask] = {
     "qnli": HubTask("nyu-mll/glue", "qnli", ("question", "sentence"), "validation", 2),
     "mnli": HubTask("nyu-mll/glue", "mnli", ("premise", "hypothesis"), "validation_matched", 3),
     "qqp": HubTask("nyu-mll/glue", "qqp", ("question1", "question2"), "validation", 2),
-    "c4": HubTask("allenai/c4", None, ("text",), "validation", None, _C4_FILES, "causal-lm"),
+    "c4": HubTask("allenai/c4", None, ("text",), "validation", None, _C4_FILES, _OF_DECODERS),
 }
 #: For tuning: the validation split is held out of another task's train, see :func:`hold_out`.
 TUNING = {"sst2-tuning": "sst2"}
@@ -58,8 +59,8 @@ STSB, STSB_FILES = "stsb", ("sts-train.csv", "sts-dev.csv")
 TEXTS = {"sst2-texts": "sst2", "stsb-texts": STSB}
 _PAIR = ("sentence1", "sentence2")
 TASKS |= {
-    "sst2-texts": TASKS["sst2"]._replace(labels=None, kind="embedding"),
-    "stsb-texts": HubTask("nyu-mll/glue", STSB, _PAIR, "validation", None, kind="embedding"),
+    "sst2-texts": TASKS["sst2"]._replace(labels=None, kinds=_OF_EMBEDDINGS),
+    "stsb-texts": HubTask("nyu-mll/glue", STSB, _PAIR, "validation", None, kinds=_OF_EMBEDDINGS),
 }
 #: Texts held out of a train split, and the words they have at least.
 HELD_OUT, HELD_OUT_WORDS = 1024, 8
@@ -116,7 +117,7 @@ def load_task(name: str = "embedded", source: str | None = None, seed: int = 0) 
 
 def kinds_of(name: str) -> tuple[str, ...]:
     """The kinds of task that a data set of :func:`load_task` is for."""
-    return ("single-label", "embedding") if name == "embedded" else (TASKS[name].kind,)
+    return ("single-label", "embedding") if name == "embedded" else TASKS[name].kinds
 
 
 def similarity_pairs() -> Dataset | None:

@@ -184,6 +184,8 @@ class Trainer:
             name: tensor.to(self.accelerator.device)
             for name, tensor in self.batches.collate(rows).items()
         }
+        with self.accelerator.autocast():  # once for all passes, and outside of captured ones
+            batch = self.objective.aimed(batch)
         target = self.distillation.target(batch)
         drawn = self.distillation.configurations(self.set.draw, count)
         losses = []

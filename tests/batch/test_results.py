@@ -119,7 +119,10 @@ def frame_columns(folder):
         (["--where", "metod=x"], "column='metod' is not known; did you mean method?"),
         (["--where", "rank=5"], "rank='5' is not known; allowed: 4, 8"),
         (["--where", "rank"], "'rank' must be column=value"),
-        (["--metric", "f1"], "'f1' is not known; allowed: accuracy, loss, neighbours, spearman"),
+        (
+            ["--metric", "f1"],
+            "'f1' is not known; allowed: accuracy, loss, neighbours, spearman, agreement",
+        ),
         (["--metric", "spearman"], "no result has spearman"),
         (["--by", "ranks"], "column='ranks' is not known; did you mean rank?"),
         (["--compare", "comparison-1", "comparison-3"], "protocol='comparison-3' is not known"),

@@ -69,3 +69,12 @@ def test_runs_that_are_there_are_not_made_again(small_run, small_setup, tmp_path
     assert other.exit_code == 2
     assert "parameters.learning_rate is 0.001 there, 0.5 is wanted" in other.stderr
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", ["experiments", "options", "search-ablation"])
+def test_data_that_are_not_for_the_profile_are_refused_once(command, tmp_path):
+    words = ["--profile", "quick", "--dataset", "c4", "--results", tmp_path / "made"]
+    found = invoke(command, *words)
+    assert found.exit_code == 2
+    assert found.stderr.count("data set 'c4' is for causal-lm or next-token") == 1
+    assert not (tmp_path / "made").exists()

@@ -1,6 +1,5 @@
 """The paper's models and tasks, as tiny models of the same architectures on generated phrases."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from coalora_lib.experiments.scale import FULL_SIZES, ScaleRecord, measure_scale
 from coalora_lib.records import read_record
 from coalora_lib.tasks import TaskSplits, load_classifier, small_decoder
 from coalora_lib.tasks.embedded import review_phrases
-from tests.conftest import SIZES, TINY
+from tests.conftest import SIZES, TINY, write_c4
 
 PHRASES = [text for text, _ in review_phrases(160, 0)]
 SMALL = {
@@ -43,12 +42,9 @@ def small(name, folder):
 
 @pytest.fixture
 def c4(tmp_path, monkeypatch):
-    """A folder with C4's file names and generated phrases in them."""
+    """C4 as generated phrases."""
     monkeypatch.setenv("COALORA_DATA_DIR", str(tmp_path))
-    (tmp_path / "c4").mkdir()
-    for name, texts in (("train", PHRASES[:128]), ("validation", PHRASES[128:])):
-        lines = (json.dumps({"text": text, "url": "x"}) + "\n" for text in texts)
-        (tmp_path / "c4" / f"{name}.jsonl").write_text("".join(lines))
+    write_c4(tmp_path, PHRASES[:128], PHRASES[128:])
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_methods_and_profiles_of_other_kinds_are_refused(run):
     assert compared_for(PROFILES["quick"]) == list(methods_of("main", "fitted"))
     with pytest.raises(ValueError, match="method 'coa-lora' is for single-label or causal-lm; pr"):
         all_jobs(run.profile, [4], [0], ["coa-lora"])
-    with pytest.raises(ValueError, match="method 'recovery-coa-lora' is for embedding; profile 'q"):
+    with pytest.raises(ValueError, match="method 'recovery-coa-lora' is for embedding or next"):
         all_jobs(PROFILES["quick"], [4], [0], ["recovery-coa-lora"])
     with pytest.raises(ValueError, match="data set 'sst2-texts' is for embedding"):
         prepare(Run(PROFILES["quick"], 0, "sst2-texts"))

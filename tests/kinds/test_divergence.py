@@ -18,6 +18,7 @@ SHAPES = {
     "regression": (3, 2),
     "tokens": OF_TOKENS,
     "causal-lm": OF_TOKENS,
+    "next-token": OF_TOKENS,
     "masked-lm": OF_TOKENS,
     "seq2seq": OF_TOKENS,
     "own-loss": OF_TOKENS,

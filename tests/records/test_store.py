@@ -136,6 +136,7 @@ def changed(path, **fields):
         ("results__0__accuracy", 7.5),
         ("results__0__accuracy", float("nan")),
         ("results__0__neighbours", 1.5),
+        ("results__0__agreement", -0.1),
         ("results__0__spearman", -1.5),
         ("results__0__bits", 0),
         ("results__0__bits", float("inf")),

@@ -32,7 +32,9 @@ def test_what_was_not_measured_is_nan_in_the_frame():
     rows = frame([record(results=[result(), embedding])])
     assert rows["accuracy"].isna().tolist() == [False, True]
     assert rows["neighbours"].isna().tolist() == [True, False]
+    assert rows["agreement"].isna().all()
     assert frame([record(results=[embedding])])["accuracy"].dtype == float
+    assert rows["agreement"].dtype == float
 
 
 def test_one_seed_has_no_spread():
