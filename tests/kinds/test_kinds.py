@@ -273,6 +273,6 @@ def test_a_model_without_a_loss_is_refused():
 
 def test_a_problem_that_is_not_known_is_named():
     model = tiny("bert")
-    model.config.problem_type = "ranking"
+    vars(model.config)["problem_type"] = "ranking"  # some versions check what is assigned
     with pytest.raises(ValueError, match="problem_type='ranking' of the model's config is not kn"):
         kind_of(model)
