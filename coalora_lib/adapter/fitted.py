@@ -1,6 +1,6 @@
 """What was fitted for whole configurations, as the tensors of a file, and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -8,21 +8,31 @@ from torch import Tensor
 
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import Corrected, QuantizedLinear
+from coalora_lib.spaces import Choice, QuantizedWeight
 
 #: Of the folder that a model is saved in.
 FITTED = "fitted.safetensors"
 #: What is stored of a layer under one configuration.
 PARTS = ("left", "right", "correction")
+#: Before the names of a quantized weight's parts, where codes were chosen for the configuration.
+CODES = "quantized."
 
 
 def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
     """All that was fitted: tensors by the configuration's number, the layer's name and the part."""
     return {
-        f"{number}.{name}.{part}": getattr(state, part)
+        f"{number}.{name}.{part}": tensor
         for number, states in enumerate(layers.fitted.values())
         for name, state in zip(layers.quantized, states, strict=True)
-        for part in PARTS
+        for part, tensor in _parts(state)
     }
+
+
+def _parts(state: Corrected) -> Iterator[tuple[str, Tensor]]:
+    for part in PARTS:
+        yield part, getattr(state, part)
+    if state.quantized is not None:
+        yield from ((CODES + part, tensor) for part, tensor in state.quantized.tensors())
 
 
 class FittedRows(BaseModel):
@@ -62,12 +72,27 @@ def take(
                     raise ValueError(f"{FITTED}: there is no tensor {each}")
             parts = [left.pop(each) for each in names]
             _check(names, parts, layer)
-            state = Corrected(choice, parts[0], parts[1], parts[2], about.replaces)
-            states.append(state.to(layer.kept))
+            quantized = _quantized(f"{number}.{name}.", left, layer, choice)
+            state = Corrected(choice, parts[0], parts[1], parts[2], about.replaces, quantized)
+            states.append(layer.moved(state))
         found[tuple(configuration)] = states
     if left:
         raise ValueError(f"{FITTED}: {min(left)!r:.200} is not a tensor of a fitted layer")
     layers.fitted = found
+
+
+def _quantized(
+    place: str, left: dict[str, Tensor], layer: QuantizedLinear, choice: Choice
+) -> QuantizedWeight | None:
+    """The weight whose parts' names begin so, which are taken out; None if there are none."""
+    start = place + CODES
+    stored = {n.removeprefix(start): left.pop(n) for n in list(left) if n.startswith(start)}
+    if not stored:
+        return None
+    try:
+        return layer.assembled(choice, stored)
+    except ValueError as error:
+        raise ValueError(f"{FITTED}: {start}{error}") from None
 
 
 def _check(names: Sequence[str], parts: Sequence[Tensor], layer: QuantizedLinear) -> None:

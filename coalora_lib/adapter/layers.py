@@ -105,7 +105,7 @@ class AdaptedLayers:
         """Have what was fitted follow the weights to another device or dtype."""
         self.fitted = {
             configuration: [
-                state.to(layer.kept)
+                layer.moved(state)
                 for layer, state in zip(self.quantized.values(), states, strict=True)
             ]
             for configuration, states in self.fitted.items()

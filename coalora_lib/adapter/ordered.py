@@ -2,13 +2,17 @@
 
 Each layer is given the inputs x~ of the model as it is quantized and corrected up to there, and
 aims at what the unquantized model has on the same tokens. The low-rank term and the bias with the
-least expected error are closed form (:mod:`coalora_lib.calibration`). Three things make it good:
+least expected error are closed form (:mod:`coalora_lib.calibration`). Four things make it good:
 
 **Residuals.** A layer whose output is added to a residual r aims at W x + r - r~, so that it also
 mends what the layers before could not.
 
 **What matters.** Errors of an output count by the metric G of :mod:`coalora_lib.calibration`, for
 the divergence of what the two models say.
+
+**Codes.** The weights' codes may be chosen for the layer's inputs too, see
+:mod:`coalora_lib.quantization.compensation`. They take the same bytes as the nearest ones, but are
+the configuration's own: what is fitted then holds a quantized weight for each layer.
 
 **Ranks.** The numbers that a rank r takes in all layers go where they gain most: each direction
 lessens the divergence by its gain, and takes in + out numbers.
@@ -27,11 +31,11 @@ from coalora_lib.adapter.aims import Aims, parts, real_tokens, wide
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.model import CoaLora
 from coalora_lib.adapter.passes import Additions, hooks
-from coalora_lib.adapter.quantized import Corrected, Current
+from coalora_lib.adapter.quantized import Corrected, Current, PackedWeight
 from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.calibration import RIDGE, Term, reduced_rank_regression, ridge_factor
 from coalora_lib.kinds import TaskKind, objective_of
-from coalora_lib.spaces import Choice
+from coalora_lib.spaces import Choice, QuantizedWeight
 
 #: Draws of the outcome for the metric.
 DRAWS = 2
@@ -54,6 +58,7 @@ class OrderedFit:
             better.
         residuals, weighted, spread: the three parts above; without ``spread`` each layer has the
             same rank.
+        compensated: choose codes for the inputs, where the space knows how.
         trained: aim at the unquantized model with its trained LoRA, in whose place the terms then
             are; by default at the pre-trained one, and trained factors stay beside the terms.
         kind: the kind of task; by default that of the model's class.
@@ -73,11 +78,13 @@ class OrderedFit:
         residuals: bool = True,
         weighted: bool = True,
         spread: bool = True,
+        compensated: bool = False,
         trained: bool = False,
         kind: str | TaskKind | None = None,
         seed: int = 0,
     ) -> None:
         self.model, self.spread, self.trained = model, spread, trained
+        self.compensated = compensated
         self.kind = objective_of(model.get_base_model(), kind)
         moved = {name: value.to(model.device) for name, value in batch.items()}
         inputs = self.kind.inputs(moved)
@@ -116,21 +123,22 @@ class OrderedFit:
         layers = model.layers.quantized
         ranks = {name: min(rank, *layer.kept.shape) for name, layer in layers.items()}
         with unquantized(model):
-            fitted, gains = self._fitted(resolved, ranks)
-            if self.spread:
+            if self.spread:  # the nearest codes tell where ranks gain
+                gains = self._pass(resolved, ranks, compensated=False).gains
                 ranks = _spread_ranks(model.layers, gains, ranks)
-                fitted, _ = self._fitted(resolved, ranks)
+            found = self._pass(resolved, ranks, self.compensated)
+            fitted = [found.fitted[name] for name in model.layer_names]
         model.layers.fitted[tuple(resolved)] = fitted
         if model.configuration == resolved:
             model.set_configuration(resolved)
 
-    def _fitted(
-        self, configuration: Sequence[Choice], ranks: Mapping[str, int]
-    ) -> tuple[list[Corrected], dict[str, Tensor]]:
+    def _pass(
+        self, configuration: Sequence[Choice], ranks: Mapping[str, int], compensated: bool
+    ) -> _Pass:
         """What each layer needs, in order, and the gains of its directions."""
-        found = _Pass(self, configuration, ranks)
+        found = _Pass(self, configuration, ranks, compensated)
         found.run(self.inputs)
-        return [found.fitted[name] for name in self.model.layer_names], found.gains
+        return found
 
     def _measure_metrics(self, seed: int) -> None:
         """G of every layer, from gradients of what the unquantized model says."""
@@ -199,8 +207,13 @@ class _Pass:
     """
 
     def __init__(
-        self, fit: OrderedFit, configuration: Sequence[Choice], ranks: Mapping[str, int]
+        self,
+        fit: OrderedFit,
+        configuration: Sequence[Choice],
+        ranks: Mapping[str, int],
+        compensated: bool,
     ) -> None:
+        self.compensated = compensated
         self.aims, self.metrics, self.ranks = fit.aims, fit.metrics, ranks
         self.base, self.layers = fit.model.get_base_model(), fit.model.layers.quantized
         self.choices = dict(zip(self.layers, configuration, strict=True))
@@ -208,6 +221,7 @@ class _Pass:
         factors = dict(zip(self.layers, fit.model.layers.factors(), strict=True))
         self.loras = factors if fit.trained else {}
         self.scaling = fit.model.layers.scaling
+        self.codes: dict[str, QuantizedWeight | None] = {}
         self.fitted: dict[str, Corrected] = {}
         self.gains: dict[str, Tensor] = {}
         self.additions = Additions(self._fit_at_addition)
@@ -230,7 +244,12 @@ class _Pass:
             real = self.aims.tokens(name, entered)
             if self._last is None or self._last[0] is not entered:
                 self._last = entered, _Inputs(real)
-            layer.swap(Current(layer.plain(choice).restore(layer.kept.dtype), None, choice))
+            codes = None
+            if self.compensated:
+                codes = layer.quantize_for_inputs(choice, self._last[1].factor)
+            self.codes[name] = codes
+            packed = layer.plain(choice) if codes is None else PackedWeight(codes)
+            layer.swap(Current(packed.restore(layer.kept.dtype), None, choice))
             return real.to(entered.dtype)
 
         return hook
@@ -268,7 +287,9 @@ class _Pass:
         added = (inputs.centred + inputs.mean) @ right.T @ left.T + correction
         if layer.transposed:
             left, right = right.T, left.T
-        self.fitted[name] = Corrected(self.choices[name], left, right, correction, self.trained)
+        self.fitted[name] = Corrected(
+            self.choices[name], left, right, correction, self.trained, self.codes[name]
+        )
         return output + added.to(output.dtype)
 
 

@@ -1,6 +1,6 @@
 """A frozen linear layer whose weight follows a choice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -47,16 +47,8 @@ class Corrected:
     right: Tensor  #: (k, columns)
     correction: Tensor  #: (out,), added to the bias
     replaces: bool = False  #: the trained LoRA, which is then off
-
-    def to(self, weight: PretrainedWeight) -> Self:
-        """The same where a weight is read to, in its dtype, or float32 if that is finer."""
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        if self.left.device == weight.device and self.left.dtype == dtype:
-            return self  # caches go by its identity
-        left, right, correction = (
-            part.to(weight.device, dtype) for part in (self.left, self.right, self.correction)
-        )
-        return replace(self, left=left, right=right, correction=correction)
+    #: Codes that were chosen for the configuration; None: the nearest ones.
+    quantized: QuantizedWeight | None = None
 
 
 #: What a layer is switched to.
@@ -215,9 +207,9 @@ class QuantizedLinear(nn.Module):
 
     def packed(self, state: LayerState) -> PackedWeight:
         """The weight under a choice, as it is stored."""
-        if isinstance(state, Corrected):  # over the plain weight, which is held
+        if isinstance(state, Corrected):
             left, right = (part.to(self.kept.dtype) for part in (state.left, state.right))
-            return replace(self.plain(state.choice), left=left, right=right)
+            return replace(self.without_term(state), left=left, right=right)
         if not self.frozen_rank:
             return self.plain(state)
 
@@ -232,6 +224,35 @@ class QuantizedLinear(nn.Module):
         """The weight under a choice without a low-rank term."""
         key = id(self), choice, "plain"
         return self._cache.get("packed", key, lambda: self.quantize(choice))
+
+    def without_term(self, state: Corrected) -> PackedWeight:
+        """The quantized weight that was fitted to, or the plain one, which is held."""
+        if state.quantized is None:
+            return self.plain(state.choice)
+        return PackedWeight(state.quantized)
+
+    def moved(self, state: Corrected) -> Corrected:
+        """What was fitted, where the weight is read to, in its dtype, or float32 if finer."""
+        wanted = self.kept.device, self.wide
+        if (state.left.device, state.left.dtype) == wanted:
+            return state  # caches go by its identity
+        left, right, correction = (
+            part.to(*wanted) for part in (state.left, state.right, state.correction)
+        )
+        quantized = state.quantized
+        if quantized is not None:
+            quantized = self.assembled(state.choice, dict(quantized.tensors()))
+        return replace(state, left=left, right=right, correction=correction, quantized=quantized)
+
+    def assembled(self, choice: Choice, stored: Mapping[str, Tensor]) -> QuantizedWeight:
+        """A quantized weight of this layer from its stored tensors; ValueError if one is wrong."""
+        here = {name: tensor.to(self.kept.device) for name, tensor in stored.items()}
+        return self.space.assemble(here, choice, self.kept.shape, self.kept.dtype)
+
+    def quantize_for_inputs(self, choice: Choice, factor: Tensor) -> QuantizedWeight | None:
+        """The weight with codes for inputs of a second moment, given as its factor; None if the
+        space has only the nearest codes."""
+        return self.space.quantize_for_inputs(self.pretrained, choice, factor, self.transposed)
 
     def quantize(self, choice: Choice) -> PackedWeight:
         """:meth:`plain`, made anew."""

@@ -166,6 +166,7 @@ _CALIBRATED: dict[str, Any] = {"start": "calibrated", "bias_correction": True}
 _CORRECTED = {"bias_correction": True}
 _OUTPUTS, _EVEN = {"residuals": False, "weighted": False}, {"spread": False}
 _ALIKE, _IN_LORAS_PLACE = in_order(weighted=False, **_EVEN), in_order(trained=True)
+_COMPENSATED = in_order(compensated=True)
 _FILTERED, _ALL_KEPT = {"segments": 40}, {"segments": None}
 _ALL = (
     # The comparison. Shared-LoRA and QLoRA are one model, trained on a set or one configuration.
@@ -234,6 +235,13 @@ _ALL = (
     _recovery("in order, even ranks", all_frozen, trained=False, fitter=in_order(**_EVEN)),
     _recovery("in order", all_frozen, trained=False, fitter=in_order()),
     _recovery("in order, polished", all_frozen, trained=False, fitter=in_order(25)),
+    _recovery("in order, compensated", all_frozen, trained=False, fitter=_COMPENSATED),
+    _recovery(
+        "in order, compensated, polished",
+        all_frozen,
+        trained=False,
+        fitter=in_order(25, compensated=True),
+    ),
     _recovery("Shared-LoRA", adapter=_PLAIN),
     _recovery("CoA-LoRA, as published", adapter={"start": "svd"}),
     _recovery("CoA-LoRA", adapter=_WHOLE),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from coalora_lib.quantization.blockwise import QuantizedTensor, quantize
 from coalora_lib.quantization.choices import FIELDS, BlockwiseChoice
+from coalora_lib.quantization.compensation import quantize_for_inputs
 from coalora_lib.quantization.errors import error_parts
 from coalora_lib.quantization.linear import linear
 from coalora_lib.quantization.storage import assemble
@@ -37,6 +38,12 @@ class BlockwiseSpace(ConfigurationSpace):
     def quantize(self, weight: Tensor, choice: BlockwiseChoice) -> QuantizedTensor:
         """Packed codes with double-quantized scales."""
         return quantize(weight, choice)
+
+    def quantize_for_inputs(
+        self, weight: Tensor, choice: BlockwiseChoice, factor: Tensor, inputs_first: bool = False
+    ) -> QuantizedTensor:
+        """See :func:`coalora_lib.quantization.compensation.quantize_for_inputs`."""
+        return quantize_for_inputs(weight, choice, factor, inputs_first)
 
     def linear(
         self,

@@ -60,6 +60,18 @@ class ConfigurationSpace(ABC):
     def quantize(self, weight: Tensor, choice: Choice) -> QuantizedWeight:
         """Quantize a weight of any allowed shape."""
 
+    def quantize_for_inputs(
+        self, weight: Tensor, choice: Choice, factor: Tensor, inputs_first: bool = False
+    ) -> QuantizedWeight | None:
+        """Quantize a weight so that its outputs on some inputs are kept; None if the space knows
+        only how to :meth:`quantize`.
+
+        Args:
+            weight: (out, in), or (in, out) with ``inputs_first``.
+            factor: of E[x x^T] = K K^T, (in, in) lower triangular.
+        """
+        return None
+
     def assemble(
         self, stored: Mapping[str, Tensor], choice: Choice, shape: Sequence[int], dtype: torch.dtype
     ) -> QuantizedWeight:

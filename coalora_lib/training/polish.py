@@ -173,7 +173,7 @@ class _Term:
     ) -> None:
         self.layer, self.state = layer, state
         wide = factor.dtype
-        self.plain = layer.plain(state.choice).restore(wide)
+        self.plain = layer.without_term(state).restore(wide)
         left, right = state.left.to(wide), state.right.to(wide)
         if layer.transposed:
             left, right = right.T, left.T
