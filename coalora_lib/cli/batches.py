@@ -24,30 +24,32 @@ def batch(
     grid: Annotated[Path | None, typer.Argument(help="YAML: methods or chapters, values.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of a grid, such as seeds=[0,1]; before the file's."),
+        typer.Option("--set", help="key=value, such as seeds=[0,1]; replaces the file's value."),
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Folder, instead of the grid's.")] = None,
     processes: Annotated[int, typer.Option(help="Jobs at a time on this machine.", min=1)] = 2,
     memory: Annotated[
-        str | None, typer.Option(help="A job's process is ended at this, such as 8GB.")
+        str | None, typer.Option(help="Memory at which a job is ended, such as 8GB.")
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Of Dask, which is there: tcp://node:8786, or tls://.")
+        str | None, typer.Option(help="A running Dask scheduler: tcp://node:8786, or tls://.")
     ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Workers from a SLURM queue.")] = False,
     pbs: Annotated[bool, typer.Option("--pbs", help="Workers from a PBS queue.")] = False,
     queue: Annotated[str | None, typer.Option(help="The queue's name.")] = None,
-    cores: Annotated[int, typer.Option(help="Of the queue, for a worker.", min=1)] = 4,
-    node_memory: Annotated[str, typer.Option(help="Of the queue, for a worker.")] = "16GB",
-    walltime: Annotated[str, typer.Option(help="Of the queue, for a worker.")] = "04:00:00",
-    workers: Annotated[int, typer.Option(help="To ask the queue for.", min=1)] = 1,
+    cores: Annotated[int, typer.Option(help="Cores of a worker in the queue.", min=1)] = 4,
+    node_memory: Annotated[str, typer.Option(help="Memory of a worker in the queue.")] = "16GB",
+    walltime: Annotated[str, typer.Option(help="Time of a worker in the queue.")] = "04:00:00",
+    workers: Annotated[int, typer.Option(help="Workers to ask the queue for.", min=1)] = 1,
     directive: Annotated[
-        list[str] | None, typer.Option(help="Of the queue, such as --gres=gpu:1.")
+        list[str] | None, typer.Option(help="Directive of the queue, such as --gres=gpu:1.")
     ] = None,
     retry: Annotated[bool, typer.Option(help="Run again what failed in an earlier batch.")] = False,
     remake: Annotated[bool, typer.Option(help="Replace files of other parameters.")] = False,
     limit: Annotated[float | None, typer.Option(help="Seconds for a job.", min=0.1)] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show jobs, and a queue's script; stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only show the jobs and the queue's script.")
+    ] = False,
     as_json: AsJson = False,
     root: Root = Path(),
 ) -> None:

@@ -17,41 +17,42 @@ RunPath = Annotated[Path, typer.Argument(help="Folder that `coalora train` wrote
 
 def train(
     data: Annotated[str, typer.Option(help="Table of texts: .csv, .tsv, .jsonl or .parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run continues.")],
     text: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
     second: Annotated[
-        str | None, typer.Option(help="Column with second texts, or with texts to be written.")
+        str | None, typer.Option(help="Column with second texts, or with texts to write.")
     ] = None,
     model: Annotated[
         str, typer.Option(help="Name on the hub, a folder, or the packaged model.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     dtype: Annotated[
-        str, typer.Option(help="Of the model's weights: float32, bfloat16 or float64.")
+        str, typer.Option(help="Type of the weights: float32, bfloat16 or float64.")
     ] = "float32",
     task: Annotated[
-        str | None, typer.Option(help="Kind of task, as causal-lm; by default what labels say.")
+        str | None,
+        typer.Option(help="Kind of task, such as causal-lm; by default from the labels."),
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(help="Another table; by default a tenth of the rows.")
+        str | None, typer.Option(help="Table to validate on; by default a tenth of the rows.")
     ] = None,
-    budgets: Annotated[str, typer.Option(help="From so many to so many mean bits.")] = "2.25-5",
-    configurations: Annotated[int, typer.Option(help="In the training set.", min=1)] = 50,
+    budgets: Annotated[str, typer.Option(help="Mean bits, from fewest to most.")] = "2.25-5",
+    configurations: Annotated[int, typer.Option(help="Configurations to train on.", min=1)] = 50,
     space: Annotated[str, typer.Option(help="What layers may be quantized to.")] = "nf",
-    rank: Annotated[int, typer.Option(help="Of the LoRA factors.", min=1)] = 16,
+    rank: Annotated[int, typer.Option(help="Rank of LoRA.", min=1)] = 16,
     alpha: Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)] = 16,
     epochs: Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)] = 3,
     batch_size: Annotated[int, typer.Option(help="Texts in a step.", min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.", min=0)] = 1e-3,
-    max_length: Annotated[int, typer.Option(help="In tokens; longer texts are cut.", min=2)] = 128,
-    searches: Annotated[int, typer.Option(help="Between stretches of training.", min=0)] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate at its peak.", min=0)] = 1e-3,
+    max_length: Annotated[int, typer.Option(help="Tokens; longer texts are cut.", min=2)] = 128,
+    searches: Annotated[int, typer.Option(help="Searches during the training.", min=0)] = 0,
     scheduler: Annotated[
         str | None,
         typer.Option(
             help="Address of a Dask scheduler, whose workers score what searches propose."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a quantized model once, for every bit budget.
@@ -134,43 +135,48 @@ def adapt(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Beside PEFT's adapter: base_model, packed or none.  [default: base_model]"
+            help="Weights beside the adapter: base_model, packed or none.  [default: base_model]"
         ),
     ] = None,
     embedding: Annotated[
         str | None,
-        typer.Option(help="In GGUF: type of token embedding, output layer.  [default: F16]"),
+        typer.Option(help="GGUF type of word embeddings and output layer.  [default: F16]"),
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option(help="In GGUF: an encoder's, mean or cls.  [default: mean]")
+        str | None,
+        typer.Option(help="Pooling of an encoder in GGUF, mean or cls.  [default: mean]"),
     ] = None,
     no_training: Annotated[
-        bool, typer.Option("--no-training", help="Fit the adapter to texts; the rest is for this.")
+        bool,
+        typer.Option(
+            "--no-training", help="Fit the adapter to texts; the options below are for this."
+        ),
     ] = False,
     texts: Annotated[
-        str | None, typer.Option(help=".txt with one text a line, .csv, .tsv, .jsonl or .parquet.")
+        str | None,
+        typer.Option(help=".txt with a text on each line, .csv, .tsv, .jsonl, .parquet."),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(help="Column with the texts, of a table.  [default: text]")
+        str | None, typer.Option(help="Column with the texts, in a table.  [default: text]")
     ] = None,
     count: Annotated[
         int | None, typer.Option(help="Texts to fit on, at most.  [default: 256]", min=1)
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Of what is fitted.  [default: 8]", min=1)
+        int | None, typer.Option(help="Rank of the fitted terms.  [default: 8]", min=1)
     ] = None,
     polish: Annotated[
         int | None, typer.Option(help="Gradient steps after the fit.  [default: 0]", min=0)
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="In tokens; longer texts are cut.  [default: 128]", min=2)
+        int | None, typer.Option(help="Tokens; longer texts are cut.  [default: 128]", min=2)
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the draw of texts.  [default: 0]", min=0)
+        int | None, typer.Option(help="Seed of the draw of texts.  [default: 0]", min=0)
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of a model without an adapter.  [default: float32]"),
+        typer.Option(help="Type of the weights, for a model without adapter.  [default: float32]"),
     ] = None,
     space: Annotated[
         str | None,
@@ -187,8 +193,8 @@ def adapt(
 ) -> None:
     """Write the adapter for one device, as plain PEFT or as GGUF, with the quantized model.
 
-    With --no-training it is not a run's, but fitted to some hundred texts: a low-rank term and a
-    bias for each layer, in closed form.
+    With --no-training the adapter needs no run. It is fitted to some hundred texts: a low-rank term
+    and a bias for each layer, in closed form.
     """
     from coalora_lib.recipes import Device, RunFolder, adapt_to_texts, read_device
     from coalora_lib.recipes import adapt as adapt_run
