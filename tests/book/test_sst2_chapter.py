@@ -290,3 +290,22 @@ def test_parts_and_integer_codes(printed, trained, says):
         lost.append(mean_accuracy(plain, FEW_BITS) - mean_accuracy(coded, FEW_BITS))
     assert min(lost) >= 0.5
     assert max(lost) < 1.1
+
+
+def test_the_tuning_and_the_first_set(trained, printed, says):
+    says("So 1,024 whole sentences were held out", "One run of each kind was trained at four rates")
+    rates = (0.0005, 0.001, 0.002, 0.004)
+    for rate in rates:
+        runs = raw_records(f"sst2-tuning/{rate:g}")
+        assert {run["results"][0]["examples"] for run in runs} == {1024}
+        shared = [run for run in runs if run["job"]["method"] == SLUGS[SHARED]]
+        assert {run["parameters"]["learning_rate"] for run in shared} == {rate}
+    says("a run trains on each of its fifty configurations about ten times")
+    (run, *_) = trained[SLUGS[OURS], 16][0]
+    stretch = run["results"][0]["passes"] / run["parameters"]["search"]["rounds"]
+    assert stretch / 50 == pytest.approx(10, abs=0.6)
+    says("The first two columns have two dozen intervals")
+    _, rows = printed[0]["changed"]
+    assert sum(bool(LEAD.search(cell)) for cells in rows.values() for cell in cells[:2]) == 24
+    says("are trained once for each of nine budgets")
+    assert {len(trained[SLUGS[name], 8][0]) for name in (EACH, "QLoRA")} == {9}
