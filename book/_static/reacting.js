@@ -2,6 +2,8 @@
 // of one: plotly's drawings, controls, and what each combination of their positions shows. It takes
 // the place of the picture in the figure that it names. site.py loads this where a page has one.
 
+// Pixels that a plot is high, unless its layout says otherwise.
+const HEIGHT = 320;
 const CONFIG = { displayModeBar: false, doubleClick: false, responsive: true, showTips: false };
 
 function made(tag, attributes = {}, ...children) {
@@ -19,7 +21,7 @@ function themed(layout, legend) {
   const axis = { automargin: true, fixedrange: true, gridcolor: lines, zerolinecolor: lines };
   const found = {
     dragmode: false,
-    height: 320,
+    height: HEIGHT,
     hovermode: "closest",
     legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
     margin: { l: 50, r: 12, t: 34, b: legend ? 104 : 44 },
@@ -75,7 +77,12 @@ function react(figure, { plots, controls, head, states }) {
   const picture = figure.querySelector("img");
   const built = controls.map((each, number) => control(each, `${figure.id}-control-${number}`));
   const says = made("p", { className: "reacting-says", role: "status" });
-  const drawings = plots.map(() => made("div"));
+  // Their height is their style's too: plotly measures it anew when the window changes its size.
+  const drawings = plots.map(({ layout }) => {
+    const drawing = made("div");
+    drawing.style.height = `${layout.height ?? HEIGHT}px`;
+    return drawing;
+  });
   const area = made("div", { className: "reacting-plots", role: "img", ariaLabel: picture.alt });
   area.append(...drawings);
   const [rows, fill] = table(head);

@@ -21,7 +21,20 @@ const measured = new ResizeObserver((entries) => {
   }
 });
 
+// A comma or full stop after a formula stays on the formula's line.
+function joined(formula) {
+  const mark = formula.nextSibling?.nodeType === Node.TEXT_NODE && formula.nextSibling;
+  const found = mark && mark.data.match(/^[^\s\p{L}\p{N}]+(s\b)?/u);
+  if (!found) return;
+  mark.splitText(found[0].length);
+  const whole = document.createElement("span");
+  whole.style.whiteSpace = "nowrap";
+  formula.before(whole);
+  whole.append(formula, mark);
+}
+
 window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
+  document.querySelectorAll("span.math:has(> mjx-container)").forEach(joined);
   document.querySelectorAll(Object.keys(WIDE).join()).forEach((each) => measured.observe(each));
 });

@@ -29,36 +29,41 @@ DeviceFile = Annotated[
 Form = Annotated[str, typer.Option("--format", help="peft, or gguf: files for llama.cpp.")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Beside PEFT's adapter: base_model, packed or none.  [default: base_model]"),
+    typer.Option(
+        help="Weights beside the adapter: base_model, packed or none.  [default: base_model]"
+    ),
 ]
 Embedding = Annotated[
     str | None,
-    typer.Option(help="In GGUF: type of token embedding, output layer.  [default: F16]"),
+    typer.Option(help="GGUF type of word embeddings and output layer.  [default: F16]"),
 ]
 Pooling = Annotated[
-    str | None, typer.Option(help="In GGUF: an encoder's, mean or cls.  [default: mean]")
+    str | None,
+    typer.Option(help="Pooling of an encoder in GGUF, mean or cls.  [default: mean]"),
 ]
 NoTraining = Annotated[
-    bool, typer.Option("--no-training", help="Fit the adapter to texts; the rest is for this.")
+    bool,
+    typer.Option("--no-training", help="Fit the adapter to texts; the options below are for this."),
 ]
 Texts = Annotated[
-    str | None, typer.Option(help=".txt with one text a line, .csv, .tsv, .jsonl or .parquet.")
+    str | None,
+    typer.Option(help=".txt with a text on each line, .csv, .tsv, .jsonl, .parquet."),
 ]
 Column = Annotated[
-    str | None, typer.Option(help="Column with the texts, of a table.  [default: text]")
+    str | None, typer.Option(help="Column with the texts, in a table.  [default: text]")
 ]
 Count = Annotated[int | None, typer.Option(help="Texts to fit on, at most.  [default: 256]", min=1)]
-Rank = Annotated[int | None, typer.Option(help="Of what is fitted.  [default: 8]", min=1)]
+Rank = Annotated[int | None, typer.Option(help="Rank of the fitted terms.  [default: 8]", min=1)]
 Polish = Annotated[
     int | None, typer.Option(help="Gradient steps after the fit.  [default: 0]", min=0)
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(help="In tokens; longer texts are cut.  [default: 128]", min=2)
+    int | None, typer.Option(help="Tokens; longer texts are cut.  [default: 128]", min=2)
 ]
-Seed = Annotated[int | None, typer.Option(help="Of the draw of texts.  [default: 0]", min=0)]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draw of texts.  [default: 0]", min=0)]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Of a model without an adapter.  [default: float32]"),
+    typer.Option(help="Type of the weights, for a model without adapter.  [default: float32]"),
 ]
 Space = Annotated[
     str | None,
@@ -103,8 +108,8 @@ def adapt(
 ) -> None:
     """Write the adapter for one device, as plain PEFT or as GGUF, with the quantized model.
 
-    With --no-training it is not a run's, but fitted to some hundred texts: a low-rank term and a
-    bias for each layer, in closed form.
+    With --no-training the adapter needs no run. It is fitted to some hundred texts: a low-rank term
+    and a bias for each layer, in closed form.
     """
     options = {
         "column": column, "count": count, "rank": rank, "polish": polish, "seed": seed,

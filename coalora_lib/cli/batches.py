@@ -24,26 +24,28 @@ if TYPE_CHECKING:
 Grid = Annotated[Path | None, typer.Argument(help="YAML: methods or chapters, values.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="key=value of a grid, such as seeds=[0,1]; before the file's."),
+    typer.Option("--set", help="key=value, such as seeds=[0,1]; replaces the file's value."),
 ]
 Results = Annotated[Path | None, typer.Option(help="Folder, instead of the grid's.")]
 Processes = Annotated[int, typer.Option(help="Jobs at a time on this machine.", min=1)]
-Memory = Annotated[str | None, typer.Option(help="A job's process is ended at this, such as 8GB.")]
+Memory = Annotated[str | None, typer.Option(help="Memory at which a job is ended, such as 8GB.")]
 Scheduler = Annotated[
-    str | None, typer.Option(help="Of Dask, which is there: tcp://node:8786, or tls://.")
+    str | None, typer.Option(help="A running Dask scheduler: tcp://node:8786, or tls://.")
 ]
 Slurm = Annotated[bool, typer.Option("--slurm", help="Workers from a SLURM queue.")]
 Pbs = Annotated[bool, typer.Option("--pbs", help="Workers from a PBS queue.")]
 Queue = Annotated[str | None, typer.Option(help="The queue's name.")]
-Cores = Annotated[int, typer.Option(help="Of the queue, for a worker.", min=1)]
-NodeMemory = Annotated[str, typer.Option(help="Of the queue, for a worker.")]
-Walltime = Annotated[str, typer.Option(help="Of the queue, for a worker.")]
-Workers = Annotated[int, typer.Option(help="To ask the queue for.", min=1)]
-Directive = Annotated[list[str] | None, typer.Option(help="Of the queue, such as --gres=gpu:1.")]
+Cores = Annotated[int, typer.Option(help="Cores of a worker in the queue.", min=1)]
+NodeMemory = Annotated[str, typer.Option(help="Memory of a worker in the queue.")]
+Walltime = Annotated[str, typer.Option(help="Time of a worker in the queue.")]
+Workers = Annotated[int, typer.Option(help="Workers to ask the queue for.", min=1)]
+Directive = Annotated[
+    list[str] | None, typer.Option(help="Directive of the queue, such as --gres=gpu:1.")
+]
 Retry = Annotated[bool, typer.Option(help="Run again what failed in an earlier batch.")]
 Remake = Annotated[bool, typer.Option(help="Replace files of other parameters.")]
 Limit = Annotated[float | None, typer.Option(help="Seconds for a job.", min=0.1)]
-DryRun = Annotated[bool, typer.Option(help="Show jobs, and a queue's script; stop.")]
+DryRun = Annotated[bool, typer.Option(help="Only show the jobs and the queue's script.")]
 
 
 def batch(

@@ -17,35 +17,36 @@ RunPath = Annotated[Path, typer.Argument(help="Folder that `coalora train` wrote
 
 
 Data = Annotated[str, typer.Option(help="Table of texts: .csv, .tsv, .jsonl or .parquet.")]
-Out = Annotated[Path, typer.Option(help="Folder of the run; an unfinished one goes on.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run; an unfinished run continues.")]
 Text = Annotated[str, typer.Option(help="Column with the texts.")]
 Label = Annotated[str | None, typer.Option(help="Column with the labels.")]
 Second = Annotated[
-    str | None, typer.Option(help="Column with second texts, or with texts to be written.")
+    str | None, typer.Option(help="Column with second texts, or with texts to write.")
 ]
 Model = Annotated[str, typer.Option(help="Name on the hub, a folder, or the packaged model.")]
-Dtype = Annotated[str, typer.Option(help="Of the model's weights: float32, bfloat16 or float64.")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float64.")]
 Task = Annotated[
-    str | None, typer.Option(help="Kind of task, as causal-lm; by default what labels say.")
+    str | None,
+    typer.Option(help="Kind of task, such as causal-lm; by default from the labels."),
 ]
 Validation = Annotated[
-    str | None, typer.Option(help="Another table; by default a tenth of the rows.")
+    str | None, typer.Option(help="Table to validate on; by default a tenth of the rows.")
 ]
-Budgets = Annotated[str, typer.Option(help="From so many to so many mean bits.")]
-Configurations = Annotated[int, typer.Option(help="In the training set.", min=1)]
+Budgets = Annotated[str, typer.Option(help="Mean bits, from fewest to most.")]
+Configurations = Annotated[int, typer.Option(help="Configurations to train on.", min=1)]
 Space = Annotated[str, typer.Option(help="What layers may be quantized to.")]
-Rank = Annotated[int, typer.Option(help="Of the LoRA factors.", min=1)]
+Rank = Annotated[int, typer.Option(help="Rank of LoRA.", min=1)]
 Alpha = Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)]
 Epochs = Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)]
 BatchSize = Annotated[int, typer.Option(help="Texts in a step.", min=1)]
-LearningRate = Annotated[float, typer.Option(help="At its peak.", min=0)]
-MaxLength = Annotated[int, typer.Option(help="In tokens; longer texts are cut.", min=2)]
-Searches = Annotated[int, typer.Option(help="Between stretches of training.", min=0)]
+LearningRate = Annotated[float, typer.Option(help="Learning rate at its peak.", min=0)]
+MaxLength = Annotated[int, typer.Option(help="Tokens; longer texts are cut.", min=2)]
+Searches = Annotated[int, typer.Option(help="Searches during the training.", min=0)]
 Scheduler = Annotated[
     str | None,
     typer.Option(help="Address of a Dask scheduler, whose workers score what searches propose."),
 ]
-Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
 
 
 def train(

@@ -40,7 +40,7 @@ Results = Annotated[Path, typer.Option(help="Folder for the records.")]
 def experiments(
     profile: ProfileName = "quick",
     dataset: DatasetName = "embedded",
-    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1, max=MOST_SEEDS)] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1, max=MOST_SEEDS)] = 1,
     rank: Annotated[
         list[int] | None, typer.Option(help="Ranks of LoRA; 4, 8 and 16 if none is named.", min=1)
     ] = None,
@@ -52,7 +52,8 @@ def experiments(
     ] = None,
     ablations: Annotated[bool, typer.Option(help="Run the ablations instead.")] = False,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Instead of the profile's; for tuning.", min=0)
+        float | None,
+        typer.Option(help="Learning rate instead of the profile's; for tuning.", min=0),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
     results: Results = BUILD / "results",
@@ -178,8 +179,12 @@ def _shown(result: Result) -> str:
 
 
 def landscape(
-    layers: Annotated[int, typer.Option(help="Of the made-up model; an even number.", min=2)] = 36,
-    landscapes: Annotated[int, typer.Option(help="How many, each with its seed.", min=1)] = 20,
+    layers: Annotated[
+        int, typer.Option(help="Layers of the made-up model, an even number.", min=2)
+    ] = 36,
+    landscapes: Annotated[
+        int, typer.Option(help="Number of landscapes, each with its seed.", min=1)
+    ] = 20,
     proposals: Annotated[int, typer.Option(help="Configurations to score.", min=5)] = 100,
     strategy: Annotated[
         list[str] | None,

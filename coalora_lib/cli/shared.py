@@ -41,7 +41,7 @@ def one_of(names: Names, help: str) -> Any:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=2**32 - 1)]
 
 
 def summary(records: Sequence[Record]) -> str:

@@ -2,6 +2,7 @@
 other."""
 
 import json
+import re
 from pathlib import Path
 
 BOOK = Path(__file__).parents[2] / "book"
@@ -12,6 +13,13 @@ def raw_records(folder):
     found = [json.loads(path.read_text()) for path in (BOOK / "results" / folder).glob("*.json")]
     assert found, "there are no records"
     return found
+
+
+def prose_of(chapter):
+    """The text of a chapter's .md outside its cells of code, on one line."""
+    text = (BOOK / f"{chapter}.md").read_text()
+    text = re.sub(r"^```\{code-cell\}.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return " ".join(text.split())
 
 
 def printed_by(chapter):

@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 
 from coalora_lib.experiments.methods import labels_of
-from tests.book.printed import printed_by, raw_records
+from coalora_lib.experiments.setup import FITTED_EXAMPLES
+from tests.book.printed import printed_by, prose_of, raw_records
 
 SLUGS = {label: slug for slug, label in labels_of("deployment").items()}
 BUDGETS = [3.8, 4.2, 4.8, 5.5, 8.5]
@@ -97,3 +98,67 @@ def test_an_adapter_for_one_type_is_best_there_alone(files):
     assert alone < min(mean(losses(files, name, None).values()) for name in names)
     for budget in BUDGETS:
         assert min(shares(files, "Q4_0 alone", "quantized", budget)) > 1
+
+
+def printed_number(printed, before):
+    """The number that a cell prints after some words."""
+    (found,) = {each for text in printed[1] for each in re.findall(before + r"([\d.]+)", text)}
+    return float(found)
+
+
+def says(*sentences):
+    for sentence in sentences:
+        assert sentence in prose_of("10_deployment"), sentence
+
+
+def test_what_the_text_says_of_the_files_of_this_page(printed):
+    says("has less than half of the phone's error", "The adapter takes 1.3 MB")
+    _, devices = printed[0]["device"]
+    assert float(devices["laptop.yaml"][2]) < 0.5
+    assert round(printed_number(printed, "adapter.gguf: "), 1) == 1.3
+    says(
+        "This adds less than 0.001 to each distance. At 8.5 bits that is nearly the whole distance"
+    )
+    _, sizes = printed[0]["bits"]
+    rounding = {bits: float(cells[3]) - float(cells[4]) for bits, cells in sizes.items()}
+    assert max(rounding.values()) < 0.001
+    assert rounding["8.5"] > 0.9 * float(sizes["8.5"][3])
+    says(
+        "In the first row, at the fewest bits, there is little difference",
+        "In the other rows the adapter leaves about half",
+        "From 4.2 to 5.5 bits, the adapter leaves about half",
+    )
+    _, alike = printed[0]["MB"]
+    first, *others = (float(ours) / float(plain) for plain, ours in alike.values())
+    assert first > 0.8
+    assert all(0.4 < share < 0.55 for share in others)
+
+
+def test_what_the_solutions_say(printed):
+    says("`F16` adds 11 MB", "`Q4_0` saves 6 MB", "grows by a third only", "more than forty times")
+    kinds = {}
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        size = printed_number(printed, f"{kind}: (?=[\\d.]+ MB, 1 - cosine)")
+        kinds[kind] = size, printed_number(printed, f"{kind}: [\\d.]+ MB, 1 - cosine ")
+    assert round(kinds["F16"][0] - kinds["Q8_0"][0]) == 11
+    assert round(kinds["Q8_0"][0] - kinds["Q4_0"][0]) == 6
+    assert kinds["F16"][1] == kinds["Q8_0"][1]
+    assert kinds["Q4_0"][1] / kinds["Q8_0"][1] == pytest.approx(4 / 3, abs=0.08)
+    _, sizes = printed[0]["bits"]
+    assert round(float(sizes["8.5"][1]) - float(sizes["3.8"][1])) == 6
+    assert float(sizes["3.8"][3]) > 40 * float(sizes["8.5"][3])
+    says("Each doubling of the rank takes about 30 % off the distance")
+    losses = [printed_number(printed, f"rank {rank}: .*cosine ") for rank in (4, 8, 16)]
+    assert losses[1] / losses[0] == pytest.approx(0.7, abs=0.04)
+    assert losses[2] / losses[1] == pytest.approx(0.7, abs=0.04)
+
+
+def test_what_the_records_of_the_text_were_made_with(files):
+    says("1,500 steps over 50 of them", "with 4,096 sentences and no training")
+    runs = [e for e in files if e["job"]["method"] in (SLUGS["Shared-LoRA"], SLUGS["CoA-LoRA"])]
+    assert {each["results"][0]["steps"] for each in runs} == {1500}
+    assert {
+        len(each["parameters"]["training_budgets"]) + each["parameters"]["random_configurations"]
+        for each in runs
+    } == {50}
+    assert FITTED_EXAMPLES == 4096

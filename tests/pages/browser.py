@@ -57,7 +57,8 @@ def opened(browser, page, folder=SITE):
         tab.goto(f"{folder.as_uri()}/{page}")
         tab.evaluate("window.MathJax?.startup?.promise.then(() => null)")
         tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-        tab.add_style_tag(content="* { transition: none !important; }")  # nothing to wait for
+        # Nothing to wait for: toggles that open fade in, and are pale until then.
+        tab.add_style_tag(content="* { transition: none !important; animation: none !important; }")
         yield tab, wrong
     finally:
         tab.close()

@@ -44,6 +44,18 @@
     if (/\\[([a-zA-Z]|\$\$|\$[^$\s][^$]*\$/.test(data)) faults.push(`raw TeX: ${data.trim()}`);
   }
 
+  // A comma or full stop stays on the line of the formula before it.
+  for (const formula of all("span.math:has(> mjx-container)")) {
+    const mark = formula.nextSibling;
+    if (mark?.nodeType !== Node.TEXT_NODE || !/^[.,;:?!)]/.test(mark.data)) continue;
+    const place = document.createRange();
+    place.setStart(mark, 0);
+    place.setEnd(mark, 1);
+    const { left } = place.getBoundingClientRect();
+    const end = formula.getBoundingClientRect().right;
+    if (left < end - 2) faults.push(`a mark begins a line: ${mark.data}`);
+  }
+
   for (const image of document.images) {
     const path = /[/\\]|\.(png|svg|jpe?g|webp)$/;
     if (!image.alt.trim() || path.test(image.alt.trim())) {

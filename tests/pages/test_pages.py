@@ -88,6 +88,8 @@ FAULTY = """<html lang="en"><title>faulty</title><main><h1>All wrong</h1>
 <p>A formula $x^2$, and \\(y\\).</p><div style="width: 2000px">wide</div>
 <div style="overflow: hidden; width: 9px"><mjx-container><svg width="300"></svg></mjx-container>
 </div>
+<p style="width: 60px"><span class="math"><mjx-container><svg width="58"></svg></mjx-container>
+</span>, and so on</p>
 <div class="cell_input"><pre style="overflow: auto; width: 40px">a long line of code</pre></div>
 <a href="#" tabindex="-1">not reached</a><p style="color: #ddd">pale</p><button></button>
 </main></html>"""
@@ -101,6 +103,7 @@ SAID = (
     "raw TeX: A formula",
     "the page is wider than the window",
     "an equation is cut",
+    "a mark begins a line: , and so",
     "code is too wide: a long line",
     "the keyboard does not reach <a",
     "color-contrast: <p",

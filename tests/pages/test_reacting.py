@@ -147,14 +147,14 @@ def test_a_walk_goes_step_by_step_from_a_scored_configuration_to_what_was_propos
     assert "begins at a scored configuration" in page.locator("#fig-steps").inner_text()
     slide(page, "Step", 1)
     said = page.locator("#fig-steps .reacting-says").inner_text()
-    assert re.match(r"Block \d, \w+: \w+ from \S+ to \S+\. [\d.]+ bits, loss foreseen", said)
+    assert re.match(r"Block \d, \w+: \w+ from \S+ to \S+\. [\d.]+ bits, predicted loss", said)
     slide(page, "Step", 30)
     said = page.locator("#fig-steps .reacting-says").inner_text()
     name = "search-walk-rank4-sst2-standard-seed1.json"
     record = json.loads((RESULTS / "search/sst2-rank4" / name).read_text())
     seen = record["searches"][-1]
     first = len(seen["losses"]) - seen["proposed"]
-    assert said.endswith(f"scored {seen['losses'][first]:.4f}.")
+    assert said.endswith(f"measured {seen['losses'][first]:.4f}.")
     assert drawn(page, "fig-steps")[0][3]["x"] == [pytest.approx(seen["bits"][first], abs=1e-4)]
 
 
@@ -180,6 +180,16 @@ def test_the_pointer_is_told_what_a_choice_is(page):
     page.locator("#fig-choices .scatterlayer .point").first.hover(force=True)
     said = page.locator("#fig-choices .hovertext").first.text_content()
     assert re.search(r"\d, \d, \w+, \d+, \d+.* bits, error 0\.\d+", said), said
+
+
+def test_plots_keep_their_height_when_the_window_changes_its_size(page):
+    heights = "() => [...document.querySelectorAll('.js-plotly-plot')].map((e) => e.clientHeight)"
+    before = page.evaluate(heights)
+    assert min(before) >= 300
+    for size in (SIZES["phone"], SIZES["desktop"]):
+        page.set_viewport_size(size)
+        page.wait_for_timeout(600)  # plotly waits for a tenth of a second, too
+        assert page.evaluate(heights) == before
 
 
 def test_without_scripts_the_pictures_stand(browser):
