@@ -274,7 +274,7 @@ def test_every_stored_record_is_read_and_stands_under_its_name():
         for path in STORED.rglob("*/*.json")
         if path.parent.name not in ("benchmarks", "scale", "search")
     ]
-    assert len(paths) == 1112
+    assert len(paths) == 1129
     for path in paths:
         stored = read_record(path)
         assert stored.file_name == path.name
