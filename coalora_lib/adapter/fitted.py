@@ -14,14 +14,14 @@ from coalora_lib.spaces import Choice, QuantizedWeight
 FITTED = "fitted.safetensors"
 #: What is stored of a layer under one configuration.
 PARTS = ("left", "right", "correction")
-#: Before the names of a quantized weight's parts, where codes were chosen for the configuration.
-CODES = "quantized."
+#: Between a layer's name and a part of its quantized weight, if codes were chosen for its inputs.
+CODES = ".quantized."
 
 
 def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
     """All that was fitted: tensors by the configuration's number, the layer's name and the part."""
     return {
-        f"{number}.{name}.{part}": tensor
+        f"{number}.{name}{part}": tensor
         for number, states in enumerate(layers.fitted.values())
         for name, state in zip(layers.quantized, states, strict=True)
         for part, tensor in _parts(state)
@@ -30,7 +30,7 @@ def as_tensors(layers: AdaptedLayers) -> dict[str, Tensor]:
 
 def _parts(state: Corrected) -> Iterator[tuple[str, Tensor]]:
     for part in PARTS:
-        yield part, getattr(state, part)
+        yield f".{part}", getattr(state, part)
     if state.quantized is not None:
         yield from ((CODES + part, tensor) for part, tensor in state.quantized.tensors())
 
@@ -62,17 +62,20 @@ def take(
         ValueError: a tensor is missing or not known, or is not of the layer's shape; it is named.
     """
     space = next(iter(layers.quantized.values())).space
-    left, found = dict(tensors), {}
+    left, found, codes = dict(tensors), {}, _codes_by_layer(tensors)
     for number, about in enumerate(configurations):
         configuration, states = space.from_rows(about.rows), []
         for (name, layer), choice in zip(layers.quantized.items(), configuration, strict=True):
-            names = [f"{number}.{name}.{part}" for part in PARTS]
+            place = f"{number}.{name}"
+            names = [f"{place}.{part}" for part in PARTS]
             for each in names:
                 if each not in left:
                     raise ValueError(f"{FITTED}: there is no tensor {each}")
             parts = [left.pop(each) for each in names]
             _check(names, parts, layer)
-            quantized = _quantized(f"{number}.{name}.", left, layer, choice)
+            quantized = _quantized(place, codes.get(place, {}), layer, choice)
+            for part, _ in () if quantized is None else quantized.tensors():
+                left.pop(place + CODES + part, None)
             state = Corrected(choice, parts[0], parts[1], parts[2], about.replaces, quantized)
             states.append(layer.moved(state))
         found[tuple(configuration)] = states
@@ -81,18 +84,26 @@ def take(
     layers.fitted = found
 
 
+def _codes_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The parts of quantized weights, by the configuration's number with the layer's name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place, between, part = name.rpartition(CODES)
+        if between:
+            found.setdefault(place, {})[part] = tensor
+    return found
+
+
 def _quantized(
-    place: str, left: dict[str, Tensor], layer: QuantizedLinear, choice: Choice
+    place: str, stored: Mapping[str, Tensor], layer: QuantizedLinear, choice: Choice
 ) -> QuantizedWeight | None:
-    """The weight whose parts' names begin so, which are taken out; None if there are none."""
-    start = place + CODES
-    stored = {n.removeprefix(start): left.pop(n) for n in list(left) if n.startswith(start)}
+    """The weight with these parts, or None if there are none; ValueError if one is wrong."""
     if not stored:
         return None
     try:
         return layer.assembled(choice, stored)
     except ValueError as error:
-        raise ValueError(f"{FITTED}: {start}{error}") from None
+        raise ValueError(f"{FITTED}: {place}{CODES}{error}") from None
 
 
 def _check(names: Sequence[str], parts: Sequence[Tensor], layer: QuantizedLinear) -> None:

@@ -233,13 +233,15 @@ class QuantizedLinear(nn.Module):
 
     def moved(self, state: Corrected) -> Corrected:
         """What was fitted, where the weight is read to, in its dtype, or float32 if finer."""
-        wanted = self.kept.device, self.wide
-        if (state.left.device, state.left.dtype) == wanted:
+        wanted, quantized = (self.kept.device, self.wide), state.quantized
+        # A model that goes from 32 to 16 bits leaves the terms as they are, but not the codes,
+        # which are to be restored in its dtype.
+        restored_alike = quantized is None or quantized.dtype == self.kept.dtype
+        if restored_alike and (state.left.device, state.left.dtype) == wanted:
             return state  # caches go by its identity
         left, right, correction = (
             part.to(*wanted) for part in (state.left, state.right, state.correction)
         )
-        quantized = state.quantized
         if quantized is not None:
             quantized = self.assembled(state.choice, dict(quantized.tensors()))
         return replace(state, left=left, right=right, correction=correction, quantized=quantized)

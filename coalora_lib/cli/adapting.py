@@ -76,6 +76,14 @@ Allocation = Annotated[
         "layer does to the model, measured on 64 of the texts.  [default: error]"
     ),
 ]
+Rounding = Annotated[
+    str | None,
+    typer.Option(
+        help="Of weights to codes: compensated, so that their errors make up for each other on "
+        "the texts, or nearest. The bytes are the same. In the space gguf it is always nearest.  "
+        "[default: compensated]"
+    ),
+]
 
 #: What is said of a fit.
 FIT = (
@@ -104,16 +112,18 @@ def adapt(
     dtype: Dtype = None,
     space: Space = None,
     allocation: Allocation = None,
+    rounding: Rounding = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter for one device, as plain PEFT or as GGUF, with the quantized model.
 
-    With --no-training the adapter needs no run. It is fitted to some hundred texts: a low-rank term
-    and a bias for each layer, in closed form.
+    With --no-training the adapter needs no run. It is fitted to some hundred texts: codes, a
+    low-rank term and a bias for each layer, in closed form.
     """
     options = {
         "column": column, "count": count, "rank": rank, "polish": polish, "seed": seed,
         "max_length": max_length, "dtype": dtype, "space": space, "allocation": allocation,
+        "rounding": rounding,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     _refuse_misfits(no_training, texts, options)

@@ -28,6 +28,7 @@ from coalora_lib.quantization.packing import pack
 GROUP = 128
 
 
+@torch.no_grad()
 def quantize_for_inputs(
     weight: Tensor, choice: BlockwiseChoice, factor: Tensor, inputs_first: bool = False
 ) -> QuantizedTensor:
@@ -35,15 +36,27 @@ def quantize_for_inputs(
 
     Args:
         weight: (out, in), or (in, out) with ``inputs_first``.
-        factor: K of H = K K^T, (in, in) lower triangular; its dtype is computed in.
+        factor: K of H = K K^T, (in, in) lower triangular, float32 or float64; its dtype is computed
+            in.
+
+    Returns:
+        Of the weight's shape and dtype, with the scales that :func:`.quantize` gives it.
 
     Raises:
-        ValueError: the factor is not for so many inputs; or as :func:`.quantize`.
+        TypeError: as :func:`.quantize`.
+        ValueError: the weight is no matrix, or the factor is not for so many inputs; or as
+            :func:`.quantize`.
+        torch.linalg.LinAlgError: the factor is singular, or holds a NaN.
     """
+    quantized = quantize(weight, choice)
+    if weight.ndim != 2:
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} must be a matrix")
     inputs = weight.shape[0 if inputs_first else 1]
     if factor.shape != (inputs, inputs):
-        raise ValueError(f"a factor of shape {tuple(factor.shape)} is not for {inputs} inputs")
-    quantized = quantize(weight, choice)
+        raise ValueError(
+            f"a factor of shape {tuple(factor.shape)} is not for {inputs} inputs; allowed: "
+            f"({inputs}, {inputs})"
+        )
     levels = code_levels(choice.code_book, choice.weight_bits, weight.device)
     by_input = (weight, _scales(quantized, levels))
     if not inputs_first:

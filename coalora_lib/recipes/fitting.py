@@ -54,6 +54,10 @@ class FitSettings(BaseModel):
     #: What bits are allocated by: the squared error of weights, or also what an error in each layer
     #: does to the model, measured on some of the texts, see :func:`.layer_sensitivities`.
     allocation: Literal["error", "sensitivity"] = "error"
+    #: Of weights to codes: so that their errors make up for each other on the texts, see
+    #: :mod:`coalora_lib.quantization.compensation`, where the space knows how; or each to the
+    #: nearest. The bytes are the same.
+    rounding: Literal["compensated", "nearest"] = "compensated"
 
 
 class Fitted(NamedTuple):
@@ -78,10 +82,10 @@ def adapt_to_texts(
 ) -> Fitted:
     """Write an adapter that was fitted to texts for a device, without training.
 
-    The device's configuration is allocated, and :class:`~coalora_lib.adapter.OrderedFit` finds a
-    low-rank term and a bias for every layer, which bring the quantized model near the unquantized
-    one. The distance is measured on other texts, as the divergence of the two outputs: the kind's,
-    see :class:`Distance`.
+    The device's configuration is allocated, and :class:`~coalora_lib.adapter.OrderedFit` finds
+    codes, a low-rank term and a bias for every layer, which bring the quantized model near the
+    unquantized one. The distance is measured on other texts, as the divergence of the two outputs:
+    the kind's, see :class:`Distance`.
 
     Args:
         model: name on the hub, a folder, or the packaged model; or the folder of a run, or of a
@@ -202,7 +206,13 @@ def _fit(
 ) -> None:
     batch = collate(examples, pad_token_of(model))
     with _progress(model, "fitting"):
-        fit = OrderedFit(model, batch, trained=has_head(model), seed=settings.seed)
+        fit = OrderedFit(
+            model,
+            batch,
+            compensated=settings.rounding == "compensated",
+            trained=has_head(model),
+            seed=settings.seed,
+        )
         fit.fit(configuration, settings.rank)
     if settings.polish:
         polish(fit, configuration, examples, settings.polish, seed=settings.seed)

@@ -29,6 +29,10 @@ class QuantizedWeight(Protocol):
     def nbytes(self) -> int:
         """Bytes stored."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight that was quantized."""
+
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight that is computed with, in its original shape (and dtype by default)."""
 
@@ -66,9 +70,11 @@ class ConfigurationSpace(ABC):
         """Quantize a weight so that its outputs on some inputs are kept; None if the space knows
         only how to :meth:`quantize`.
 
+        A space that has this has :meth:`assemble` too: what was fitted is saved and moved.
+
         Args:
             weight: (out, in), or (in, out) with ``inputs_first``.
-            factor: of E[x x^T] = K K^T, (in, in) lower triangular.
+            factor: K of E[x x^T] = K K^T, (in, in) lower triangular.
         """
         return None
 

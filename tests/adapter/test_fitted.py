@@ -11,19 +11,21 @@ from safetensors.torch import load_file, save_file
 from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.files import SEAL, seal, sha256_of, unseal
 from tests.adapter.test_export import attached, batch, logits
+from tests.adapter.test_ordered import each_codes
 from tests.adapter.test_saving import flipped, truncated
 from tests.conftest import tiny
 
 FITTED = "fitted.safetensors"
 QUERY = "0.bert.encoder.layer.0.attention.self.query"
+CODES = f"{QUERY}.quantized"
 
 
-def fitted(kind="bert", budgets=(2.5, 4.0)):
+def fitted(kind="bert", compensated=True):
     """A model with something trained, and two configurations fitted; the first one is set."""
     model = attached(kind)
-    for budget in budgets:
-        OrderedFit(model, batch()).fit(budget, rank=3)
-    model.set_configuration(budgets[0])
+    for budget in (2.5, 4.0):
+        OrderedFit(model, batch(), compensated=compensated).fit(budget, rank=3)
+    model.set_configuration(2.5)
     return model
 
 
@@ -32,9 +34,10 @@ def saved(tmp_path):
     return fitted().save_pretrained(tmp_path / "saved")
 
 
+@each_codes
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
-def test_it_comes_back_with_the_same_outputs(kind, tmp_path):
-    model = fitted(kind)
+def test_it_comes_back_with_the_same_outputs(kind, compensated, tmp_path):
+    model = fitted(kind, compensated)
     folder = model.save_pretrained(tmp_path / "saved", quantized=True)
     again = CoaLora.from_pretrained(folder, tiny(kind))
     assert again.layers.fitted.keys() == model.layers.fitted.keys()
@@ -106,8 +109,39 @@ def replaced(folder, change, **about):
             rf"{QUERY}\.correction is \(32,\) in torch\.int64",
         ),
         (lambda t: t.update({f"{QUERY}.left": torch.zeros(())}), rf"{QUERY}\.left is \(\)"),
+        (lambda t: t.pop(f"{CODES}.codes"), rf"{CODES}\.codes is None, expected \(torch\.uint8"),
+        (lambda t: t.pop(f"{CODES}.offset"), rf"{CODES}\.offset is None, expected"),
+        (
+            lambda t: t.update({f"{CODES}.codes": torch.zeros(5).byte()}),
+            rf"{CODES}\.codes is \(torch\.uint8, \(5,\)\), expected",
+        ),
+        (
+            lambda t: t.update({f"{CODES}.offset": torch.zeros(()).half()}),
+            rf"{CODES}\.offset is \(torch\.float16",
+        ),
+        (
+            lambda t: t.update({f"{CODES}.other": torch.zeros(1)}),
+            rf"'{CODES}\.other' is not a tensor of a fitted layer",
+        ),
+        (
+            lambda t: t.update({"0.elsewhere.quantized.codes": torch.zeros(1)}),
+            r"'0\.elsewhere\.quantized\.codes' is not a tensor of a fitted layer",
+        ),
     ],
-    ids=["missing", "foreign", "shape", "rank", "dtype", "scalar"],
+    ids=[
+        "missing",
+        "foreign",
+        "shape",
+        "rank",
+        "dtype",
+        "scalar",
+        "codes missing",
+        "offset missing",
+        "codes",
+        "offset",
+        "foreign part",
+        "codes of another layer",
+    ],
 )
 def test_tensors_that_do_not_fit_are_named(saved, change, message):
     replaced(saved, change)
@@ -115,7 +149,8 @@ def test_tensors_that_do_not_fit_are_named(saved, change, message):
         CoaLora.from_pretrained(saved, tiny("bert"))
 
 
-def test_configurations_that_do_not_fit_are_named(saved):
+def test_configurations_that_do_not_fit_are_named(tmp_path):
+    saved = fitted(compensated=False).save_pretrained(tmp_path / "saved")
     for rows, message in (
         ([[0, 1]], r"coalora\.json cannot be read: a configuration of 2 choices"),
         ([[0] * 12], r"fitted\.safetensors: '1\..*' is not a tensor of a fitted layer"),
@@ -135,8 +170,9 @@ def test_without_a_checksum_it_is_not_read(saved):
         CoaLora.from_pretrained(saved, tiny("bert"))
 
 
-def test_it_follows_the_model_to_another_dtype_and_in_a_copy():
-    model = fitted()
+@each_codes
+def test_it_follows_the_model_to_another_dtype_and_in_a_copy(compensated):
+    model = fitted(compensated=compensated)
     expected = logits(model)
     twin = copy.deepcopy(model)
     wide = model.double()
@@ -152,8 +188,10 @@ def test_it_follows_the_model_to_another_dtype_and_in_a_copy():
     assert torch.equal(logits(twin), expected)
 
 
-def test_in_16_bits_what_was_fitted_is_not_rounded():
-    model = fitted()
+@each_codes
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_in_16_bits_what_was_fitted_is_not_rounded(kind, compensated):
+    model = fitted(kind, compensated)
     before = [state.left for state in next(iter(model.layers.fitted.values()))]
     expected = logits(model)
     model.bfloat16()
@@ -162,6 +200,21 @@ def test_in_16_bits_what_was_fitted_is_not_rounded():
     after = [state.left for state in next(iter(model.layers.fitted.values()))]
     assert all(a is b for a, b in zip(after, before, strict=True))
     torch.testing.assert_close(logits(model).float(), expected, atol=0.1, rtol=0)
+    assert {each.dtype for each in model.merge().parameters()} == {torch.bfloat16}
+    for packed in model.layers.packed(model.configuration).values():
+        assert packed.quantized.dequantize().dtype == torch.bfloat16
+    model.float().set_configuration(4.0)
+    model.set_configuration(2.5)
+    torch.testing.assert_close(logits(model), expected, atol=0.1, rtol=0)
+
+
+def test_a_state_that_fits_the_model_stays_the_same_one():
+    """What is restored from it is held under its identity."""
+    model = fitted()
+    before = list(model.layers.fitted.values())
+    model.float().to("cpu")
+    for one, other in zip(model.layers.fitted.values(), before, strict=True):
+        assert all(a is b for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("trained", [True, False])

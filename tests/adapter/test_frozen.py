@@ -9,6 +9,7 @@ from coalora_lib.adapter import CoaLora, OrderedFit, PackedLinear, load_frozen, 
 from coalora_lib.adapter.frozen import MARKER, TENSORS
 from coalora_lib.files import seal, unseal
 from coalora_lib.spaces import get_space
+from tests.adapter.test_ordered import each_codes
 from tests.conftest import some_means, tiny
 
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -80,13 +81,20 @@ def test_its_memory_is_its_own():
     torch.testing.assert_close(logits(again), wanted, atol=2e-5, rtol=1e-4)
 
 
-def test_another_configuration_and_what_was_fitted_for_it():
-    model = adapted("bert", "plain", heads=())
+@each_codes
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_another_configuration_and_what_was_fitted_for_it(kind, compensated, tmp_path):
+    model = adapted(kind, "plain", heads=())
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-    OrderedFit(model, batch).fit(model.resolve(2.5), rank=3)
+    OrderedFit(model, batch, compensated=compensated).fit(model.resolve(2.5), rank=3)
     frozen = model.freeze(2.5)
     model.set_configuration(2.5)
     torch.testing.assert_close(logits(frozen), logits(model), atol=2e-5, rtol=1e-4)
+    read = load_frozen(save_frozen(frozen, tmp_path / "frozen"))
+    torch.testing.assert_close(logits(read), logits(frozen), atol=0, rtol=0)
+    frozen = model.bfloat16().freeze(2.5)
+    assert {each.weight.dtype for each in packed(frozen).values()} == {torch.bfloat16}
+    torch.testing.assert_close(logits(frozen), logits(read), atol=0.1, rtol=0.1)
 
 
 def test_a_decoder_generates_the_same(tmp_path):

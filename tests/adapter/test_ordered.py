@@ -20,11 +20,14 @@ from coalora_lib.adapter.ordered import (
 )
 from coalora_lib.calibration import RIDGE, reduced_rank_regression, ridge_factor
 from coalora_lib.kinds import kind_of
+from coalora_lib.quantization import BlockwiseChoice, load_quantized
 from coalora_lib.training.batches import collate
 from tests.adapter.test_calibrated import COARSE, QUERY, coarse, entered, outputs
 from tests.conftest import tiny, tiny_bert
+from tests.spaces.toy import ROUNDING
 
 PLAIN = {"residuals": False, "weighted": False, "spread": False}
+each_codes = pytest.mark.parametrize("compensated", [False, True], ids=["nearest", "compensated"])
 #: By hand, from the models' forward: what the output of a layer is added to is what enters this.
 RESIDUALS = {
     "bert": {
@@ -38,12 +41,12 @@ RESIDUALS = {
 }
 
 
-def attached(kind="bert", dtype=torch.float64):
+def attached(kind="bert", dtype=torch.float64, **options):
     """With weights so large that what the model says depends on the tokens."""
     config = tiny(kind).config
     config.initializer_range = 0.3
     torch.manual_seed(0)
-    return CoaLora.attach(type(tiny(kind))(config).to(dtype), rank=4, alpha=8).eval()
+    return CoaLora.attach(type(tiny(kind))(config).to(dtype), rank=4, alpha=8, **options).eval()
 
 
 def tokens(count=60, length=12, seed=0):
@@ -76,31 +79,39 @@ def residual_of(kind, name):
     return None
 
 
-@pytest.mark.parametrize("residuals", [False, True], ids=["outputs", "residuals"])
+@pytest.mark.parametrize(
+    ("residuals", "compensated"),
+    [(False, False), (True, False), (True, True)],
+    ids=["outputs", "residuals", "compensated"],
+)
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_it_is_a_loop_over_layers(kind, residuals, examples):
+def test_it_is_a_loop_over_layers(kind, residuals, compensated, examples):
     """The reference: for each layer in turn, both models run as they are so far."""
     model = CoaLora.attach(tiny(kind).double(), rank=4, alpha=8)
     for example in examples:
         del example["labels"]
     configuration = coarse(model)
-    fit = OrderedFit(model, collate(examples, 0), **PLAIN | {"residuals": residuals})
-    fit.fit(configuration, 2)
+    parts = PLAIN | {"residuals": residuals, "compensated": compensated}
+    OrderedFit(model, collate(examples, 0), **parts).fit(configuration, 2)
     fitted = model.layers.fitted[tuple(configuration)]
     base, whole = tiny(kind).double().eval(), tiny(kind).double().eval()
     added_to = 0
     for name, found in zip(model.layer_names, fitted, strict=True):
         layer, target = base.get_submodule(name), whole.get_submodule(name)
-        layer.weight.data = model.layers.quantized[name].plain(COARSE).restore()
         x, e = entered(base, name, examples), entered(whole, name, examples) @ target.weight.T
+        centred = x - x.mean(0)
+        ridge = RIDGE + SHRINKAGE * x.shape[1] / len(x)
+        factor = ridge_factor(centred.T @ centred / len(x), ridge)
+        quantized = model.space.quantize(target.weight, COARSE)
+        if compensated:
+            quantized = model.space.quantize_for_inputs(target.weight, COARSE, factor)
+        layer.weight.data = quantized.dequantize()
         e = e - x @ layer.weight.T  # the biases are the same
         if residuals and (other := residual_of(kind, name)):
             e = e + entered(whole, other, examples) - entered(base, other, examples)
             added_to += 1
-        centred, missing = x - x.mean(0), e - e.mean(0)
-        ridge = RIDGE + SHRINKAGE * x.shape[1] / len(x)
-        factor = ridge_factor(centred.T @ centred / len(x), ridge)
-        left, right, _ = reduced_rank_regression(missing.T @ centred / len(x), factor, 2)
+        cross = (e - e.mean(0)).T @ centred / len(x)
+        left, right, _ = reduced_rank_regression(cross, factor, 2)
         kept = left @ right
         torch.testing.assert_close(found.left @ found.right, kept, atol=1e-5, rtol=1e-3)
         layer.weight.data = layer.weight.data + kept
@@ -195,6 +206,24 @@ def test_each_part_brings_the_model_closer_on_other_texts(kind):
     assert spread < 0.8 * outputs_alone
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_codes_for_inputs_bring_it_nearer_where_inputs_go_together(kind):
+    """As those of a trained model do: embeddings lie along few directions."""
+    model, batch, others = attached(kind), tokens(300), tokens(200, seed=9)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        directions = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64)).Q
+        sizes = 2 / torch.arange(1, 33, dtype=torch.float64)
+        embeddings.copy_(embeddings * sizes @ directions)
+    configuration = [BlockwiseChoice(3, 4, "bf16", 32, 256)] * len(model.layer_names)
+    found = []
+    for compensated in (False, True):
+        OrderedFit(model, batch, compensated=compensated).fit(configuration, rank=2)
+        found.append(divergence(model, configuration, others))
+    nearest, compensated = found
+    assert compensated < 0.8 * nearest
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama", "qwen2", "gpt2", "opt"])
 def test_it_brings_every_architecture_closer(kind):
     model, batch = attached(kind), tokens()
@@ -204,18 +233,20 @@ def test_it_brings_every_architecture_closer(kind):
     assert divergence(model, configuration, batch) < 0.5 * before
 
 
+@each_codes
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_in_16_bits_it_fits_in_32(dtype):
+def test_in_16_bits_it_fits_in_32(dtype, compensated):
     model, batch = attached("llama", dtype), tokens(300)
     configuration = coarse(model)
     before = divergence(model, configuration, batch)
-    OrderedFit(model, batch).fit(configuration, rank=8)
+    OrderedFit(model, batch, compensated=compensated).fit(configuration, rank=8)
     fitted = model.layers.fitted[tuple(configuration)]
     assert {p.dtype for s in fitted for p in (s.left, s.right, s.correction)} == {torch.float32}
     assert divergence(model, configuration, batch) < 0.5 * before
 
 
-def test_inputs_that_are_always_zero_or_never_change_are_no_special_case():
+@each_codes
+def test_inputs_that_are_always_zero_or_never_change_are_no_special_case(compensated):
     model, batch = attached(), tokens(300)
     first, second = model.get_base_model().bert.encoder.layer
     with torch.no_grad():
@@ -225,14 +256,15 @@ def test_inputs_that_are_always_zero_or_never_change_are_no_special_case():
         second.attention.output.LayerNorm.bias.normal_()
     configuration = coarse(model)
     before = divergence(model, configuration, batch)
-    OrderedFit(model, batch).fit(configuration, rank=4)
+    OrderedFit(model, batch, compensated=compensated).fit(configuration, rank=4)
     for state in model.layers.fitted[tuple(configuration)]:
         assert all(torch.isfinite(p).all() for p in (state.left, state.right, state.correction))
     assert divergence(model, configuration, batch) < 0.1 * before
 
 
+@each_codes
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_changes_nothing(side):
+def test_padding_changes_nothing(side, compensated):
     """Texts of several lengths, in parts that are cut to their longest, and one text a part."""
     model = attached("llama")
     texts = tokens(70, 12)["input_ids"]
@@ -242,7 +274,7 @@ def test_padding_changes_nothing(side):
     batch = {"input_ids": texts * mask, "attention_mask": mask.long()}
     wider = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
     for each in (batch, wider):
-        OrderedFit(model, each).fit(coarse(model), rank=3)
+        OrderedFit(model, each, compensated=compensated).fit(coarse(model), rank=3)
         found = model.layers.fitted.pop(tuple(coarse(model)))
         if each is batch:
             expected = found
@@ -251,11 +283,41 @@ def test_padding_changes_nothing(side):
         torch.testing.assert_close(one.correction, other.correction)
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_codes_are_the_configurations_own_at_the_same_bytes(kind, tmp_path):
+    model = attached(kind)
+    configuration = coarse(model)
+    nearest = {name: each.nbytes for name, each in model.layers.packed(configuration).items()}
+    OrderedFit(model, tokens(), compensated=True).fit(configuration, rank=4)
+    model.export_peft_adapter(tmp_path / "adapter", configuration, weights="packed")
+    packed = load_quantized(tmp_path / "adapter" / "quantized.safetensors")
+    fitted = model.layers.fitted[tuple(configuration)]
+    for (name, layer), state in zip(model.layers.quantized.items(), fitted, strict=True):
+        assert not torch.equal(state.quantized.codes, layer.plain(COARSE).quantized.codes)
+        assert torch.equal(packed[name].codes, state.quantized.codes)
+        assert packed[name].nbytes == nearest[name]
+
+
+@pytest.mark.parametrize("space", ["gguf", ROUNDING], ids=["gguf", "toy"])
+def test_a_space_that_knows_only_the_nearest_codes_takes_them(space):
+    found = []
+    for compensated in (False, True):
+        model = attached("llama", torch.float32, space=space)
+        configuration = model.resolve(9.0 if space == "gguf" else 5.0)
+        OrderedFit(model, tokens(), compensated=compensated).fit(configuration, rank=4)
+        assert {state.quantized for state in model.layers.fitted[tuple(configuration)]} == {None}
+        model.set_configuration(configuration)
+        with torch.no_grad():
+            found.append(model(**tokens()).logits)
+    assert torch.equal(*found)
+
+
+@each_codes
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
-def test_plain_peft_gives_the_same_outputs(kind, tmp_path):
+def test_plain_peft_gives_the_same_outputs(kind, compensated, tmp_path):
     model, batch = attached(kind, torch.float32), tokens()
     configuration = coarse(model)
-    OrderedFit(model, batch).fit(configuration, rank=4)
+    OrderedFit(model, batch, compensated=compensated).fit(configuration, rank=4)
     model.set_configuration(configuration)
     model.export_peft_adapter(tmp_path / "adapter", weights="base_model")
     base = type(model.get_base_model()).from_pretrained(tmp_path / "adapter" / "base_model")

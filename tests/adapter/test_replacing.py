@@ -10,6 +10,7 @@ from peft import PeftModel
 from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.training import TrainingPlan, polish, train
 from tests.adapter.test_export import attached
+from tests.adapter.test_ordered import each_codes
 from tests.conftest import tiny
 
 KINDS = ("bert", "llama", "gpt2")
@@ -88,9 +89,10 @@ def test_by_default_lora_stays_beside_what_was_fitted():
     assert not torch.equal(logits(model), expected)
 
 
+@each_codes
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_saved_and_exported(kind, tmp_path):
-    model, *_ = fitted(kind, spread=False)
+def test_it_is_saved_and_exported(kind, compensated, tmp_path):
+    model, *_ = fitted(kind, spread=False, compensated=compensated)
     model.set_configuration(2.5)
     expected = logits(model)
     again = CoaLora.from_pretrained(model.save_pretrained(tmp_path / "saved"), tiny(kind))

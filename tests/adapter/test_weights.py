@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.adapter.weights import MARKER, PretrainedWeight, keep
 from tests.adapter.test_frozen import IDS, logits
+from tests.adapter.test_ordered import each_codes
 from tests.conftest import some_means, tiny
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
@@ -62,15 +63,18 @@ def test_results_do_not_depend_on_the_place(kind, place):
             assert torch.equal(logits(apart), logits(beside))
 
 
-def test_fits_do_not_depend_on_the_place(place):
+@each_codes
+def test_fits_do_not_depend_on_the_place(place, compensated):
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     found = []
     for where in ("device", place("bert")):
         model = attached("bert", where, adjuster="none", heads=())
-        OrderedFit(model, batch).fit(3.0, rank=2)
+        OrderedFit(model, batch, compensated=compensated).fit(3.0, rank=2)
         model.set_configuration(3.0)
         found.append(logits(model))
     assert torch.equal(*found)
+    model.bfloat16().set_configuration(3.0)
+    torch.testing.assert_close(logits(model), found[1], atol=0.1, rtol=0.1)
 
 
 @KINDS

@@ -8,8 +8,10 @@ import torch
 from coalora_lib.adapter import adaptable_layers
 from coalora_lib.allocation import allocate, error_table, undominated
 from coalora_lib.allocation.solver import Limit, integer_program
+from coalora_lib.calibration import ridge_factor
 from coalora_lib.quantization import BlockwiseChoice, quantize
 from coalora_lib.quantization.codebooks import level_grid, thresholds
+from coalora_lib.quantization.compensation import quantize_for_inputs
 from coalora_lib.spaces import NORMAL_FLOAT
 from coalora_lib.tasks import load_classifier
 from tests.allocation.test_estimate import excess_errors
@@ -41,6 +43,22 @@ def test_quantize(benchmark, device, way):
         functional = pytest.importorskip("bitsandbytes.functional")
         settings = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": True}
         timed(benchmark, device, lambda: functional.quantize_4bit(weight, **settings), rounds=100)
+
+
+@pytest.mark.benchmark(group="3-bit codes of a layer of MiniLM, float32")
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("shape", ["384x384", "384x1536"])
+@pytest.mark.parametrize("way", ["nearest", "for inputs"])
+def test_quantize_for_inputs(benchmark, device, shape, way):
+    """Beside the nearest codes, which take the same bytes; shapes are (out, in)."""
+    out, width = map(int, shape.split("x"))
+    weight, choice = gaussian([(out, width)], device)["0"], BlockwiseChoice(3, 8, "fp32", 64, 256)
+    if way == "nearest":
+        timed(benchmark, device, quantize, weight, choice, rounds=100)
+        return
+    inputs = torch.randn(4096, width, device=device)
+    factor = ridge_factor(inputs.T @ inputs / len(inputs))
+    timed(benchmark, device, quantize_for_inputs, weight, choice, factor)
 
 
 @pytest.mark.benchmark(group="de-quantize to bfloat16")

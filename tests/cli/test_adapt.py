@@ -31,6 +31,9 @@ def test_a_model_and_texts_become_an_adapter(kind, tiny_folders, tmp_path, monke
     AutoTokenizer.from_pretrained("phone/base_model")
     again = coalora(*words, "--json")  # its own folder, which it may replace
     content = json.loads(again.stdout)
+    nearest = json.loads(coalora(*words, "--rounding", "nearest", "--json").stdout)
+    assert (nearest["before"], nearest["bytes"]) == (content["before"], content["bytes"])
+    assert nearest["after"] != content["after"]
     assert content["after"] < content["before"]
     assert content["texts"]["fitted"] == 30
     assert content["bits"] <= 2.25
@@ -45,10 +48,23 @@ def test_a_model_and_texts_become_an_adapter(kind, tiny_folders, tmp_path, monke
         (["--no-training", "--texts", "t.txt"], "t.txt: no such file"),
         (["--no-training", "--texts", "t.txt", "--weights", "all"], "--weights all is not known"),
         (["--no-training", "--texts", "t.txt", "--dtype", "int8"], "dtype: Input should be"),
+        (["--no-training", "--texts", "t.txt", "--rounding", "up"], "rounding: Input should be"),
+        (["--rounding", "nearest"], "--rounding is for --no-training only"),
         (["--no-training", "--texts", "t.txt", "--device", "d.yaml"], "give either --bits or"),
         ([], "model is not a run: it has no run.json"),
     ],
-    ids=["texts", "training", "length", "file", "weights", "dtype", "device", "run"],
+    ids=[
+        "texts",
+        "training",
+        "length",
+        "file",
+        "weights",
+        "dtype",
+        "rounding",
+        "rounding of a run",
+        "device",
+        "run",
+    ],
 )
 def test_what_does_not_go_together_is_one_line(words, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

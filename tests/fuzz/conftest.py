@@ -56,5 +56,6 @@ def saved(adapted, tmp_path_factory):
     base = tiny_bert()
     base.save_pretrained(root / "base")
     adapted.model.get_base_model().name_or_path = str(root / "base")
-    OrderedFit(adapted, {"input_ids": torch.arange(6, 26).reshape(2, 10)}).fit(2.5, rank=1)
+    batch = {"input_ids": torch.arange(6, 26).reshape(2, 10)}
+    OrderedFit(adapted, batch, compensated=True).fit(2.5, rank=1)
     return adapted.save_pretrained(root / "model", quantized=True)

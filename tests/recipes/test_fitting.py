@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from coalora_lib.adapter import CoaLora, OrderedFit
 from coalora_lib.kinds.embedding import mean_pooled
+from coalora_lib.quantization import load_quantized
 from coalora_lib.recipes import Device, RunFolder, Settings, adapt, adapt_to_texts, train_run
 from coalora_lib.recipes.texts import drawn, plain_texts
 from coalora_lib.tasks.embedded import review_phrases
@@ -90,16 +91,23 @@ def test_any_model_comes_nearer_and_plain_peft_gives_what_was_measured(
     assert made.after == pytest.approx(float(distance), rel=1e-3)
 
 
-def test_it_is_fit_in_order_on_the_texts_that_were_drawn(tiny_folders, tmp_path):
-    adapt_to_texts(tiny_folders["bert"], TEXTS, tmp_path / "phone", BITS, None, seed=3, **SMALL)
+@pytest.mark.parametrize("rounding", ["compensated", "nearest", None])
+def test_it_is_fit_in_order_on_the_texts_that_were_drawn(rounding, tiny_folders, tmp_path):
+    """Its codes make up for each other unless the nearest are asked for."""
+    asked = {"weights": "packed", "seed": 3} | ({"rounding": rounding} if rounding else {})
+    adapt_to_texts(tiny_folders["bert"], TEXTS, tmp_path / "phone", BITS, **asked, **SMALL)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folders["bert"])
     base = AutoModel.from_pretrained(tiny_folders["bert"])
     model = CoaLora.attach(base, rank=1, heads=())
     texts, _ = drawn(TEXTS, 40, 3)
     ids = [torch.tensor(tokenizer(text)["input_ids"][:16]) for text in texts]
     batch = collate([{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids], 0)
-    OrderedFit(model, batch, seed=3).fit(2.25, rank=4)
+    OrderedFit(model, batch, compensated=rounding != "nearest", seed=3).fit(2.25, rank=4)
     (fitted,) = model.layers.fitted.values()
+    packed = load_quantized(tmp_path / "phone" / "quantized.safetensors")
+    for name, each in model.layers.packed(model.resolve(2.25)).items():
+        alike = packed[name].codes == each.quantized.codes
+        assert alike.double().mean() > 0.99  # padding rounds what is near a threshold otherwise
     stored = load_file(tmp_path / "phone" / "adapter_model.safetensors")
     for name, each in zip(model.layer_names, fitted, strict=True):
         left, right = (stored[f"base_model.model.{name}.lora_{x}.weight"] for x in "BA")
@@ -194,6 +202,7 @@ def test_the_draw_is_the_seeds_and_holds_others_out():
         ({"dtype": "int8"}, "dtype: Input should be 'float32', 'bfloat16' or 'float64'"),
         ({"weights": "all"}, "weights='all' is not known"),
         ({"allocation": "loss"}, "allocation"),
+        ({"rounding": "up"}, "rounding: Input should be 'compensated' or 'nearest'"),
         ({"texts": ["one", "one"]}, "1 text is not enough"),
         ({"texts": "texts.txt"}, r"texts\.txt: no such file"),
         ({"device": Device(bits=1.0)}, "not feasible"),

@@ -96,6 +96,8 @@ def test_a_model_and_texts_become_files(folders, tmp_path, monkeypatch):
     assert content["after"] < content["before"]
     size = (tmp_path / "phone" / "base.gguf").stat().st_size
     assert content["files"]["base.gguf"] == size
+    nearest = json.loads(fitted(folders["bert"], "--rounding", "nearest", "--json").stdout)
+    assert nearest["after"] == content["after"]  # the only codes of this space
 
 
 @pytest.mark.parametrize(

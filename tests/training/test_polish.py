@@ -6,7 +6,7 @@ import torch
 from coalora_lib.adapter import OrderedFit
 from coalora_lib.training import polish
 from tests.adapter.test_calibrated import coarse
-from tests.adapter.test_ordered import attached, divergence, tokens
+from tests.adapter.test_ordered import attached, divergence, each_codes, tokens
 
 
 def examples(count=200, seed=5):
@@ -51,17 +51,19 @@ def test_it_brings_the_model_closer_on_other_texts(kind, dtype):
             assert not torch.equal(one, other)
 
 
-def test_without_steps_it_is_what_was_fitted():
-    """The same term in other coordinates, also without a metric."""
+@each_codes
+def test_without_steps_it_is_what_was_fitted(compensated):
+    """The same term in other coordinates, also without a metric, beside the same codes."""
     for weighted in (True, False):
         model = attached("gpt2")
-        fit = OrderedFit(model, tokens(300), weighted=weighted)
+        fit = OrderedFit(model, tokens(300), weighted=weighted, compensated=compensated)
         fit.fit(coarse(model), rank=4)
-        old = states(fit, coarse(model))
+        old, expected = states(fit, coarse(model)), divergence(model, coarse(model), tokens())
         assert polish(fit, coarse(model), examples(10), steps=0) == []
         for was, now in zip(old, states(fit, coarse(model)), strict=True):
             torch.testing.assert_close(was[0] @ was[1], now[0] @ now[1])
             torch.testing.assert_close(was[2], now[2])
+        assert divergence(model, coarse(model), tokens()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_divergence_it_returns_is_that_of_the_steps_texts():
