@@ -1,5 +1,6 @@
 """What must hold for every chapter as it is committed, without executing it."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_cells_are_short_and_have_no_branches_on_the_profile(chapter):
             "a cell must do the same in every profile: put the size into "
             f"coalora_lib/experiments/profiles.py:\n{cell.source}"
         )
+
+
+@each_chapter
+def test_a_table_is_the_last_of_its_cell(chapter):
+    for cell in code_cells(chapter):
+        for statement in ast.parse(cell.source).body[:-1]:
+            assert not (
+                isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Call)
+                and getattr(statement.value.func, "id", "") in ("table", "Markdown")
+            ), f"only what ends a cell is shown: move it to the end:\n{cell.source}"
 
 
 @each_chapter
