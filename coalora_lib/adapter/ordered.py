@@ -10,7 +10,7 @@ mends what the layers before could not.
 **What matters.** Errors of an output count by the metric G of :mod:`coalora_lib.calibration`, for
 the divergence of what the two models say.
 
-**Codes.** The weights' codes may be chosen for the layer's inputs too, see
+**Codes.** If asked for, the weights' codes are chosen for the layer's inputs too, see
 :mod:`coalora_lib.quantization.compensation`. They take the same bytes as the nearest ones, but are
 the configuration's own: what is fitted then holds a quantized weight for each layer.
 
@@ -56,9 +56,8 @@ class OrderedFit:
         model: its trained factors are left as they are.
         batch: the texts, all at once, as a tokenizer gives them with padding; 256 do, thousands do
             better.
-        residuals, weighted, spread: the three parts above; without ``spread`` each layer has the
-            same rank.
-        compensated: choose codes for the inputs, where the space knows how.
+        residuals, weighted, spread, compensated: the parts above. Without ``spread`` each layer has
+            the same rank; a space that cannot choose codes for inputs keeps the nearest ones.
         trained: aim at the unquantized model with its trained LoRA, in whose place the terms then
             are; by default at the pre-trained one, and trained factors stay beside the terms.
         kind: the kind of task; by default that of the model's class.

@@ -12,7 +12,6 @@ from coalora_lib.book import begin
 from coalora_lib.cli import app
 from coalora_lib.experiments import PROFILES, Run, prepare
 from coalora_lib.experiments import setup as preparation
-from coalora_lib.experiments.makers import in_order
 from coalora_lib.experiments.methods import METHODS, compared_for, methods_of
 from coalora_lib.experiments.protocols import RECOVERY
 from coalora_lib.experiments.runner import all_jobs, job_for, make_record, run_job, run_of
@@ -21,6 +20,8 @@ from coalora_lib.records import read_record
 from coalora_lib.tasks.embedded import review_phrases
 from coalora_lib.training import evaluate
 from tests.conftest import SMALL_PROFILE, write_c4
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 PHRASES = [text for text, _ in review_phrases(400, 0)]
 NAME = "recovery-llama-2-7b"
@@ -71,12 +72,6 @@ def run(tiny_folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def setup(run):
     return prepare(run)
-
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch):
-    polished = replace(METHODS["recovery-in-order-polished"], fitter=in_order(5))
-    monkeypatch.setitem(METHODS, "recovery-in-order-polished", polished)
 
 
 def test_the_objective_is_the_pre_trained_model(setup):

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from coalora_lib.batch.grid import Grid
 from coalora_lib.cli import app
 from coalora_lib.experiments import PROFILES, Run, prepare, protocols
-from coalora_lib.experiments.makers import in_order
 from coalora_lib.experiments.methods import (
     ALONE_BITS,
     METHODS,
@@ -27,6 +26,8 @@ from coalora_lib.tasks.embedded import review_phrases
 from coalora_lib.training import evaluate
 from tests.conftest import SMALL_PROFILE
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 PHRASES = [text for text, _ in review_phrases(400, 0)]
 
 
@@ -41,13 +42,6 @@ def run(small_run):
 @pytest.fixture(scope="module")
 def setup(run):
     return prepare(run)
-
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch):
-    """Polishing as it is would take most of the time of these tests."""
-    polished = replace(METHODS["recovery-in-order-polished"], fitter=in_order(5))
-    monkeypatch.setitem(METHODS, "recovery-in-order-polished", polished)
 
 
 @pytest.fixture
