@@ -10,6 +10,7 @@ failed/<name>.ipynb      what a failed chapter had made
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -44,11 +45,11 @@ class ResultFolder:
         self.path = Path(path).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.probe()
             self._token.parent.mkdir(exist_ok=True)
             if not self._token.is_file():
                 with atomic_file(self._token) as partial:
                     partial.write_text(secrets.token_hex(16))
+            self.probe()
             free = shutil.disk_usage(self.path).free
         except OSError as error:
             reason = "a file is in its place" if self.path.is_file() else error.strerror
@@ -68,8 +69,18 @@ class ResultFolder:
         except OSError:  # the folder is gone, which writing a result will tell
             return ""
 
+    def _require(self) -> None:
+        """OSError unless this is still the folder that the batch began with.
+
+        A folder that was moved, or whose disk is away, may have another in its place: the empty
+        one that the disk was mounted on, or one that a running job made for its checkpoints.
+        """
+        if not self._token.is_file():
+            raise FileNotFoundError(errno.ENOENT, "it is gone, or another is in its place")
+
     def probe(self) -> None:
         """Write a little, and remove it; OSError if that cannot be."""
+        self._require()
         with tempfile.TemporaryFile(dir=self.path) as file:
             file.write(b"\0" * 4096)
             file.flush()
@@ -77,6 +88,7 @@ class ResultFolder:
 
     def claim(self, job: BatchJob) -> Claim | None:
         """As :meth:`Claim.take`."""
+        self._require()
         return Claim.take(self.path, job.name)
 
     def fault(self, job: BatchJob) -> str | None:
@@ -103,6 +115,7 @@ class ResultFolder:
 
     def write(self, job: BatchJob, content: bytes) -> None:
         """Write a whole result and remove the job's own files; OSError if this is not possible."""
+        self._require()
         with atomic_file(self.path / job.file) as partial:
             partial.write_bytes(content)
         self.forget(job)

@@ -10,7 +10,7 @@ import faulthandler
 import shutil
 import sys
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,11 +57,13 @@ class Home:
 
     def scratch(self, job: BatchJob) -> Path:
         """Where a job may write: below the results, if they are here, else below Dask's folder."""
-        place = self.folder / SCRATCH
-        if not self.is_here:
-            local = Path(get_worker().local_directory).parent
-            place = local / f"coalora-{self.token}"
-        place = place / job.name
+        if self.is_here:
+            place = self.folder / SCRATCH / job.name
+            with suppress(FileNotFoundError):  # they went away just now, and are not made again
+                place.mkdir(exist_ok=True)
+                return place
+        local = Path(get_worker().local_directory).parent
+        place = local / f"coalora-{self.token}" / job.name
         place.mkdir(parents=True, exist_ok=True)
         return place
 

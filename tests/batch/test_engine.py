@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from coalora_lib.batch import cluster
 from coalora_lib.batch.claims import Claim
 from coalora_lib.batch.engine import run_batch
 from coalora_lib.batch.folder import NotWritten, ResultFolder
+from coalora_lib.batch.worker import Home
 from tests.batch.conftest import Told
 from tests.batch.toys import Toy
 
@@ -259,18 +261,33 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_first_run(
         fault("a results folder that is read-only, or a file", "found before the first run")
 
 
-def test_a_folder_that_vanishes_stops_the_batch(run, tmp_path, monkeypatch, fault):
+@pytest.mark.parametrize("deed", ["move", "replace", "remake"])
+def test_a_folder_that_vanishes_stops_the_batch(deed, run, tmp_path, monkeypatch, fault):
     folder = tmp_path / "results"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     jobs = [Toy(f"job{i}", "sleep", "0.3") for i in range(20)]
-    jobs[4] = Toy("job4", "move", str(folder))  # whose own result cannot be written then
-    with pytest.raises(NotWritten, match="No such file or directory"):
+    jobs[4] = Toy("job4", deed, str(folder))  # whose own result cannot be written then
+    with pytest.raises(NotWritten, match="it is gone, or another is in its place"):
         run(jobs, folder)
     rescued = sum(len(list(each.iterdir())) for each in tmp_path.glob("coalora-results-*"))
-    assert not folder.exists()
+    assert folder.exists() == (deed != "move")  # the batch does not make it again
+    assert not list(folder.rglob("*.txt"))
     assert 1 <= rescued <= 2
     assert 1 <= len(results(tmp_path / "moved")) < 20
-    fault("the results folder vanishes", "what was made, in another folder that is named")
+    if deed == "move":
+        fault("the results folder vanishes", "what was made, in another folder that is named")
+
+
+def test_a_worker_does_not_make_a_folder_again_that_vanishes_under_it(tmp_path, monkeypatch):
+    folder = ResultFolder(tmp_path / "results")
+    home = Home(folder.path, folder.token)
+    assert home.scratch(Toy("job")) == folder.path / ".scratch" / "job"
+    at = SimpleNamespace(local_directory=str(tmp_path / "dask" / "worker"))
+    monkeypatch.setattr("coalora_lib.batch.worker.get_worker", lambda: at)
+    monkeypatch.setattr(Home, "is_here", True)  # as it was when it was last looked at
+    folder.path.rename(tmp_path / "moved")
+    assert home.scratch(Toy("job")) == tmp_path / "dask" / f"coalora-{home.token}" / "job"
+    assert not folder.path.exists()
 
 
 def test_two_batches_into_one_folder_make_each_job_once(client, tmp_path, fault):

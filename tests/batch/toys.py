@@ -35,6 +35,18 @@ def move(toy, _):
     Path(toy.about).rename(Path(toy.about).with_name("moved"))
 
 
+def replace(toy, scratch):
+    """As a disk that goes away: an empty folder is where it was."""
+    move(toy, scratch)
+    Path(toy.about).mkdir()
+
+
+def remake(toy, scratch):
+    """As a checkpoint that makes the folders that it needs."""
+    move(toy, scratch)
+    scratch.mkdir(parents=True)
+
+
 def sleep(toy, _):
     time.sleep(float(toy.about))
 
