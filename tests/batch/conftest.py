@@ -44,6 +44,7 @@ def run(client):
         made.told = Told()
         return run_batch(jobs, folder, client, made.told, alike=True, **options)
 
+    made.told = Told()
     return made
 
 
@@ -56,3 +57,6 @@ class Told(Lines):
 
     def said(self, text):
         self.lines.append(text)
+
+    def has_said(self, words):
+        return any(words in line for line in self.lines)

@@ -77,8 +77,8 @@ def test_a_stopped_driver_leaves_no_orphan_and_a_second_one_goes_on(how, tmp_pat
         else:
             signals = {"kill -9": "SIGKILL"}
             driver.send_signal(getattr(signal, signals.get(how, how)))
-        wait_for(lambda: gone(children), 10)
-        _, said = driver.communicate(timeout=15)
+        wait_for(lambda: gone(children))
+        _, said = driver.communicate(timeout=60)
     before = made(folder)
     assert len(before) < 6
     if how in ("Ctrl-C", "SIGINT"):
@@ -108,8 +108,8 @@ def test_a_chapters_kernel_ends_with_the_batch(how, tmp_path, fault):
         number = wait_for(lambda: begun.exists() and begun.read_text())
         running = [psutil.Process(int(number)), *family(driver.pid)]
         driver.send_signal(getattr(signal, how))
-        wait_for(lambda: gone(running), 15)
-        _, said = driver.communicate(timeout=15)
+        wait_for(lambda: gone(running))  # the kernel would sleep for longer
+        _, said = driver.communicate(timeout=60)
     if how == "SIGINT":
         assert driver.returncode == 130
         assert said.splitlines()[-1] == "coalora: interrupted"
@@ -176,7 +176,7 @@ def test_a_scheduler_that_goes_and_comes_back_loses_what_was_in_flight(tmp_path,
             thread.join(90)
             assert ended
             assert len(ended[0].made) == 12
-    assert any("the scheduler was gone" in line for line in told.lines)
+    assert told.has_said("the scheduler was gone")
     fault("the scheduler goes and comes back", "all jobs", "those in flight, repeated")
 
 

@@ -213,11 +213,20 @@ def test_a_disk_that_fills_stops_the_batch_and_what_was_made_is_kept(
 
 def test_a_batch_goes_on_when_there_is_space_again(run, tmp_path, monkeypatch, fault):
     monkeypatch.setattr("coalora_lib.batch.engine.ResultFolder", Full)
-    jobs = [Toy("first"), Toy("long", "sleep", "2"), *(Toy(f"job{i}") for i in range(5))]
-    threading.Timer(1.2, lambda: monkeypatch.setattr(Full, "full", False)).start()
-    summary = run(jobs, tmp_path)
-    assert len(summary.made) == 7
-    assert any("nothing new is begun" in line for line in run.told.lines)
+    room, folder = tmp_path / "room", tmp_path / "results"
+    jobs = [Toy("first"), Toy("long", "wait", str(room)), *(Toy(f"job{i}") for i in range(5))]
+
+    def free():
+        while not run.told.has_said("nothing new is begun"):
+            time.sleep(0.01)
+        monkeypatch.setattr(Full, "full", False)
+        room.touch()
+
+    freeing = threading.Thread(target=free, daemon=True)
+    freeing.start()
+    assert len(run(jobs, folder).made) == 7
+    freeing.join(60)
+    assert not freeing.is_alive()
     fault("the disk is full for a while", "all jobs: results wait in memory")
 
 

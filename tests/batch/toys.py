@@ -51,6 +51,12 @@ def sleep(toy, _):
     time.sleep(float(toy.about))
 
 
+def wait(toy, _):
+    """For a file, that is made meanwhile."""
+    while not Path(toy.about).exists():
+        time.sleep(0.01)
+
+
 def fail(toy, scratch):
     print("said before")
     (scratch / "left.txt").write_text("half")

@@ -141,7 +141,7 @@ def test_a_kernel_that_dies_is_one_line_that_names_the_chapter(project):
 
 def test_an_interrupted_command_ends_its_kernel_and_says_so(project):
     text, begun = project / "book" / "b.md", project / "begun"
-    wait = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(60)"
+    wait = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(120)"
     text.write_text(text.read_text().replace("print(profile, seed)", wait))
     line = [sys.executable, "-m", "coalora_lib", "outputs", "b", "--root", str(project)]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
@@ -150,7 +150,7 @@ def test_an_interrupted_command_ends_its_kernel_and_says_so(project):
             assert time.monotonic() < started + 60
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "coalora: interrupted"
 

@@ -77,7 +77,7 @@ def test_the_tab_key_goes_through_a_page_and_is_seen(browser, page, size):
 
 def test_the_search_finds_from_a_folder(browser):
     with opened(browser, "search.html?q=hypervolume") as (tab, wrong):
-        tab.wait_for_selector("#search-results a[href*='04_search']", timeout=5000)
+        tab.wait_for_selector("#search-results a[href*='04_search']")
     assert not wrong
 
 
