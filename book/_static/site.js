@@ -4,7 +4,11 @@ const WIDE = {
   pre: "wide code",
   ".pst-scrollable-table-container": "wide table",
   'mjx-container[display="true"]': "wide equation",
+  ".picture": "wide picture",
 };
+// Wider than this, in its own pixels, a picture has panels side by side. Their letters would be too
+// small on a phone; site.css lets it scroll there.
+const PANELS = 750;
 
 const measured = new ResizeObserver((entries) => {
   for (const { target } of entries) {
@@ -33,7 +37,17 @@ function joined(formula) {
   whole.append(formula, mark);
 }
 
+function framed(image) {
+  const frame = document.createElement("div");
+  frame.className = "picture";
+  image.before(frame);
+  frame.append(image);
+}
+
 window.addEventListener("load", async () => {
+  [...document.querySelectorAll("figure > img")]
+    .filter((image) => image.naturalWidth > PANELS)
+    .forEach(framed);
   await window.MathJax?.startup?.promise;
   document.querySelectorAll("span.math:has(> mjx-container)").forEach(joined);
   document.querySelectorAll(Object.keys(WIDE).join()).forEach((each) => measured.observe(each));

@@ -62,6 +62,10 @@
       faults.push(`a picture without a text: ${image.alt || image.src}`);
     }
     if (!image.complete || !image.naturalWidth) faults.push(`a broken picture: ${image.src}`);
+    // Letters of ten points are drawn with 15 pixels, and need seven of the page's.
+    if (shown(image) && image.width < 0.45 * image.naturalWidth) {
+      faults.push(`a picture's letters are too small: ${image.alt}`);
+    }
   }
 
   const controls = "a[href], button, input, select, textarea, summary, [onclick], [role=button]";
