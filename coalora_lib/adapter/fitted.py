@@ -42,14 +42,19 @@ class FittedRows(BaseModel):
 
     rows: list[int]  #: each layer's choice
     replaces: bool  #: the trained LoRA, see :class:`~coalora_lib.adapter.quantized.Corrected`
+    codes: int | None = None  #: layers with codes of their own; folders written before lack it
 
 
 def described(layers: AdaptedLayers) -> list[FittedRows]:
     """The configurations that were fitted, in the order of :func:`as_tensors`."""
     space = next(iter(layers.quantized.values())).space
     return [
-        FittedRows(rows=space.to_rows(configuration), replaces=layers.replaced(configuration))
-        for configuration in layers.fitted
+        FittedRows(
+            rows=space.to_rows(configuration),
+            replaces=layers.replaced(configuration),
+            codes=sum(state.quantized is not None for state in states),
+        )
+        for configuration, states in layers.fitted.items()
     ]
 
 
@@ -78,6 +83,12 @@ def take(
                 left.pop(place + CODES + part, None)
             state = Corrected(choice, parts[0], parts[1], parts[2], about.replaces, quantized)
             states.append(layer.moved(state))
+        there = sum(state.quantized is not None for state in states)
+        if about.codes not in (None, there):
+            raise ValueError(
+                f"{FITTED}: configuration {number} has codes for {there} layers; it was written "
+                f"with codes for {about.codes}"
+            )
         found[tuple(configuration)] = states
     if left:
         raise ValueError(f"{FITTED}: {min(left)!r:.200} is not a tensor of a fitted layer")

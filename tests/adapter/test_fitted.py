@@ -127,6 +127,10 @@ def replaced(folder, change, **about):
             lambda t: t.update({"0.elsewhere.quantized.codes": torch.zeros(1)}),
             r"'0\.elsewhere\.quantized\.codes' is not a tensor of a fitted layer",
         ),
+        (
+            lambda t: [t.pop(name) for name in list(t) if name.startswith(f"{CODES}.")],
+            "configuration 0 has codes for 11 layers; it was written with codes for 12",
+        ),
     ],
     ids=[
         "missing",
@@ -141,6 +145,7 @@ def replaced(folder, change, **about):
         "offset",
         "foreign part",
         "codes of another layer",
+        "no codes",
     ],
 )
 def test_tensors_that_do_not_fit_are_named(saved, change, message):
