@@ -5,6 +5,7 @@ A test names the sentence that it holds, so that it fails when the sentence is c
 
 import base64
 import re
+from datetime import datetime
 from statistics import mean
 
 import numpy as np
@@ -194,6 +195,20 @@ def test_times(printed, says):
     assert (round(single[-1], 1), round(nine[-1])) == (1.5, 6)
     says("it takes 1.0 to 1.3 times as long")
     assert (round(min(single[:3]), 1), round(max(single[:3]), 1)) == (1.0, 1.3)
+
+
+def test_how_many_runs_share_a_gpu_and_for_how_long(files, says):
+    main = set(labels_of("main"))
+    runs = [each for each in files if each["job"]["method"] in main]
+    begun = [datetime.fromisoformat(each["created"]).timestamp() for each in runs]
+    spans = [(at, at + sum(r["phases"].values())) for at, r in zip(begun, runs, strict=True)]
+    at_once = [sum(begin <= at < end for begin, end in spans) for at in begun]
+    says("Eleven runs share a GPU", "with eleven runs on a GPU", "One hour of GPU time was allowed")
+    assert max(at_once) == 2 * 11
+    # No pause divides them, so this is the printed time.
+    minutes = (max(end for _, end in spans) - min(begun)) / 60
+    says("Two GPUs for the printed time are less than half of that.")
+    assert 2 * minutes < 60 / 2
 
 
 def test_accuracy_on_arbitrary_and_on_allocated_configurations(trained, says):
