@@ -17,7 +17,10 @@ TEXTS = 64
 
 
 class Aims:
-    """What every layer is to reach: its output, and the residual that it is added to, by name."""
+    """What every layer is to reach: its output, and the residual that it is added to, by name.
+
+    Both are (tokens, features) without padding, in the model's dtype.
+    """
 
     @torch.no_grad()
     def __init__(self, model: CoaLora, inputs: Mapping[str, Tensor], residuals: bool) -> None:
@@ -30,7 +33,12 @@ class Aims:
 
     def tokens(self, name: str, values: Tensor) -> Tensor:
         """(tokens, features) of all texts without padding, float32 at least."""
-        return _tokens_of(name, values, self.real)
+        return wide(_tokens_of(name, values, self.real))
+
+    def of(self, name: str) -> Tensor:
+        """(tokens, out), float32 at least: the output of a layer, on its residual if it has one."""
+        output, residual = wide(self.outputs[name]), self.residuals.get(name)
+        return output if residual is None else output + residual
 
     def padded(self, real: Tensor, shape: Sequence[int]) -> Tensor:
         """(tokens, features) without padding as (texts, length, features), zero at padding."""
@@ -76,7 +84,7 @@ def _tokens_of(name: str, values: Tensor, real: Tensor) -> Tensor:
             f"{name} is given {len(flat)} tokens, and the texts have {len(real)}: layers of an "
             "encoder with a decoder, or of experts, cannot be fitted in order"
         )
-    return wide(flat[real])
+    return flat[real]
 
 
 def parts(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

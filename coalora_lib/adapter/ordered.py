@@ -21,7 +21,7 @@ lessens the divergence by its gain, and takes in + out numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -227,11 +227,11 @@ class _Pass:
         self._last: tuple[Tensor, _Inputs] | None = None  # layers in a row may share their inputs
 
     def run(self, inputs: Mapping[str, Tensor]) -> None:
-        """Pass over the texts."""
+        """Pass over the texts, up to the last layer."""
         before = {name: self._before(name) for name in self.layers}
         after = {name: self._after(name) for name in self.layers}
         outer = hooks(self.base, before, before=True), hooks(self.base, after, before=False)
-        with outer[0], outer[1], self.additions:
+        with suppress(_AllFitted), outer[0], outer[1], self.additions:
             self.base(**inputs)
 
     def _before(self, name: str) -> Callable:
@@ -260,7 +260,7 @@ class _Pass:
             assert self._last is not None  # the hook before it ran
             shape = self._last[0].shape
             if name not in self.aims.residuals:
-                output = self._fit(name, output, self.aims.outputs[name] - wide(output))
+                output = self._fit(name, output, self.aims.of(name) - wide(output))
                 return self.aims.padded(output, shape)
             whole = self.aims.padded(output, shape)
             self.additions.wait_for(name, whole)
@@ -270,8 +270,7 @@ class _Pass:
 
     def _fit_at_addition(self, name: str, output: Tensor, residual: Tensor) -> Tensor:
         real = self.aims.tokens(name, output)
-        aim = self.aims.outputs[name] + self.aims.residuals[name]
-        missing = aim - real - self.aims.tokens(name, residual)
+        missing = self.aims.of(name) - real - self.aims.tokens(name, residual)
         return self.aims.padded(self._fit(name, real.to(output.dtype), missing), output.shape)
 
     def _fit(self, name: str, output: Tensor, missing: Tensor) -> Tensor:
@@ -289,7 +288,13 @@ class _Pass:
         self.fitted[name] = Corrected(
             self.choices[name], left, right, correction, self.trained, self.codes[name]
         )
+        if len(self.fitted) == len(self.layers):
+            raise _AllFitted
         return output + added.to(output.dtype)
+
+
+class _AllFitted(Exception):
+    """The rest of a pass is not needed: of a language model the head takes most memory."""
 
 
 class _Inputs:

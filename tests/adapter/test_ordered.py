@@ -245,6 +245,18 @@ def test_in_16_bits_it_fits_in_32(dtype, compensated):
     assert divergence(model, configuration, batch) < 0.5 * before
 
 
+def test_what_a_language_model_needs_of_memory_is_small():
+    """Targets in its own dtype, and no logits in a fit."""
+    model = attached("llama", torch.bfloat16)
+    fit = OrderedFit(model, tokens())
+    kept = [*fit.aims.outputs.values(), *fit.aims.residuals.values()]
+    assert {each.dtype for each in kept} == {torch.bfloat16}
+    called = []
+    model.get_output_embeddings().register_forward_hook(lambda *_: called.append(1))
+    fit.fit(coarse(model))
+    assert not called
+
+
 @each_codes
 def test_inputs_that_are_always_zero_or_never_change_are_no_special_case(compensated):
     model, batch = attached(), tokens(300)
