@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -108,7 +108,7 @@ class ConfigurationSpace(ABC):
 
     def make_choice(self, *values: Hashable) -> Choice:
         """The choice with these values, one for each field."""
-        return self._choice_type(*values)
+        return _choice_type(f"{type(self).__name__}Choice", tuple(self.fields))(*values)
 
     def errors(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """The squared error of a floating-point weight under every choice: (choices,) float64.
@@ -250,10 +250,6 @@ class ConfigurationSpace(ABC):
         return stored / sum(sizes)
 
     @cached_property
-    def _choice_type(self) -> type:
-        return namedtuple(f"{type(self).__name__}Choice", self.fields)
-
-    @cached_property
     def _index(self) -> dict[Choice, int]:
         return {choice: row for row, choice in enumerate(self.choices)}
 
@@ -268,6 +264,21 @@ class ConfigurationSpace(ABC):
             found = [entry(choice, shape) for choice in self.choices]
             self._tables[key] = torch.tensor(found, dtype=dtype)
         return self._tables[key]
+
+
+@cache
+def _choice_type(name: str, fields: tuple[str, ...]) -> type:
+    """A named tuple. Pickle finds a class by its module, where this one is not, so each choice says
+    how to make it: models and configurations are pickled, and sent to other processes."""
+
+    def reduced(choice: tuple) -> tuple:
+        return _restored_choice, (name, fields, tuple(choice))
+
+    return type(name, (namedtuple(name, fields),), {"__slots__": (), "__reduce__": reduced})
+
+
+def _restored_choice(name: str, fields: tuple[str, ...], values: tuple) -> Choice:
+    return _choice_type(name, fields)(*values)
 
 
 def parameters(shape: Shape) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from transformers.utils.generic import find_labels
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.quantization import BlockwiseChoice
+from coalora_lib.spaces import spaces
 from tests.adapter.test_model import fill_lora
 from tests.conftest import TINY, some_means, tiny
+from tests.spaces.toy import ROUNDING
 
 COARSE = BlockwiseChoice(2, 2, "bf16", 64, 256)
 FINE = BlockwiseChoice(8, 8, "fp32", 16, 16)
@@ -90,6 +93,22 @@ def test_a_model_saved_by_pickle_is_the_same_model(kind, tmp_path):
     assert torch.equal(logits(again), logits(model))
     with pytest.raises(RuntimeError, match=r"call CoaLora\.save_pretrained"):
         again.model.save_pretrained(tmp_path / "inner")
+
+
+@pytest.mark.parametrize("space", [*spaces(), ROUNDING])
+def test_a_model_of_any_space_is_pickled_with_its_choices(space):
+    model = CoaLora.attach(tiny("llama"), rank=4, alpha=8, space=space).eval()
+    configuration = [model.space.finest(shape) for shape in model.shapes]
+    model.set_configuration(configuration)
+    again, sent = pickle.loads(pickle.dumps((model, configuration)))
+    assert again.configuration == configuration == sent
+    assert {type(choice) for choice in sent} == {type(choice) for choice in configuration}
+    assert torch.equal(logits(again), logits(model))
+    other = [model.space.choices[0]] * len(configuration)
+    if all(map(model.space.allowed, other, model.shapes)):
+        again.set_configuration(other)
+        model.set_configuration(other)
+        assert torch.equal(logits(again), logits(model))
 
 
 def test_attributes_are_the_transformers_models():

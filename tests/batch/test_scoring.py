@@ -37,6 +37,13 @@ def test_losses_are_those_of_one_process(count, client, model, examples):
             torch.nn.init.normal_(factors.l1.data, std=0.3)
 
 
+def test_choices_of_a_space_of_named_tuples_are_sent(client, examples):
+    model = CoaLora.attach(tiny_bert(), rank=4, alpha=8, space="gguf")
+    asked = some_configurations(model, 2)
+    found = WorkerScorer(client)(model, asked, examples)
+    assert list(found) == pytest.approx(list(losses(model, asked, examples)), rel=1e-9)
+
+
 def test_a_run_is_the_same(client, examples):
     runs = []
     for scorer in (None, WorkerScorer(client)):
