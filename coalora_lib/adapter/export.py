@@ -75,6 +75,11 @@ def write_adapter(
     export.
     """
     check_export(folder, weights)
+    if weights is None and layers.have_codes(configuration):
+        raise ValueError(
+            "the codes of this configuration were chosen for texts, and an adapter alone, over the "
+            "nearest codes, would do harm; allowed: weights='packed' or weights='base_model'"
+        )
     stored = layers.packed(configuration)
     packed = packed_tensors(stored) if weights == "packed" else {}
     settings = deepcopy(model.peft_config["default"])

@@ -56,7 +56,8 @@ class Exports(TransformersInterface):
                 of that name with the quantized weights restored, which transformers reads.
 
         Raises:
-            ValueError: no configuration is given or set, or it or ``weights`` does not fit.
+            ValueError: no configuration is given or set, or it or ``weights`` does not fit: if
+                codes were chosen for the configuration, the weights must be written too.
             FileExistsError: the folder holds something else.
         """
         resolved, factors = self._resolved(configuration)

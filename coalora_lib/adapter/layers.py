@@ -129,6 +129,11 @@ class AdaptedLayers:
             layer.take(choice, packed, weight)
             yield names[layer], packed
 
+    def have_codes(self, configuration: Sequence[Choice]) -> bool:
+        """Whether codes of a layer were chosen for its inputs, and are not those of its choice."""
+        states = self.states(configuration)
+        return any(isinstance(s, Corrected) and s.quantized is not None for s in states)
+
     def have_terms(self, configuration: Sequence[Choice]) -> bool:
         """Whether the weight of every layer has a frozen term."""
         pairs = zip(self.quantized.values(), self.states(configuration), strict=True)

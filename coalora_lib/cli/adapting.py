@@ -30,7 +30,8 @@ Form = Annotated[str, typer.Option("--format", help="peft, or gguf: files for ll
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="Weights beside the adapter: base_model, packed or none.  [default: base_model]"
+        help="Weights beside the adapter: base_model, packed or none; none not with codes that "
+        "were chosen for texts (--rounding).  [default: base_model]"
     ),
 ]
 Embedding = Annotated[

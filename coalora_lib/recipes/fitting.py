@@ -108,6 +108,11 @@ def adapt_to_texts(
     settings, out = _settings(options), Path(out).expanduser()
     if gguf is None:
         check_export(out, weights)
+        if weights is None and settings.rounding == "compensated":
+            raise ValueError(
+                "weights=None would lose the codes that rounding='compensated' chooses; allowed: "
+                "weights='packed', weights='base_model', or rounding='nearest'"
+            )
     given = plain_texts(texts, settings.column) if isinstance(texts, str | Path) else list(texts)
     parts = drawn(given, settings.count, settings.seed)
     space = settings.space or ("nf" if gguf is None else "gguf")

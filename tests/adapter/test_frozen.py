@@ -11,6 +11,7 @@ from coalora_lib.files import seal, unseal
 from coalora_lib.spaces import get_space
 from tests.adapter.test_ordered import each_codes
 from tests.conftest import some_means, tiny
+from tests.spaces.toy import ROUNDING
 
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))
 #: How the adapter is made: a network with a shift and corrections, a frozen term, neither.
@@ -191,3 +192,10 @@ def test_a_folder_of_something_else_is_left(folder, tmp_path):
     with pytest.raises(FileExistsError, match="has no coalora_frozen"):
         save_frozen(frozen, tmp_path / "mine")
     assert json.loads((folder / MARKER).read_text())["space"] == get_space("nf").name
+
+
+def test_a_space_whose_weights_no_file_gives_back_is_not_written(tmp_path):
+    frozen = CoaLora.attach(tiny("llama"), rank=4, alpha=8, space=ROUNDING).freeze(5.0)
+    with pytest.raises(ValueError, match="space 'rounding' has no method assemble"):
+        save_frozen(frozen, tmp_path / "frozen")
+    assert not (tmp_path / "frozen").exists()

@@ -310,6 +310,19 @@ def test_codes_are_the_configurations_own_at_the_same_bytes(kind, tmp_path):
         assert packed[name].nbytes == nearest[name]
 
 
+def test_an_adapter_without_the_codes_that_it_was_fitted_over_is_refused(tmp_path):
+    model, configuration = attached("llama", torch.float32), [COARSE] * 14
+    for compensated in (True, False):
+        OrderedFit(model, tokens(), compensated=compensated).fit(configuration, rank=4)
+        if compensated:
+            with pytest.raises(ValueError, match=r"allowed: weights='packed' or weights='base_"):
+                model.export_peft_adapter(tmp_path / "alone", configuration)
+            assert not (tmp_path / "alone").exists()
+        else:
+            model.export_peft_adapter(tmp_path / "alone", configuration)
+    model.export_peft_adapter(tmp_path / "other", 4.0)  # not fitted
+
+
 @pytest.mark.parametrize("space", ["gguf", ROUNDING], ids=["gguf", "toy"])
 def test_a_space_that_knows_only_the_nearest_codes_takes_them(space):
     found = []

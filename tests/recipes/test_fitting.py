@@ -162,7 +162,7 @@ def test_bits_go_where_an_error_does_harm(tiny_folders, tmp_path):
     bits, distances = {}, {}
     for allocation in ("error", "sensitivity"):
         out, asked = tmp_path / allocation, {"allocation": allocation, **SMALL}
-        made = adapt_to_texts(tmp_path / "silent", TEXTS, out, Device(bits=3.0), None, **asked)
+        made = adapt_to_texts(tmp_path / "silent", TEXTS, out, Device(bits=3.0), "packed", **asked)
         bits[allocation] = {n: choice.weight_bits for n, choice in made.adapted.layers.items()}
         distances[allocation] = made.before
         assert made.adapted.bits <= 3.0
@@ -203,6 +203,7 @@ def test_the_draw_is_the_seeds_and_holds_others_out():
         ({"weights": "all"}, "weights='all' is not known"),
         ({"allocation": "loss"}, "allocation"),
         ({"rounding": "up"}, "rounding: Input should be 'compensated' or 'nearest'"),
+        ({"weights": None}, "weights=None would lose the codes that rounding='compensated' choo"),
         ({"texts": ["one", "one"]}, "1 text is not enough"),
         ({"texts": "texts.txt"}, r"texts\.txt: no such file"),
         ({"device": Device(bits=1.0)}, "not feasible"),
