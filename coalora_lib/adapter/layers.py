@@ -101,6 +101,17 @@ class AdaptedLayers:
         """Whether fitted terms replace LoRA."""
         return _in_the_place_of_lora(self.states(configuration))
 
+    def hold_codes(self) -> None:
+        """Have fits hold the codes that they were made over, before weights are rounded to another
+        dtype: codes of the rounded ones are others. Where a space cannot move them, they change."""
+        self.fitted = {
+            configuration: [
+                layer.with_codes(state)
+                for layer, state in zip(self.quantized.values(), states, strict=True)
+            ]
+            for configuration, states in self.fitted.items()
+        }
+
     def move_fitted(self) -> None:
         """Have what was fitted follow the weights to another device or dtype."""
         self.fitted = {

@@ -320,9 +320,18 @@ class CoaLora(Exports):
         return model
 
     def _apply(self, fn, *args: Any, **kwargs: Any) -> Self:
-        """What ``.to()`` and its kin do, for all that the model holds."""
+        """What ``.to()`` and its kin do, for all that the model holds.
+
+        In another dtype the weights are quantized anew: it computes with what it exports.
+        """
+        kept = next(iter(self.layers.quantized.values())).kept
+        rounded = fn(torch.empty(0, device=kept.device, dtype=kept.dtype)).dtype != kept.dtype
+        if rounded:
+            self.layers.hold_codes()
         super()._apply(fn, *args, **kwargs)
         self.layers.move_fitted()
         if self._indices is not None:
             self._indices = self._indices.to(self.device)
+        if rounded and self.configuration is not None:
+            self.set_configuration(self.configuration)
         return self

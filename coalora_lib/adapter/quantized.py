@@ -231,6 +231,13 @@ class QuantizedLinear(nn.Module):
             return self.plain(state.choice)
         return PackedWeight(state.quantized)
 
+    def with_codes(self, state: Corrected) -> Corrected:
+        """What was fitted, with the codes that it was fitted over."""
+        fixed = type(self.space).assemble is ConfigurationSpace.assemble
+        if fixed or state.quantized is not None:
+            return state
+        return replace(state, quantized=self.plain(state.choice).quantized)
+
     def moved(self, state: Corrected) -> Corrected:
         """What was fitted, where the weight is read to, in its dtype, or float32 if finer."""
         wanted, quantized = (self.kept.device, self.wide), state.quantized

@@ -213,6 +213,20 @@ def test_in_16_bits_what_was_fitted_is_not_rounded(kind, compensated):
     torch.testing.assert_close(logits(model), expected, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_in_16_bits_a_fit_keeps_the_codes_that_it_was_made_over(kind):
+    model = fitted(kind, compensated=False)
+
+    def nearest():
+        pairs = zip(model.layers.quantized.values(), model.configuration, strict=True)
+        return [layer.plain(choice).quantized.codes for layer, choice in pairs]
+
+    over = nearest()
+    packed = model.bfloat16().layers.packed(model.configuration).values()
+    assert all(torch.equal(each.quantized.codes, o) for each, o in zip(packed, over, strict=True))
+    assert not all(map(torch.equal, nearest(), over))
+
+
 def test_a_state_that_fits_the_model_stays_the_same_one():
     """What is restored from it is held under its identity."""
     model = fitted()
