@@ -36,6 +36,7 @@ from coalora_lib.adapter.resolving import ConfigurationLike
 from coalora_lib.calibration import RIDGE, Term, reduced_rank_regression, ridge_factor
 from coalora_lib.kinds import TaskKind, objective_of
 from coalora_lib.spaces import Choice, QuantizedWeight
+from coalora_lib.validation import check_number
 
 #: Draws of the outcome for the metric.
 DRAWS = 2
@@ -64,8 +65,9 @@ class OrderedFit:
         seed: of the metric's draws.
 
     Raises:
-        ValueError: layers do not each see the tokens of the batch, once; or the outputs of the
-            model cannot be compared.
+        TypeError: the batch holds something else than tensors.
+        ValueError: the batch has no tokens; layers do not each see its tokens, once; or the outputs
+            of the model cannot be compared.
     """
 
     @torch.inference_mode(False)
@@ -85,8 +87,15 @@ class OrderedFit:
         self.model, self.spread, self.trained = model, spread, trained
         self.compensated = compensated
         self.kind = objective_of(model.get_base_model(), kind)
-        moved = {name: value.to(model.device) for name, value in batch.items()}
-        inputs = self.kind.inputs(moved)
+        for name, value in batch.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} of the batch is a {type(value).__name__}, not a tensor; a tokenizer "
+                    "gives tensors with return_tensors='pt'"
+                )
+        inputs = self.kind.inputs({name: value.to(model.device) for name, value in batch.items()})
+        if not real_tokens(inputs).any():
+            raise ValueError("the batch has no tokens, or none but padding")
         # Parts of like length need less padding.
         by_length = real_tokens(inputs).sum(1).argsort(stable=True)
         self.inputs = {name: value[by_length] for name, value in inputs.items()}
@@ -112,13 +121,13 @@ class OrderedFit:
 
         Raises:
             ValueError: the configuration is none of the model's, or the rank is below 1.
+            TypeError: the rank is no whole number.
         """
         model = self.model
         resolved = model.resolve(configuration)
         if rank is None:
             rank = model.settings.rank_of_frozen_term or model.settings.rank
-        if rank < 1:
-            raise ValueError(f"rank={rank} must be at least 1")
+        check_number("rank", rank, 1, whole=True)
         layers = model.layers.quantized
         ranks = {name: min(rank, *layer.kept.shape) for name, layer in layers.items()}
         with unquantized(model):

@@ -149,6 +149,8 @@ def read(folder: str | Path) -> Saved:
         for rows in (about.configuration, *about.training_set, *of_fits):
             if rows is not None and len(space.from_rows(rows)) != layers:
                 raise ValueError(f"a configuration of {len(rows)} choices for {layers} layers")
+        if about.fitted_sha256 is not None and not about.fitted:
+            raise ValueError(f"{FITTED} belongs to it, but it names no fitted configuration")
     except ValidationError as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {describe(error)}") from None
     except ValueError as error:
@@ -182,9 +184,13 @@ def _check_files(folder: Path, about: Description) -> None:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        found = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {flat(error):.300}") from None
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} holds a number that is not finite")
+    return found
 
 
 def _halves(seconds: Mapping[str, Tensor]) -> dict[str, Tensor]:

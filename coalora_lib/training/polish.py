@@ -12,6 +12,7 @@ in units of the root mean square of each factor at the start.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from coalora_lib.calibration import ridge_factor
 from coalora_lib.kinds import Examples
 from coalora_lib.training.batches import collate
 from coalora_lib.training.evaluation import pad_token_of
+from coalora_lib.validation import check_number
 
 #: Added to the diagonal of R, as a part of its mean.
 RIDGE = 0.3
@@ -66,10 +68,18 @@ def polish(
         The divergence at each step, before it.
 
     Raises:
-        ValueError: the configuration is none of the model's, or there are no examples.
+        TypeError: a number is none, or not a whole one.
+        ValueError: the configuration is none of the model's, there are no examples, or a number is
+            out of range.
         FloatingPointError: a divergence is not finite; the fit is unchanged.
+
+    Warns:
+        UserWarning: the last divergence is above the first; the fit is unchanged.
     """
     model, kind = fit.model, fit.kind
+    check_number("steps", steps, 0, whole=True)
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("learning_rate", learning_rate, 0)
     if not len(examples):
         raise ValueError("there are no examples to polish on")
     key = tuple(model.resolve(configuration))
@@ -98,7 +108,14 @@ def polish(
                 parameter.grad = gradient
             optimizer.step()
             rate.step()
-        model.layers.fitted[key] = [term.fitted() for term in terms]
+        if losses and losses[-1] > losses[0]:
+            warnings.warn(
+                f"the divergence rose from {losses[0]:.3g} to {losses[-1]:.3g}, so the fit stays "
+                f"as it was; a lower learning_rate than {learning_rate:g} may help",
+                stacklevel=2,
+            )
+        else:
+            model.layers.fitted[key] = [term.fitted() for term in terms]
     finally:
         model.train(training)
         model.set_configuration(before)

@@ -131,6 +131,10 @@ def replaced(folder, change, **about):
             lambda t: [t.pop(name) for name in list(t) if name.startswith(f"{CODES}.")],
             "configuration 0 has codes for 11 layers; it was written with codes for 12",
         ),
+        (
+            lambda t: t[f"{QUERY}.left"].fill_(torch.nan),
+            rf"{QUERY}\.left holds a number that is not finite",
+        ),
     ],
     ids=[
         "missing",
@@ -146,11 +150,12 @@ def replaced(folder, change, **about):
         "foreign part",
         "codes of another layer",
         "no codes",
+        "nan",
     ],
 )
 def test_tensors_that_do_not_fit_are_named(saved, change, message):
     replaced(saved, change)
-    with pytest.raises(ValueError, match=rf"{saved}: fitted\.safetensors: {message}"):
+    with pytest.raises(ValueError, match=rf"{saved}(: |/)fitted\.safetensors: {message}"):
         CoaLora.from_pretrained(saved, tiny("bert"))
 
 
@@ -160,6 +165,7 @@ def test_configurations_that_do_not_fit_are_named(tmp_path):
         ([[0, 1]], r"coalora\.json cannot be read: a configuration of 2 choices"),
         ([[0] * 12], r"fitted\.safetensors: '1\..*' is not a tensor of a fitted layer"),
         ([[0] * 12] * 3, r"fitted\.safetensors: there is no tensor 2\."),
+        ([], r"fitted\.safetensors belongs to it, but it names no fitted configuration"),
     ):
         about = [{"rows": each, "replaces": False} for each in rows]
         replaced(saved, dict, fitted=about)

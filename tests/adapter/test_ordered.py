@@ -377,6 +377,8 @@ def test_the_model_is_left_as_it_was_but_for_that_configuration(examples):
         fit.fit(1.0)
     with pytest.raises(ValueError, match="rank=0 must be at least 1"):
         fit.fit(2.5, rank=0)
+    with pytest.raises(TypeError, match=r"rank=1\.5"):
+        fit.fit(2.5, rank=1.5)
     assert all(not p._forward_hooks for p in model.modules())
 
 
@@ -389,6 +391,23 @@ def test_a_model_that_sees_two_sequences_is_refused():
     with pytest.raises(ValueError, match="is given 6 tokens, and the texts have 10"):
         OrderedFit(model, batch)
     assert model.configuration is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"input_ids": [[3, 4]]}, r"is a list, not a tensor.*return_tensors='pt'"),
+        ({"input_ids": torch.ones(0, 4).long()}, "the batch has no tokens, or none but padding"),
+        (
+            {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.zeros(2, 4).long()},
+            "the batch has no tokens, or none but padding",
+        ),
+    ],
+    ids=["lists", "no texts", "padding"],
+)
+def test_a_batch_without_tokens_is_refused(batch, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        OrderedFit(CoaLora.attach(tiny_bert(), rank=4, alpha=8), batch)
 
 
 def test_what_is_no_text_is_refused():
