@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +75,9 @@ def polish(
         FloatingPointError: a divergence is not finite; the fit is unchanged.
 
     Warns:
-        UserWarning: the last divergence is above the first; the fit is unchanged.
+        UserWarning: on the texts of the first step the divergence rose; the fit is unchanged.
     """
-    model, kind = fit.model, fit.kind
+    model = fit.model
     check_number("steps", steps, 0, whole=True)
     check_number("batch_size", batch_size, 1, whole=True)
     check_number("learning_rate", learning_rate, 0)
@@ -86,32 +87,17 @@ def polish(
     if key not in model.layers.fitted:
         fit.fit(configuration)
     before, training = model.configuration, model.training
-    rows, losses = _random_rows(len(examples), batch_size, seed), []
+    batches = _batches(fit, examples, batch_size, seed)
+    first = next(batches)
     model.eval()
     try:
         model.set_configuration(list(key))
         terms = _terms(fit, model.layers.fitted[key])
-        parameters = [p for term in terms for p in term.parameters]
-        optimizer = torch.optim.Adam(parameters, learning_rate, BETAS)
-        rate = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / WARM_UP)
-        )
-        for step in tqdm(range(steps), "polish", disable=None, leave=False):
-            batch = collate([examples[row] for row in next(rows)], pad_token_of(model))
-            batch = {n: t.to(model.device) for n, t in kind.inputs(batch).items()}
-            loss = _divergence(fit, terms, batch)
-            losses.append(loss.item())
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"step {step}: the divergence is {losses[-1]}")
-            gradients = torch.autograd.grad(loss, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            rate.step()
-        if losses and losses[-1] > losses[0]:
+        losses = _descend(fit, terms, chain([first], batches), steps, learning_rate)
+        if losses and not (after := _divergence(fit, terms, first).item()) <= losses[0]:
             warnings.warn(
-                f"the divergence rose from {losses[0]:.3g} to {losses[-1]:.3g}, so the fit stays "
-                f"as it was; a lower learning_rate than {learning_rate:g} may help",
+                f"the divergence on the first texts rose from {losses[0]:.3g} to {after:.3g}, so "
+                f"the fit stays as it was; a lower learning_rate than {learning_rate:g} may help",
                 stacklevel=2,
             )
         else:
@@ -120,6 +106,41 @@ def polish(
         model.train(training)
         model.set_configuration(before)
     return losses
+
+
+def _descend(
+    fit: OrderedFit,
+    terms: Sequence[_Term],
+    batches: Iterator[dict[str, Tensor]],
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """Steps of Adam over the terms; the divergence before each."""
+    losses: list[float] = []
+    parameters = [p for term in terms for p in term.parameters]
+    optimizer = torch.optim.Adam(parameters, learning_rate, BETAS)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
+    for step in tqdm(range(steps), "polish", disable=None, leave=False):
+        loss = _divergence(fit, terms, next(batches))
+        losses.append(loss.item())
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"step {step}: the divergence is {losses[-1]}")
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        rate.step()
+    return losses
+
+
+def _batches(
+    fit: OrderedFit, examples: Examples, size: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """The model's inputs for one batch of texts after another, without end."""
+    model = fit.model
+    for rows in _random_rows(len(examples), size, seed):
+        batch = collate([examples[row] for row in rows], pad_token_of(model))
+        yield {n: t.to(model.device) for n, t in fit.kind.inputs(batch).items()}
 
 
 def _random_rows(count: int, size: int, seed: int) -> Iterator[list[int]]:

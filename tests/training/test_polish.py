@@ -126,7 +126,7 @@ def test_errors_leave_what_was_fitted():
     for wrong in ({"steps": -1}, {"steps": 1.5}, {"batch_size": 0}, {"learning_rate": -1.0}):
         with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
             polish(fit, configuration, examples(10), **wrong)
-    with pytest.warns(UserWarning, match=r"the divergence rose from .* so the fit stays as it was"):
+    with pytest.warns(UserWarning, match=r"first texts rose from .* so the fit stays as it was"):
         polish(fit, configuration, examples(10), steps=3, learning_rate=1e3)
     for was, now in zip(before, states(fit, configuration), strict=True):
         assert all(one is same for one, same in zip(was, now, strict=True))
