@@ -58,7 +58,10 @@ Polish = Annotated[
     int | None, typer.Option(help="Gradient steps after the fit.  [default: 0]", min=0)
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(help="Tokens; longer texts are cut.  [default: 128]", min=2)
+    int | None,
+    typer.Option(
+        help="Tokens, at most what the model takes; longer texts are cut.  [default: 128]", min=2
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the draw of texts.  [default: 0]", min=0)]
 Dtype = Annotated[

@@ -40,7 +40,9 @@ Alpha = Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", mi
 Epochs = Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)]
 BatchSize = Annotated[int, typer.Option(help="Texts in a step.", min=1)]
 LearningRate = Annotated[float, typer.Option(help="Learning rate at its peak.", min=0)]
-MaxLength = Annotated[int, typer.Option(help="Tokens; longer texts are cut.", min=2)]
+MaxLength = Annotated[
+    int, typer.Option(help="Tokens, at most what the model takes; longer texts are cut.", min=2)
+]
 Searches = Annotated[int, typer.Option(help="Searches during the training.", min=0)]
 Scheduler = Annotated[
     str | None,

@@ -23,7 +23,7 @@ from coalora_lib.packaged import MINILM
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.distance import Distance, has_head
 from coalora_lib.recipes.folder import ABOUT, RunFolder
-from coalora_lib.recipes.texts import drawn, plain_texts
+from coalora_lib.recipes.texts import drawn, longest, plain_texts
 from coalora_lib.recipes.using import Adapted, write_adapted
 from coalora_lib.spaces import Configuration
 from coalora_lib.tasks.models import load_as_saved
@@ -48,7 +48,7 @@ class FitSettings(BaseModel):
     column: str = "text"  #: with the texts, of a table
     seed: int = Field(0, ge=0, lt=2**32)  #: of the draw of texts
     polish: int = Field(0, ge=0)  #: gradient steps after the fit
-    max_length: int = Field(128, ge=2)  #: in tokens; longer texts are cut
+    max_length: int = Field(128, ge=2)  #: in tokens, at most what the model takes; texts are cut
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of a model without an adapter
     space: str | None = None  #: of a model without an adapter; "nf", or "gguf" for GGUF
     #: What bits are allocated by: the squared error of weights, or also what an error in each layer
@@ -176,9 +176,8 @@ def _examples(
     settings: FitSettings,
 ) -> Examples:
     """Texts as a model's inputs, cut to what it takes; ValueError if no text has a token."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = min(settings.max_length, tokenizer.model_max_length, positions or settings.max_length)
-    cut = {"truncation": True, "max_length": longest, "return_attention_mask": True}
+    most = longest(settings.max_length, tokenizer, model)
+    cut = {"truncation": True, "max_length": most, "return_attention_mask": True}
     encoded = tokenizer(list(texts), **cut)
     names = ("input_ids", "attention_mask")  # token types are those by default
     examples = as_examples({name: encoded[name] for name in names}, len(texts))

@@ -43,7 +43,7 @@ class Settings(BaseModel):
     epochs: float = Field(3, gt=0)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    max_length: int = Field(128, ge=2)  #: in tokens
+    max_length: int = Field(128, ge=2)  #: in tokens, at most what the model takes; texts are cut
     searches: int = Field(0, ge=0)  #: between stretches of training
     seed: int = Field(0, ge=0, lt=2**32)
 

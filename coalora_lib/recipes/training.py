@@ -22,6 +22,7 @@ from coalora_lib.recipes.texts import (
     class_names,
     held_out,
     kind_of_texts,
+    longest,
     model_config,
     prepared,
     read_texts,
@@ -61,10 +62,8 @@ def train_run(path: str | Path, settings: Settings, scorer: Scorer | None = None
     classes = class_names(split)
     torch.manual_seed(settings.seed)
     model, tokenizer = _load(settings, kind, split)
-    make = get_kind(kind).examples
-    examples, others = (
-        make(prepared(part, kind), tokenizer, settings.max_length) for part in (split, validation)
-    )
+    make, most = get_kind(kind).examples, longest(settings.max_length, tokenizer, model)
+    examples, others = (make(prepared(part, kind), tokenizer, most) for part in (split, validation))
     attached, configurations = _attach(model, settings, examples)
     if PartialState().is_main_process:
         run.write()  # only now: what was asked for can be done
