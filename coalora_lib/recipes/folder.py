@@ -6,6 +6,7 @@ checkpoints/    while it trains
 model/          the trained model, see :mod:`coalora_lib.adapter.saving`
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from coalora_lib.adapter import CoaLora
 from coalora_lib.files import atomic_file, seal, unseal
 from coalora_lib.kinds import TaskKind, get_kind
-from coalora_lib.packaged import MINILM
+from coalora_lib.packaged import MINILM, full_name
 from coalora_lib.validation import describe, flat
 
 ABOUT, TOKENIZER, CHECKPOINTS, MODEL = "run.json", "tokenizer", "checkpoints", "model"
@@ -58,6 +59,15 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ValueError(describe(error)) from None
+
+    def absolute(self) -> Self:
+        """The same with absolute paths, which mean the same wherever a command is given."""
+        paths = {
+            name: os.path.abspath(os.path.expanduser(path))
+            for name in ("data", "validation")
+            if (path := getattr(self, name)) is not None
+        }
+        return self.model_copy(update={"model": full_name(self.model), **paths})
 
 
 class Outcome(BaseModel):
@@ -128,11 +138,13 @@ class RunFolder:
     def begin(cls, path: str | Path, settings: Settings) -> Self:
         """The folder of a run that is asked for, taken up where it stands; nothing is written.
 
+        Its settings have absolute paths.
+
         Raises:
             FileExistsError: the folder holds something else.
             ValueError: it holds a run of other settings; the first that differs is named.
         """
-        path = Path(path).expanduser()
+        path, settings = Path(path).expanduser(), settings.absolute()
         if (path / ABOUT).is_file():
             found = cls.open(path)
             there, asked = found.described.settings.model_dump(), settings.model_dump()

@@ -1,6 +1,5 @@
 """A run's texts: its tables as data sets with the columns that its kind of task reads."""
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ OTHERS, FIFTH = 256, 5
 
 def model_config(name: str) -> PretrainedConfig:
     """A model's configuration by its name."""
-    return AutoConfig.from_pretrained(locate(os.path.expanduser(name)), trust_remote_code=False)
+    return AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
 
 
 def longest(

@@ -57,7 +57,7 @@ def train_run(path: str | Path, settings: Settings, scorer: Scorer | None = None
     run = RunFolder.begin(path, settings)
     if run.described.outcome is not None:
         return run
-    began = time.perf_counter()
+    began, settings = time.perf_counter(), run.settings
     split, validation, kind = _read(settings)
     classes = class_names(split)
     torch.manual_seed(settings.seed)
