@@ -19,7 +19,7 @@ from coalora_lib.allocation import Constraints, allocate, layer_sensitivities
 from coalora_lib.gguf import Options
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
-from coalora_lib.packaged import MINILM
+from coalora_lib.packaged import MINILM, locate
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.distance import Distance, has_head
 from coalora_lib.recipes.folder import ABOUT, RunFolder
@@ -157,7 +157,8 @@ def _open(
         found, tokenizer = run.load_model(), run.load_tokenizer()
     else:
         found = CoaLora.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(found.name_or_path, trust_remote_code=False)
+        folder = locate(found.name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for name in OF_PLAIN_MODELS:
         if not plain and name in settings.model_fields_set:
             raise ValueError(f"{name}= is for a model without an adapter, and {path} has one")

@@ -8,6 +8,7 @@ import pytest
 from peft import AutoPeftModelForFeatureExtraction
 
 from coalora_lib.adapter import CoaLora
+from coalora_lib.packaged import MINILM
 from coalora_lib.recipes import (
     Device,
     RunFolder,
@@ -18,6 +19,7 @@ from coalora_lib.recipes import (
 )
 from coalora_lib.tasks import load_classifier
 from coalora_lib.tasks.embedded import review_phrases
+from coalora_lib.tasks.models import load_as_saved
 
 PHRASES = review_phrases(30, 0)
 SMALL = {"rank": 2, "epochs": 1, "batch_size": 8, "configurations": 2, "max_length": 16}
@@ -69,3 +71,19 @@ def test_a_saved_model_is_loaded_from_another_folder(home, monkeypatch):
     model.get_base_model().name_or_path = "~/tiny"  # as older folders have it
     model.save_pretrained(home / "saved")
     assert CoaLora.from_pretrained(home / "saved").name_or_path == str(home / "tiny")
+
+
+def test_the_packaged_model_keeps_its_name_when_it_is_loaded_and_saved_again(
+    home, packaged, tmp_path
+):
+    packaged(str(home / "tiny"))
+    model = CoaLora.attach(load_as_saved(MINILM)[0], rank=2, alpha=2, heads=())
+    for folder in ("saved", "again"):
+        model.save_pretrained(tmp_path / folder)
+        model = CoaLora.from_pretrained(tmp_path / folder)
+        about = json.loads((tmp_path / folder / "coalora.json").read_text())
+        assert model.name_or_path == about["base_name"] == MINILM
+    texts = [text for text, _ in PHRASES]
+    adapt_to_texts(tmp_path / "again", texts, "phone", Device(bits=3), "packed", rank=2)
+    about = json.loads((home / "phone" / "adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == MINILM
