@@ -7,6 +7,8 @@ from coalora_lib.files import sha256_of
 
 #: all-MiniLM-L6-v2's name on the hub.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+#: The name that it also has here.
+SHORT = "all-MiniLM-L6-v2"
 #: sha256 of its model.safetensors, the same in the package and on the hub.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -14,10 +16,13 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 def full_name(name: str) -> str:
     """A model's name as files record it: of a folder its absolute path, else the name itself.
 
-    ``~`` is expanded. The name of the packaged model stays, and means the package.
+    ``~`` is expanded. The packaged model has its name on the hub, and is given by its short name
+    too where no folder is called so.
     """
     folder = os.path.expanduser(name)
-    return os.path.abspath(folder) if name != MINILM and os.path.isdir(folder) else name
+    if name != MINILM and os.path.isdir(folder):
+        return os.path.abspath(folder)
+    return MINILM if name == SHORT else name
 
 
 def locate(name: str) -> str:

@@ -22,7 +22,7 @@ Label = Annotated[str | None, typer.Option(help="Column with the labels.")]
 Second = Annotated[
     str | None, typer.Option(help="Column with second texts, or with texts to write.")
 ]
-Model = Annotated[str, typer.Option(help="Name on the hub, a folder, or the packaged model.")]
+Model = Annotated[str, typer.Option(help="Name on the hub, a folder, or all-MiniLM-L6-v2.")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float64.")]
 Task = Annotated[
     str | None,

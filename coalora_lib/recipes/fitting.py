@@ -19,7 +19,7 @@ from coalora_lib.allocation import Constraints, allocate, layer_sensitivities
 from coalora_lib.gguf import Options
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
-from coalora_lib.packaged import MINILM, locate
+from coalora_lib.packaged import locate
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.distance import Distance, has_head
 from coalora_lib.recipes.folder import ABOUT, RunFolder
@@ -146,10 +146,8 @@ def _open(
 ) -> tuple[CoaLora, PreTrainedTokenizerBase]:
     """The model with its adapter, or with one that does nothing yet, and its tokenizer."""
     path = Path(model).expanduser()
-    short = str(model) == MINILM.rpartition("/")[2] and not path.exists()
     if plain := not ((path / ABOUT).is_file() or (path / DESCRIPTION).is_file()):
-        name, dtype = MINILM if short else str(model), getattr(torch, settings.dtype)
-        base, tokenizer = load_as_saved(name, dtype)
+        base, tokenizer = load_as_saved(str(model), getattr(torch, settings.dtype))
         # The LoRA that is trained elsewhere does nothing here, and is not exported.
         found = CoaLora.attach(base, 1, 1, adjuster="none", space=space, heads=())
     elif (path / ABOUT).is_file():

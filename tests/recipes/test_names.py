@@ -87,3 +87,17 @@ def test_the_packaged_model_keeps_its_name_when_it_is_loaded_and_saved_again(
     adapt_to_texts(tmp_path / "again", texts, "phone", Device(bits=3), "packed", rank=2)
     about = json.loads((home / "phone" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == MINILM
+
+
+def test_the_packaged_model_has_a_short_name(home, packaged):
+    packaged(str(home / "tiny"))
+    settings = Settings(model="all-MiniLM-L6-v2", data="t.csv", label="label", **SMALL)
+    run = train_run("run", settings)
+    assert run.settings.model == run.load_model().name_or_path == MINILM
+    assert train_run("run", settings.model_copy(update={"model": MINILM})).described.outcome
+    assert load_classifier("all-MiniLM-L6-v2")[0].name_or_path == MINILM
+    texts = [text for text, _ in PHRASES]
+    adapt_to_texts("all-MiniLM-L6-v2", texts, "phone", Device(bits=3), "packed", rank=2)
+    (home / "tiny").rename("all-MiniLM-L6-v2")
+    folder = str(home / "all-MiniLM-L6-v2")
+    assert load_classifier("all-MiniLM-L6-v2")[0].name_or_path == folder
