@@ -1,6 +1,7 @@
 """The folder of a run: its settings, the trained model, and the outcome.
 
-run.json        settings; when the run is finished, metrics, losses and searches too
+run.json        settings; when the run is finished, metrics, losses, searches, and the checksums
+                of the tokenizer's files too
 tokenizer/      of the model
 checkpoints/    while it trains
 model/          the trained model, see :mod:`coalora_lib.adapter.saving`
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.files import atomic_file, seal, unseal
+from coalora_lib.files import atomic_file, seal, sha256_of, unseal
 from coalora_lib.kinds import TaskKind, get_kind
 from coalora_lib.packaged import MINILM, full_name
 from coalora_lib.validation import describe, flat
@@ -102,6 +103,7 @@ class Described(BaseModel):
     format: Literal["coalora-run-1"] = "coalora-run-1"
     settings: Settings
     outcome: Outcome | None = None
+    tokenizer_sha256: dict[str, str] = {}  #: by file; runs finished before lack it
 
 
 class RunFolder:
@@ -192,5 +194,30 @@ class RunFolder:
         return CoaLora.from_pretrained(self.path / MODEL)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.path / TOKENIZER, trust_remote_code=False)
+        """The model's tokenizer.
+
+        Raises:
+            FileNotFoundError: its folder or a file is missing.
+            ValueError: a file was changed since the run was finished, or cannot be read.
+        """
+        folder = self.path / TOKENIZER
+        if not folder.is_dir():  # transformers would take it for a name on the hub
+            raise FileNotFoundError(f"{folder}: no such folder")
+        found = digests(folder)
+        for name, recorded in self.described.tokenizer_sha256.items():
+            if name not in found:
+                raise FileNotFoundError(f"{folder / name}: no such file")
+            if found[name] != recorded:
+                raise ValueError(f"{folder / name} was changed: its sha256 is not the recorded one")
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # transformers and tokenizers have errors of any kind
+            raise ValueError(f"{folder} is no tokenizer: {flat(error):.300}") from error
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file in a folder, by its path there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}

@@ -17,7 +17,15 @@ from coalora_lib.adapter import CoaLora, adaptable_layers
 from coalora_lib.allocation import allocate, error_table, spread
 from coalora_lib.files import atomic_folder
 from coalora_lib.kinds import Examples, get_kind
-from coalora_lib.recipes.folder import CHECKPOINTS, MODEL, TOKENIZER, Outcome, RunFolder, Settings
+from coalora_lib.recipes.folder import (
+    CHECKPOINTS,
+    MODEL,
+    TOKENIZER,
+    Outcome,
+    RunFolder,
+    Settings,
+    digests,
+)
 from coalora_lib.recipes.texts import (
     class_names,
     held_out,
@@ -74,6 +82,7 @@ def train_run(path: str | Path, settings: Settings, scorer: Scorer | None = None
         return run
     with atomic_folder(run.path / TOKENIZER, "tokenizer_config.json", TOKENIZER_FILES) as folder:
         tokenizer.save_pretrained(folder)
+        run.described.tokenizer_sha256 = digests(folder)
     attached.set_configuration(None)  # none is the run's own, and without one it loads faster
     attached.save_pretrained(run.path / MODEL)
     run.described.outcome = Outcome(

@@ -1,6 +1,7 @@
 """Own texts, a run, an adapter: in this process, with a tiny model from a folder."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -153,6 +154,37 @@ def test_a_run_that_was_written_by_hand_is_refused_in_one_line(run, tmp_path):
         (tmp_path / "run.json").write_text(seal(changed))
         with pytest.raises(ValueError, match=r"^.*run\.json cannot be read: [^\n]+$"):
             RunFolder.open(tmp_path)
+
+
+def test_a_tokenizer_that_was_changed_is_refused_with_the_files_name(run, tmp_path, monkeypatch):
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("httpx.Client.send", asked)
+    shutil.copytree(run.path, tmp_path / "run")
+    folder, copied = tmp_path / "run" / "tokenizer", RunFolder.open(tmp_path / "run")
+    assert "tokenizer.json" in copied.described.tokenizer_sha256
+    before = (folder / "tokenizer.json").read_text()
+    content = json.loads(before)
+    ids = content["model"]["vocab"]
+    content["model"]["vocab"] = dict(zip(ids, reversed(ids.values()), strict=True))
+    for text in (json.dumps(content), "{"):
+        (folder / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=r"tokenizer/tokenizer\.json was changed: its sha256"):
+            adapt(copied, tmp_path / "phone", Device(bits=3))
+    content = unseal((run.path / "run.json").read_text())
+    del content["tokenizer_sha256"]  # as of a run that was finished before
+    (tmp_path / "run" / "run.json").write_text(seal(content))
+    with pytest.raises(ValueError, match=r"run/tokenizer is no tokenizer: (?!the hub)"):
+        RunFolder.open(tmp_path / "run").load_tokenizer()
+    (folder / "tokenizer.json").write_text(before)
+    assert len(RunFolder.open(tmp_path / "run").load_tokenizer()) == len(ids)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer/tokenizer\.json: no such file"):
+        copied.load_tokenizer()
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="run/tokenizer: no such folder"):
+        copied.load_tokenizer()
 
 
 def test_what_no_device_can_do_is_refused_and_nothing_is_written(run, tmp_path):
