@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coalora_lib.cli.shared import AsJson, show
+from coalora_lib.cli.shared import AsJson, Seed, positive, show
 
 if TYPE_CHECKING:
     from coalora_lib.recipes import RunFolder, Settings
@@ -35,10 +35,10 @@ Budgets = Annotated[str, typer.Option(help="Mean bits, from fewest to most.")]
 Configurations = Annotated[int, typer.Option(help="Configurations to train on.", min=1)]
 Space = Annotated[str, typer.Option(help="What layers may be quantized to.")]
 Rank = Annotated[int, typer.Option(help="Rank of LoRA.", min=1)]
-Alpha = Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)]
-Epochs = Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)]
+Alpha = Annotated[float, positive("LoRA is scaled by alpha / rank")]
+Epochs = Annotated[float, positive("Passes over the texts")]
 BatchSize = Annotated[int, typer.Option(help="Texts in a step.", min=1)]
-LearningRate = Annotated[float, typer.Option(help="Learning rate at its peak.", min=0)]
+LearningRate = Annotated[float, positive("Learning rate at its peak")]
 MaxLength = Annotated[
     int, typer.Option(help="Tokens, at most what the model takes; longer texts are cut.", min=2)
 ]
@@ -47,7 +47,6 @@ Scheduler = Annotated[
     str | None,
     typer.Option(help="Address of a Dask scheduler, whose workers score what searches propose."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
 
 
 def train(

@@ -21,13 +21,12 @@ from coalora_lib.packaged import MINILM, full_name
 from coalora_lib.validation import describe, flat
 
 ABOUT, TOKENIZER, CHECKPOINTS, MODEL = "run.json", "tokenizer", "checkpoints", "model"
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class Settings(BaseModel):
     """What a run is asked for."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = MINILM  #: a name on the hub, a folder, or the packaged model
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of the pre-trained weights

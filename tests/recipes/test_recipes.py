@@ -315,6 +315,15 @@ def test_the_labels_say_the_kind_of_task(column, kind, metric, tmp_path, small_r
     assert metric in evaluate_run(run, [3.0], path)[0]
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["alpha", "epochs", "learning_rate"])
+def test_a_setting_is_a_finite_number_above_zero(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: Input should be .*, got {value}$"):
+        Settings.of(data="t.csv", **{name: value})
+    with pytest.raises(ValueError, match=r"^budgets\.1: Input should be a finite number"):
+        Settings.of(data="t.csv", budgets=(2, float("inf")))
+
+
 def test_what_does_not_fit_together_is_named(reviews, small_run, tmp_path):
     model = small_run.profile.model
 
