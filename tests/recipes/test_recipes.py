@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -101,7 +101,12 @@ def test_what_is_adapted_is_plain_peft_with_its_own_base(run, bits, tmp_path, mo
     model = run.load_model().eval()
     model.set_configuration(bits)
     with torch.no_grad():
-        torch.testing.assert_close(plain(**batch).logits, model(**batch).logits)
+        expected = model(**batch).logits
+        torch.testing.assert_close(plain(**batch).logits, expected)
+        moved = made.folder.rename(tmp_path / "moved")
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(moved / "base_model")
+        there = PeftModel.from_pretrained(base, moved).eval()
+        torch.testing.assert_close(there(**batch).logits, expected)
 
 
 def test_a_device_is_bytes_allowed_values_and_fixed_layers(run, tmp_path):
