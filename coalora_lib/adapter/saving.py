@@ -29,7 +29,7 @@ from coalora_lib.adapter.fitted import FITTED, FittedRows
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
 from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
-from coalora_lib.packaged import locate
+from coalora_lib.packaged import full_name, locate
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import get_space
 from coalora_lib.validation import describe, flat
@@ -301,7 +301,7 @@ def _load_base(saved: Saved) -> PreTrainedModel:
         )
     loader: Any = named
     try:
-        return loader.from_pretrained(
+        model: PreTrainedModel = loader.from_pretrained(
             locate(about.base_name),
             config=AutoConfig.from_pretrained(saved.folder, trust_remote_code=False),
             dtype=getattr(torch, about.base_dtype),
@@ -317,6 +317,8 @@ def _load_base(saved: Saved) -> PreTrainedModel:
             f"the base model {about.base_name!r} cannot be made from {saved.folder / CONFIG}: "
             f"{flat(error):.300}"
         ) from error
+    model.name_or_path = full_name(about.base_name)  # not the package that it was read from
+    return model
 
 
 def refuse_inner_save(*_: Any, **__: Any) -> None:

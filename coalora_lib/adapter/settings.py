@@ -45,7 +45,7 @@ class AdapterSettings(BaseModel):
         width, hidden: of each embedding, and of the hidden layer.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(16, ge=1, le=2**20)
     alpha: float = Field(16, gt=0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coalora_lib.cli.shared import AsJson, show
+from coalora_lib.cli.shared import AsJson, positive, show
 
 if TYPE_CHECKING:
     from coalora_lib.gguf import Options
@@ -22,7 +22,7 @@ Model = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="New or empty folder, or an earlier export.")]
-Bits = Annotated[float | None, typer.Option(help="Mean bits of the layers.", min=0)]
+Bits = Annotated[float | None, positive("Mean bits of the layers")]
 DeviceFile = Annotated[
     Path | None, typer.Option(help="YAML: bits, bytes, size, allowed fields, fixed layers.")
 ]
@@ -59,9 +59,15 @@ Polish = Annotated[
     int | None, typer.Option(help="Gradient steps after the fit.  [default: 0]", min=0)
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(help="Tokens; longer texts are cut.  [default: 128]", min=2)
+    int | None,
+    typer.Option(
+        help="Tokens, at most what the model takes; longer texts are cut.  [default: 128]", min=2
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of the draw of texts.  [default: 0]", min=0)]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of the draw of texts.  [default: 0]", min=0, max=2**32 - 1),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help="Type of the weights, for a model without adapter.  [default: float32]"),

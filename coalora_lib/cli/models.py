@@ -2,13 +2,12 @@
 
 # What does the work is imported in the commands: `--help` is to answer at once.
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coalora_lib.cli.shared import AsJson, show
+from coalora_lib.cli.shared import AsJson, Seed, positive, show
 
 if TYPE_CHECKING:
     from coalora_lib.recipes import RunFolder, Settings
@@ -23,7 +22,7 @@ Label = Annotated[str | None, typer.Option(help="Column with the labels.")]
 Second = Annotated[
     str | None, typer.Option(help="Column with second texts, or with texts to write.")
 ]
-Model = Annotated[str, typer.Option(help="Name on the hub, a folder, or the packaged model.")]
+Model = Annotated[str, typer.Option(help="Name on the hub, a folder, or all-MiniLM-L6-v2.")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float64.")]
 Task = Annotated[
     str | None,
@@ -36,17 +35,18 @@ Budgets = Annotated[str, typer.Option(help="Mean bits, from fewest to most.")]
 Configurations = Annotated[int, typer.Option(help="Configurations to train on.", min=1)]
 Space = Annotated[str, typer.Option(help="What layers may be quantized to.")]
 Rank = Annotated[int, typer.Option(help="Rank of LoRA.", min=1)]
-Alpha = Annotated[float, typer.Option(help="LoRA is scaled by alpha / rank.", min=0)]
-Epochs = Annotated[float, typer.Option(help="Passes over the texts.", min=0.001)]
+Alpha = Annotated[float, positive("LoRA is scaled by alpha / rank")]
+Epochs = Annotated[float, positive("Passes over the texts")]
 BatchSize = Annotated[int, typer.Option(help="Texts in a step.", min=1)]
-LearningRate = Annotated[float, typer.Option(help="Learning rate at its peak.", min=0)]
-MaxLength = Annotated[int, typer.Option(help="Tokens; longer texts are cut.", min=2)]
+LearningRate = Annotated[float, positive("Learning rate at its peak")]
+MaxLength = Annotated[
+    int, typer.Option(help="Tokens, at most what the model takes; longer texts are cut.", min=2)
+]
 Searches = Annotated[int, typer.Option(help="Searches during the training.", min=0)]
 Scheduler = Annotated[
     str | None,
     typer.Option(help="Address of a Dask scheduler, whose workers score what searches propose."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
 
 
 def train(
@@ -81,11 +81,10 @@ def train(
     from coalora_lib.recipes import Settings
 
     settings = Settings.of(
-        model=model, dtype=dtype, data=_absolute(data), text=text, label=label, second=second,
-        kind=task, validation=None if validation is None else _absolute(validation),
-        budgets=bit_range(budgets), configurations=configurations, space=space, rank=rank,
-        alpha=alpha, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        max_length=max_length, searches=searches, seed=seed,
+        model=model, dtype=dtype, data=data, text=text, label=label, second=second, kind=task,
+        validation=validation, budgets=bit_range(budgets), configurations=configurations,
+        space=space, rank=rank, alpha=alpha, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, max_length=max_length, searches=searches, seed=seed,
     )  # fmt: skip
     run = _trained(out, settings, scheduler)
     if run.described.outcome is None:  # another process of the same run writes it
@@ -122,7 +121,7 @@ def evaluate(
     """Measure a run's model at some bits."""
     from coalora_lib.recipes import RunFolder, evaluate_run
 
-    found = evaluate_run(RunFolder.open(run), bit_list(bits), _absolute(data))
+    found = evaluate_run(RunFolder.open(run), bit_list(bits), data)
     show({"run": str(run), "metrics": found}, as_json, f"{run} on {data}:", found)
 
 
@@ -184,7 +183,3 @@ def bit_list(text: str) -> list[float]:
     if not found or not all(0 < bits < float("inf") for bits in found):
         raise ValueError(f"--bits {text} are not numbers; allowed: such as 2.5,3,4")
     return found
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))

@@ -39,6 +39,17 @@ def one_of(names: Names, help: str) -> Any:
     return typer.Option(help=help, callback=among(names))
 
 
+def positive(help: str) -> Any:
+    """An option that takes a number above zero; its help says so."""
+    return typer.Option(help=f"{help}; above 0.", callback=_above_zero)
+
+
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{value:g} is not a number above 0")
+    return value
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=2**32 - 1)]

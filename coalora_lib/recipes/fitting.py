@@ -19,11 +19,11 @@ from coalora_lib.allocation import Constraints, allocate, layer_sensitivities
 from coalora_lib.gguf import Options
 from coalora_lib.kinds import Examples
 from coalora_lib.kinds.kind import as_examples
-from coalora_lib.packaged import MINILM
+from coalora_lib.packaged import locate
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.distance import Distance, has_head
 from coalora_lib.recipes.folder import ABOUT, RunFolder
-from coalora_lib.recipes.texts import drawn, plain_texts
+from coalora_lib.recipes.texts import drawn, longest, plain_texts
 from coalora_lib.recipes.using import Adapted, write_adapted
 from coalora_lib.spaces import Configuration
 from coalora_lib.tasks.models import load_as_saved
@@ -48,7 +48,7 @@ class FitSettings(BaseModel):
     column: str = "text"  #: with the texts, of a table
     seed: int = Field(0, ge=0, lt=2**32)  #: of the draw of texts
     polish: int = Field(0, ge=0)  #: gradient steps after the fit
-    max_length: int = Field(128, ge=2)  #: in tokens; longer texts are cut
+    max_length: int = Field(128, ge=2)  #: in tokens, at most what the model takes; texts are cut
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of a model without an adapter
     space: str | None = None  #: of a model without an adapter; "nf", or "gguf" for GGUF
     #: What bits are allocated by: the squared error of weights, or also what an error in each layer
@@ -151,10 +151,8 @@ def _open(
 ) -> tuple[CoaLora, PreTrainedTokenizerBase]:
     """The model with its adapter, or with one that does nothing yet, and its tokenizer."""
     path = Path(model).expanduser()
-    short = str(model) == MINILM.rpartition("/")[2] and not path.exists()
     if plain := not ((path / ABOUT).is_file() or (path / DESCRIPTION).is_file()):
-        name, dtype = MINILM if short else str(model), getattr(torch, settings.dtype)
-        base, tokenizer = load_as_saved(name, dtype)
+        base, tokenizer = load_as_saved(str(model), getattr(torch, settings.dtype))
         # The LoRA that is trained elsewhere does nothing here, and is not exported.
         found = CoaLora.attach(base, 1, 1, adjuster="none", space=space, heads=())
     elif (path / ABOUT).is_file():
@@ -162,7 +160,8 @@ def _open(
         found, tokenizer = run.load_model(), run.load_tokenizer()
     else:
         found = CoaLora.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(found.name_or_path, trust_remote_code=False)
+        folder = locate(found.name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for name in OF_PLAIN_MODELS:
         if not plain and name in settings.model_fields_set:
             raise ValueError(f"{name}= is for a model without an adapter, and {path} has one")
@@ -181,9 +180,8 @@ def _examples(
     settings: FitSettings,
 ) -> Examples:
     """Texts as a model's inputs, cut to what it takes; ValueError if no text has a token."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = min(settings.max_length, tokenizer.model_max_length, positions or settings.max_length)
-    cut = {"truncation": True, "max_length": longest, "return_attention_mask": True}
+    most = longest(settings.max_length, tokenizer, model)
+    cut = {"truncation": True, "max_length": most, "return_attention_mask": True}
     encoded = tokenizer(list(texts), **cut)
     names = ("input_ids", "attention_mask")  # token types are those by default
     examples = as_examples({name: encoded[name] for name in names}, len(texts))

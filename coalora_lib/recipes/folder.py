@@ -1,11 +1,13 @@
 """The folder of a run: its settings, the trained model, and the outcome.
 
-run.json        settings; when the run is finished, metrics, losses and searches too
+run.json        settings; when the run is finished, metrics, losses, searches, and the checksums
+                of the tokenizer's files too
 tokenizer/      of the model
 checkpoints/    while it trains
 model/          the trained model, see :mod:`coalora_lib.adapter.saving`
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,19 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.files import atomic_file, seal, unseal
+from coalora_lib.files import atomic_file, seal, sha256_of, unseal
 from coalora_lib.kinds import TaskKind, get_kind
-from coalora_lib.packaged import MINILM
+from coalora_lib.packaged import MINILM, full_name
 from coalora_lib.validation import describe, flat
 
 ABOUT, TOKENIZER, CHECKPOINTS, MODEL = "run.json", "tokenizer", "checkpoints", "model"
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class Settings(BaseModel):
     """What a run is asked for."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = MINILM  #: a name on the hub, a folder, or the packaged model
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  #: of the pre-trained weights
@@ -43,7 +44,7 @@ class Settings(BaseModel):
     epochs: float = Field(3, gt=0)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    max_length: int = Field(128, ge=2)  #: in tokens
+    max_length: int = Field(128, ge=2)  #: in tokens, at most what the model takes; texts are cut
     searches: int = Field(0, ge=0)  #: between stretches of training
     seed: int = Field(0, ge=0, lt=2**32)
 
@@ -58,6 +59,15 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ValueError(describe(error)) from None
+
+    def absolute(self) -> Self:
+        """The same with absolute paths, which mean the same wherever a command is given."""
+        paths = {
+            name: os.path.abspath(os.path.expanduser(path))
+            for name in ("data", "validation")
+            if (path := getattr(self, name)) is not None
+        }
+        return self.model_copy(update={"model": full_name(self.model), **paths})
 
 
 class Outcome(BaseModel):
@@ -92,6 +102,7 @@ class Described(BaseModel):
     format: Literal["coalora-run-1"] = "coalora-run-1"
     settings: Settings
     outcome: Outcome | None = None
+    tokenizer_sha256: dict[str, str] = {}  #: by file; runs finished before lack it
 
 
 class RunFolder:
@@ -128,11 +139,13 @@ class RunFolder:
     def begin(cls, path: str | Path, settings: Settings) -> Self:
         """The folder of a run that is asked for, taken up where it stands; nothing is written.
 
+        Its settings have absolute paths.
+
         Raises:
             FileExistsError: the folder holds something else.
             ValueError: it holds a run of other settings; the first that differs is named.
         """
-        path = Path(path).expanduser()
+        path, settings = Path(path).expanduser(), settings.absolute()
         if (path / ABOUT).is_file():
             found = cls.open(path)
             there, asked = found.described.settings.model_dump(), settings.model_dump()
@@ -180,5 +193,30 @@ class RunFolder:
         return CoaLora.from_pretrained(self.path / MODEL)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.path / TOKENIZER, trust_remote_code=False)
+        """The model's tokenizer.
+
+        Raises:
+            FileNotFoundError: its folder or a file is missing.
+            ValueError: a file was changed since the run was finished, or cannot be read.
+        """
+        folder = self.path / TOKENIZER
+        if not folder.is_dir():  # transformers would take it for a name on the hub
+            raise FileNotFoundError(f"{folder}: no such folder")
+        found = digests(folder)
+        for name, recorded in self.described.tokenizer_sha256.items():
+            if name not in found:
+                raise FileNotFoundError(f"{folder / name}: no such file")
+            if found[name] != recorded:
+                raise ValueError(f"{folder / name} was changed: its sha256 is not the recorded one")
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # transformers and tokenizers have errors of any kind
+            raise ValueError(f"{folder} is no tokenizer: {flat(error):.300}") from error
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file in a folder, by its path there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}

@@ -1,6 +1,5 @@
 """A run's texts: its tables as data sets with the columns that its kind of task reads."""
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,10 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, List, Value
-from transformers import AutoConfig, PretrainedConfig
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from coalora_lib.adapter import CoaLora
 from coalora_lib.kinds import get_kind
 from coalora_lib.packaged import locate
 from coalora_lib.recipes.folder import Settings
@@ -28,7 +29,21 @@ OTHERS, FIFTH = 256, 5
 
 def model_config(name: str) -> PretrainedConfig:
     """A model's configuration by its name."""
-    return AutoConfig.from_pretrained(locate(os.path.expanduser(name)), trust_remote_code=False)
+    return AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
+
+
+def longest(
+    max_length: int, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | CoaLora
+) -> int:
+    """Tokens at which texts are cut: what is asked for, at most what tokenizer and model take."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return min(max_length, tokenizer.model_max_length)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # In models like RoBERTa padding has a position, and texts begin after it.
+            positions -= 0 if module.padding_idx is None else module.padding_idx + 1
+    return min(max_length, tokenizer.model_max_length, positions)
 
 
 def kind_of_texts(settings: Settings, split: Dataset) -> str:

@@ -17,11 +17,20 @@ from coalora_lib.adapter import CoaLora, adaptable_layers
 from coalora_lib.allocation import allocate, error_table, spread
 from coalora_lib.files import atomic_folder
 from coalora_lib.kinds import Examples, get_kind
-from coalora_lib.recipes.folder import CHECKPOINTS, MODEL, TOKENIZER, Outcome, RunFolder, Settings
+from coalora_lib.recipes.folder import (
+    CHECKPOINTS,
+    MODEL,
+    TOKENIZER,
+    Outcome,
+    RunFolder,
+    Settings,
+    digests,
+)
 from coalora_lib.recipes.texts import (
     class_names,
     held_out,
     kind_of_texts,
+    longest,
     model_config,
     prepared,
     read_texts,
@@ -56,15 +65,13 @@ def train_run(path: str | Path, settings: Settings, scorer: Scorer | None = None
     run = RunFolder.begin(path, settings)
     if run.described.outcome is not None:
         return run
-    began = time.perf_counter()
+    began, settings = time.perf_counter(), run.settings
     split, validation, kind = _read(settings)
     classes = class_names(split)
     torch.manual_seed(settings.seed)
     model, tokenizer = _load(settings, kind, split)
-    make = get_kind(kind).examples
-    examples, others = (
-        make(prepared(part, kind), tokenizer, settings.max_length) for part in (split, validation)
-    )
+    make, most = get_kind(kind).examples, longest(settings.max_length, tokenizer, model)
+    examples, others = (make(prepared(part, kind), tokenizer, most) for part in (split, validation))
     attached, configurations = _attach(model, settings, examples)
     if PartialState().is_main_process:
         run.write()  # only now: what was asked for can be done
@@ -75,6 +82,7 @@ def train_run(path: str | Path, settings: Settings, scorer: Scorer | None = None
         return run
     with atomic_folder(run.path / TOKENIZER, "tokenizer_config.json", TOKENIZER_FILES) as folder:
         tokenizer.save_pretrained(folder)
+        run.described.tokenizer_sha256 = digests(folder)
     attached.set_configuration(None)  # none is the run's own, and without one it loads faster
     attached.save_pretrained(run.path / MODEL)
     run.described.outcome = Outcome(

@@ -11,7 +11,7 @@ from coalora_lib.adapter import CoaLora
 from coalora_lib.gguf import Options
 from coalora_lib.recipes.device import Device
 from coalora_lib.recipes.folder import RunFolder
-from coalora_lib.recipes.texts import prepared, read_texts
+from coalora_lib.recipes.texts import longest, prepared, read_texts
 from coalora_lib.recipes.training import measured
 from coalora_lib.spaces import Configuration
 
@@ -41,8 +41,10 @@ def evaluate_run(run: RunFolder, bits: Sequence[float], data: str | Path) -> lis
     elif outcome.kind == "regression":
         classes = Value("float32")
     split = prepared(read_texts(str(data), settings, classes), outcome.kind)
-    examples = run.kind.examples(split, run.load_tokenizer(), settings.max_length)
-    return measured(run.load_model(), examples, bits, outcome.kind)
+    model, tokenizer = run.load_model(), run.load_tokenizer()
+    most = longest(settings.max_length, tokenizer, model)
+    examples = run.kind.examples(split, tokenizer, most)
+    return measured(model, examples, bits, outcome.kind)
 
 
 def adapt(

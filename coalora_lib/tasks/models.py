@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from transformers.utils import cached_file
 
 from coalora_lib.files import sha256_of
 from coalora_lib.kinds import TaskKind, get_kind
-from coalora_lib.packaged import MINILM, locate
+from coalora_lib.packaged import MINILM, full_name, locate
 from coalora_lib.validation import flat
 
 
@@ -70,9 +69,7 @@ def load_as_saved(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
         OSError: neither a folder nor a model on the hub, or no safetensors weights there.
     """
     try:
-        config = AutoConfig.from_pretrained(
-            locate(os.path.expanduser(name)), trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"{name:.200} cannot be loaded: {flat(error):.300}") from error
@@ -89,11 +86,11 @@ def load_as_saved(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
 
 
 def _load(auto: Any, name: str, dtype: torch.dtype, **options: Any) -> Pretrained:
-    folder = locate(os.path.expanduser(name))
+    folder = locate(name)
     model = auto.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
     )
-    model.name_or_path = name  # not the folder: saved adapters name their base model
+    model.name_or_path = full_name(name)  # not the package: saved adapters name their base model
     return Pretrained(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 

@@ -1,5 +1,7 @@
 """LoRA's fast layer against PEFT's, and its gradients against differences."""
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -123,3 +125,10 @@ def test_frozen_copies_are_others_while_they_last():
     for pair, (weight, bias) in zip(after, before, strict=True):
         assert pair[0] is weight
         assert pair[1] is bias
+
+
+def test_attaching_says_nothing_of_what_peft_and_transformers_call_things():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CoaLora.attach(tiny_bert(), rank=2, alpha=2)
+    assert not [each.message for each in caught if each.category is FutureWarning]

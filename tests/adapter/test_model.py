@@ -333,6 +333,7 @@ def test_names_that_do_not_fit_are_named(model):
     ("wrong", "message"),
     [
         ({"rank": 0}, "rank"),
+        ({"alpha": float("inf")}, "alpha: Input should be a finite number"),
         ({"start": "random"}, "start"),
         ({"space": "fp"}, "space"),
         ({"space": ["nf"]}, r"space=\['nf'\] is not known"),

@@ -104,3 +104,18 @@ def test_bits_are_read_from_texts():
     for text in ("", "0", "2;3", "nan"):
         with pytest.raises(ValueError, match=r"are not numbers; allowed: such as 2.5,3,4"):
             bit_list(text)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("option", ["--alpha", "--epochs", "--learning-rate", "--bits"])
+def test_a_number_above_zero_is_asked_for_and_nothing_else_is_taken(option, value, tmp_path):
+    words = ["adapt", "run"] if option == "--bits" else ["train", "--data", "t.csv"]
+    found = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), option, value])
+    assert found.exit_code == 2
+    assert f"Invalid value for '{option}': {value} is not a number above 0" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+    text = CliRunner().invoke(app, [words[0], "--help"], terminal_width=200).stdout
+    (line,) = (each for each in text.splitlines() if each.strip().startswith(f"{option} "))
+    assert "above 0." in line
+    assert "x>=" not in line

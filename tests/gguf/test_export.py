@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from coalora_lib.adapter import CoaLora
 from coalora_lib.allocation import Constraints
 from coalora_lib.gguf.vocabulary import vocabulary_of
+from coalora_lib.packaged import MINILM
 from coalora_lib.spaces import GGUF
 from coalora_lib.spaces.gguf import TYPES
 from tests.conftest import tiny
@@ -49,6 +50,15 @@ def test_a_bert_is_what_is_computed_with(tmp_path):
             assert tensor.tensor_type.name == "F32", name
     assert tensors["token_embd.weight"].tensor_type.name == "F16"
     assert not any("pooler" in name for name in tensors)
+
+
+def test_the_packaged_model_is_written_with_its_own_tokenizer(packaged, tmp_path):
+    model, tokenizer = made("bert")
+    model.get_base_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    packaged(tmp_path / "base")
+    model.get_base_model().name_or_path = MINILM
+    model.check_gguf(tmp_path / "out")
 
 
 def test_an_adapter_has_its_scaling_in_it_and_is_of_no_layer_twice(tmp_path):

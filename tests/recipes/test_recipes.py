@@ -1,12 +1,13 @@
 """Own texts, a run, an adapter: in this process, with a tiny model from a folder."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 import torch
 import transformers
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -100,7 +101,12 @@ def test_what_is_adapted_is_plain_peft_with_its_own_base(run, bits, tmp_path, mo
     model = run.load_model().eval()
     model.set_configuration(bits)
     with torch.no_grad():
-        torch.testing.assert_close(plain(**batch).logits, model(**batch).logits)
+        expected = model(**batch).logits
+        torch.testing.assert_close(plain(**batch).logits, expected)
+        moved = made.folder.rename(tmp_path / "moved")
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(moved / "base_model")
+        there = PeftModel.from_pretrained(base, moved).eval()
+        torch.testing.assert_close(there(**batch).logits, expected)
 
 
 def test_a_device_is_bytes_allowed_values_and_fixed_layers(run, tmp_path):
@@ -153,6 +159,37 @@ def test_a_run_that_was_written_by_hand_is_refused_in_one_line(run, tmp_path):
         (tmp_path / "run.json").write_text(seal(changed))
         with pytest.raises(ValueError, match=r"^.*run\.json cannot be read: [^\n]+$"):
             RunFolder.open(tmp_path)
+
+
+def test_a_tokenizer_that_was_changed_is_refused_with_the_files_name(run, tmp_path, monkeypatch):
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("httpx.Client.send", asked)
+    shutil.copytree(run.path, tmp_path / "run")
+    folder, copied = tmp_path / "run" / "tokenizer", RunFolder.open(tmp_path / "run")
+    assert "tokenizer.json" in copied.described.tokenizer_sha256
+    before = (folder / "tokenizer.json").read_text()
+    content = json.loads(before)
+    ids = content["model"]["vocab"]
+    content["model"]["vocab"] = dict(zip(ids, reversed(ids.values()), strict=True))
+    for text in (json.dumps(content), "{"):
+        (folder / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=r"tokenizer/tokenizer\.json was changed: its sha256"):
+            adapt(copied, tmp_path / "phone", Device(bits=3))
+    content = unseal((run.path / "run.json").read_text())
+    del content["tokenizer_sha256"]  # as of a run that was finished before
+    (tmp_path / "run" / "run.json").write_text(seal(content))
+    with pytest.raises(ValueError, match=r"run/tokenizer is no tokenizer: (?!the hub)"):
+        RunFolder.open(tmp_path / "run").load_tokenizer()
+    (folder / "tokenizer.json").write_text(before)
+    assert len(RunFolder.open(tmp_path / "run").load_tokenizer()) == len(ids)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer/tokenizer\.json: no such file"):
+        copied.load_tokenizer()
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="run/tokenizer: no such folder"):
+        copied.load_tokenizer()
 
 
 def test_what_no_device_can_do_is_refused_and_nothing_is_written(run, tmp_path):
@@ -281,6 +318,15 @@ def test_the_labels_say_the_kind_of_task(column, kind, metric, tmp_path, small_r
     assert run.outcome.kind == kind
     assert metric in run.outcome.metrics[0]
     assert metric in evaluate_run(run, [3.0], path)[0]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["alpha", "epochs", "learning_rate"])
+def test_a_setting_is_a_finite_number_above_zero(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: Input should be .*, got {value}$"):
+        Settings.of(data="t.csv", **{name: value})
+    with pytest.raises(ValueError, match=r"^budgets\.1: Input should be a finite number"):
+        Settings.of(data="t.csv", budgets=(2, float("inf")))
 
 
 def test_what_does_not_fit_together_is_named(reviews, small_run, tmp_path):
