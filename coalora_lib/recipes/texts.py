@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, List, Value
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.kinds import get_kind
-from coalora_lib.packaged import locate
 from coalora_lib.recipes.folder import Settings
 from coalora_lib.tasks import from_table
 from coalora_lib.tasks.lines import COMPRESSED, read_lines
+from coalora_lib.tasks.models import model_config
 
 #: The kinds of task that a table of texts serves.
 OF_TABLES = (
@@ -25,11 +25,6 @@ OF_TABLES = (
 HELD_OUT = 0.1
 #: Texts that what was fitted is measured on, at most; a fifth of few.
 OTHERS, FIFTH = 256, 5
-
-
-def model_config(name: str) -> PretrainedConfig:
-    """A model's configuration by its name."""
-    return AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
 
 
 def longest(

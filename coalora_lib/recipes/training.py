@@ -31,13 +31,12 @@ from coalora_lib.recipes.texts import (
     held_out,
     kind_of_texts,
     longest,
-    model_config,
     prepared,
     read_texts,
 )
 from coalora_lib.search import SearchPlan
 from coalora_lib.spaces import Configuration, get_space, random_at_bits
-from coalora_lib.tasks.models import Pretrained, load_pretrained
+from coalora_lib.tasks.models import Pretrained, load_pretrained, model_config
 from coalora_lib.training import History, TrainingPlan, mean_inputs, train
 from coalora_lib.training.alternation import Scorer
 from coalora_lib.training.evaluation import evaluate_each

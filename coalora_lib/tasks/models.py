@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -61,18 +62,28 @@ def load_pretrained(
     return _load(auto, name, dtype, ignore_mismatched_sizes=True, **options)
 
 
+def model_config(name: str) -> PretrainedConfig:
+    """A model's configuration by its name.
+
+    Raises:
+        OSError: neither a folder nor a model on the hub.
+        ValueError: the configuration cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{name:.200} cannot be loaded: {flat(error):.300}") from error
+
+
 def load_as_saved(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
     """Load a model of the class that it was saved as; as :func:`load_classifier`.
 
     Raises:
-        ValueError: its configuration names no model class of transformers.
+        ValueError: its configuration cannot be read, or names no model class of transformers.
         OSError: neither a folder nor a model on the hub, or no safetensors weights there.
     """
-    try:
-        config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"{name:.200} cannot be loaded: {flat(error):.300}") from error
+    config = model_config(name)
     saved_as = (config.architectures or ["AutoModel"])[0]
     named = getattr(transformers, saved_as, None)
     if named is not AutoModel and not (

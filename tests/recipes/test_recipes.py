@@ -329,6 +329,14 @@ def test_a_setting_is_a_finite_number_above_zero(name, value):
         Settings.of(data="t.csv", budgets=(2, float("inf")))
 
 
+def test_a_model_that_is_nowhere_is_named(reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries
+    settings = Settings(model="nowhere", data=str(reviews), **SMALL)
+    with pytest.raises(OSError, match=r"^nowhere cannot be loaded: "):
+        train_run(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_does_not_fit_together_is_named(reviews, small_run, tmp_path):
     model = small_run.profile.model
 
