@@ -24,6 +24,7 @@ from coalora_lib.adapter.heads import plain_name
 from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.quantized import LayerState, PackedWeight, QuantizedLinear
 from coalora_lib.files import atomic_folder, replaceable, seal
+from coalora_lib.packaged import full_name
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import Choice
 
@@ -97,12 +98,12 @@ def write_adapter(
     settings.inference_mode = True
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     base = model.get_base_model()
-    settings.base_model_name_or_path = base.name_or_path
+    base_name = settings.base_model_name_or_path = full_name(base.name_or_path)
     if weights == "base_model":
         settings.base_model_name_or_path = str(Path(folder).absolute() / "base_model")
     space = next(iter(layers.quantized.values())).space
     rows = dict(zip(layers.quantized, space.to_rows(configuration), strict=True))
-    about = {"base_model": base.name_or_path, "space": space.name, "configuration": rows}
+    about = {"base_model": base_name, "space": space.name, "configuration": rows}
     with atomic_folder(folder, MARKER, FILES) as partial:
         (partial / MARKER).write_text(seal(about))
         settings.save_pretrained(str(partial))

@@ -22,7 +22,7 @@ from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.allocation import Limit
 from coalora_lib.files import atomic_folder, seal
 from coalora_lib.gguf import BaseFile, Options, architecture_of, card, padded, write_adapter_file
-from coalora_lib.packaged import locate
+from coalora_lib.packaged import full_name, locate
 from coalora_lib.spaces import Choice, GgufSpace, GgufWeight
 
 #: By which an export is known, and what it was made of.
@@ -101,7 +101,7 @@ def write_gguf(
     space = next(iter(layers.quantized.values())).space
     rows = dict(zip(layers.quantized, space.to_rows(configuration), strict=True))
     base = model.get_base_model()
-    about = {"base_model": base.name_or_path, "space": space.name, "configuration": rows}
+    about = {"base_model": full_name(base.name_or_path), "space": space.name, "configuration": rows}
     bits = space.mean_bits(configuration, list(layers.shapes.values()))
     types = {name: weight.kind for name, weight in weights.items()}
     with atomic_folder(folder, MARKER, FILES) as partial:

@@ -109,7 +109,7 @@ def write(
         description = Description(
             format="coalora-4",
             base_class=type(base).__name__,
-            base_name=base.name_or_path,
+            base_name=full_name(base.name_or_path),
             base_dtype=str(base.dtype).removeprefix("torch."),
             base_checksum=base_checksum(base, weights, about["settings"].heads),
             layer_names=list(weights),

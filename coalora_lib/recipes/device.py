@@ -26,7 +26,7 @@ class Device(BaseModel):
           encoder.layer.0.output.dense: {weight_bits: 8, scale_bits: 8, ...}
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bits: float | None = Field(None, gt=0)
     bytes: ByteSize | None = None

@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 from peft import AutoPeftModelForFeatureExtraction
+from transformers import AutoModel
 
 from coalora_lib.adapter import CoaLora
 from coalora_lib.packaged import MINILM
@@ -54,7 +55,8 @@ def test_a_run_is_used_and_continued_from_another_folder(before, home, tmp_path,
 @pytest.mark.parametrize("before", ["", "~/"])
 def test_an_adapter_names_its_base_for_any_folder(weights, before, home, tmp_path, monkeypatch):
     texts, device = [text for text, _ in PHRASES], Device(bits=3)
-    adapt_to_texts(f"{before}tiny", texts, "phone", device, weights, rank=2, max_length=16)
+    asked = {"rounding": "nearest", "rank": 2, "max_length": 16}
+    adapt_to_texts(f"{before}tiny", texts, "phone", device, weights, **asked)
     about = json.loads((home / "phone" / "adapter_config.json").read_text())
     base = home / ("phone/base_model" if weights == "base_model" else "tiny")
     assert about["base_model_name_or_path"] == str(base)
@@ -71,6 +73,15 @@ def test_a_saved_model_is_loaded_from_another_folder(home, monkeypatch):
     model.get_base_model().name_or_path = "~/tiny"  # as older folders have it
     model.save_pretrained(home / "saved")
     assert CoaLora.from_pretrained(home / "saved").name_or_path == str(home / "tiny")
+
+
+def test_a_base_that_transformers_loaded_from_a_relative_folder(home, monkeypatch):
+    model = CoaLora.attach(AutoModel.from_pretrained("tiny"), rank=2, alpha=2)
+    model.save_pretrained("saved")
+    model.export_peft_adapter("phone", 3.0)
+    monkeypatch.chdir("/")
+    assert CoaLora.from_pretrained(home / "saved").name_or_path == str(home / "tiny")
+    AutoPeftModelForFeatureExtraction.from_pretrained(home / "phone")
 
 
 def test_the_packaged_model_keeps_its_name_when_it_is_loaded_and_saved_again(

@@ -136,6 +136,7 @@ def test_a_device_is_bytes_allowed_values_and_fixed_layers(run, tmp_path):
         ('fixed: {"a\\nb": 3}', r"fixed\.a b: Input should be a valid dictionary"),
         ("- 3", "holds no fields"),
         ("bits: -1", "bits: Input should be greater than 0"),
+        ("bits: .inf", "bits: Input should be a finite number"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )
