@@ -76,11 +76,8 @@ def write_adapter(
     export.
     """
     check_export(folder, weights)
-    if weights is None and layers.have_codes(configuration):
-        raise ValueError(
-            "the codes of this configuration were chosen for texts, and an adapter alone, over the "
-            "nearest codes, would do harm; allowed: weights='packed' or weights='base_model'"
-        )
+    if weights is None:
+        _check_alone(layers, configuration)
     stored = layers.packed(configuration)
     packed = packed_tensors(stored) if weights == "packed" else {}
     settings = deepcopy(model.peft_config["default"])
@@ -114,6 +111,15 @@ def write_adapter(
             restored = {f"{n}.weight": each.quantized.dequantize() for n, each in stored.items()}
             _save_base(base, partial / "base_model", restored)
     return Path(folder)
+
+
+def _check_alone(layers: AdaptedLayers, configuration: Sequence[Choice]) -> None:
+    """ValueError if an adapter is no use without the weights that it was fitted over."""
+    if layers.have_codes(configuration):
+        raise ValueError(
+            "the codes of this configuration were chosen for texts, and an adapter alone, over the "
+            "nearest codes, would do harm; allowed: weights='packed' or weights='base_model'"
+        )
 
 
 def without_idle(factors: Sequence[Factors], have_terms: bool) -> Sequence[Factors]:
