@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -142,6 +142,20 @@ def sha256_of(path: str | Path) -> str:
     """sha256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, recorded: Mapping[str, str | None]) -> None:
+    """Refuse a folder whose files are not those of the recorded checksums, by name.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: one was changed.
+    """
+    for name, expected in recorded.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file")
+        if sha256_of(folder / name) != expected:
+            raise ValueError(f"{folder / name} was changed: its sha256 is not the recorded one")
 
 
 def _flush(path: Path) -> None:

@@ -29,7 +29,7 @@ from coalora_lib.adapter.layers import AdaptedLayers
 from coalora_lib.adapter.merging import copied
 from coalora_lib.files import atomic_folder, seal, unseal
 from coalora_lib.quantization.linear import with_lora
-from coalora_lib.spaces import Choice, ConfigurationSpace, QuantizedWeight, get_space
+from coalora_lib.spaces import Choice, QuantizedWeight, get_space
 from coalora_lib.validation import describe, flat
 
 #: What a folder of a frozen model holds; the first says that it is one.
@@ -195,7 +195,7 @@ def save_frozen(model: PreTrainedModel, folder: str | Path) -> Path:
             "the model has no packed layers; CoaLora.freeze makes a model with packed layers"
         )
     space = get_space(next(iter(packed.values())).space)
-    if type(space).assemble is ConfigurationSpace.assemble:
+    if not space.reads_weights:
         raise ValueError(
             f"space {space.name!r} has no method assemble, so that its weights could not be read"
         )

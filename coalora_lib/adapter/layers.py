@@ -1,6 +1,6 @@
 """The adapted layers of a model: LoRA over quantized weights, switched together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -104,19 +104,16 @@ class AdaptedLayers:
     def hold_codes(self) -> None:
         """Have fits hold the codes that they were made over, before weights are rounded to another
         dtype: codes of the rounded ones are others. Where a space cannot move them, they change."""
-        self.fitted = {
-            configuration: [
-                layer.with_codes(state)
-                for layer, state in zip(self.quantized.values(), states, strict=True)
-            ]
-            for configuration, states in self.fitted.items()
-        }
+        self._change_fitted(QuantizedLinear.with_codes)
 
     def move_fitted(self) -> None:
         """Have what was fitted follow the weights to another device or dtype."""
+        self._change_fitted(QuantizedLinear.moved)
+
+    def _change_fitted(self, change: Callable[[QuantizedLinear, Corrected], Corrected]) -> None:
         self.fitted = {
             configuration: [
-                layer.moved(state)
+                change(layer, state)
                 for layer, state in zip(self.quantized.values(), states, strict=True)
             ]
             for configuration, states in self.fitted.items()

@@ -233,8 +233,7 @@ class QuantizedLinear(nn.Module):
 
     def with_codes(self, state: Corrected) -> Corrected:
         """What was fitted, with the codes that it was fitted over."""
-        fixed = type(self.space).assemble is ConfigurationSpace.assemble
-        if fixed or state.quantized is not None:
+        if state.quantized is not None or not self.space.reads_weights:
             return state
         return replace(state, quantized=self.plain(state.choice).quantized)
 

@@ -28,7 +28,7 @@ from coalora_lib.adapter.checksum import base_checksum
 from coalora_lib.adapter.fitted import FITTED, FittedRows
 from coalora_lib.adapter.lora import adaptable_layers
 from coalora_lib.adapter.settings import AdapterSettings
-from coalora_lib.files import atomic_folder, seal, sha256_of, unseal
+from coalora_lib.files import atomic_folder, check_files, seal, sha256_of, unseal
 from coalora_lib.packaged import full_name, locate
 from coalora_lib.quantization import QuantizedTensor, save_quantized
 from coalora_lib.spaces import get_space
@@ -175,11 +175,7 @@ def _check_files(folder: Path, about: Description) -> None:
     recorded: dict[str, str | None] = {WEIGHTS: about.weights_sha256, CONFIG: about.config_sha256}
     if about.fitted:
         recorded[FITTED] = about.fitted_sha256
-    for name, expected in recorded.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: no such file")
-        if sha256_of(folder / name) != expected:
-            raise ValueError(f"{folder / name} was changed: its sha256 is not the recorded one")
+    check_files(folder, recorded)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

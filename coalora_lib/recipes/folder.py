@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from coalora_lib.adapter import CoaLora
-from coalora_lib.files import atomic_file, seal, sha256_of, unseal
+from coalora_lib.files import atomic_file, check_files, seal, sha256_of, unseal
 from coalora_lib.kinds import TaskKind, get_kind
 from coalora_lib.packaged import MINILM, full_name
 from coalora_lib.validation import describe, flat
@@ -202,12 +202,7 @@ class RunFolder:
         folder = self.path / TOKENIZER
         if not folder.is_dir():  # transformers would take it for a name on the hub
             raise FileNotFoundError(f"{folder}: no such folder")
-        found = digests(folder)
-        for name, recorded in self.described.tokenizer_sha256.items():
-            if name not in found:
-                raise FileNotFoundError(f"{folder / name}: no such file")
-            if found[name] != recorded:
-                raise ValueError(f"{folder / name} was changed: its sha256 is not the recorded one")
+        check_files(folder, self.described.tokenizer_sha256)
         try:
             return AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True

@@ -89,6 +89,11 @@ class ConfigurationSpace(ABC):
         """
         raise ValueError(f"space {self.name!r} has no method that reads its weights from a file")
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether a subclass says how :meth:`assemble` reads its weights."""
+        return type(self).assemble is not ConfigurationSpace.assemble
+
     def linear(
         self,
         weight: Any,
