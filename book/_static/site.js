@@ -6,8 +6,8 @@ const WIDE = {
   'mjx-container[display="true"]': "wide equation",
   ".picture": "wide picture",
 };
-// Wider than this, in its own pixels, a picture has panels side by side. Their letters would be too
-// small on a phone; site.css lets it scroll there.
+// Of a picture wider than this, in its own pixels, the letters would be too small on a phone. Most
+// have panels side by side. site.css lets them scroll there.
 const PANELS = 750;
 
 const measured = new ResizeObserver((entries) => {
